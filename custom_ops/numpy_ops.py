@@ -1,0 +1,243 @@
+"""The layers of a multilayer perceptron in plain NumPy, with their gradients derived by hand.
+
+Shapes: S samples (rows), M input features, N output features, C classes. `dout` is always dL/dY,
+the gradient of the scalar loss with respect to the output of the layer, in the shape of that
+output; `backward(dout)` returns dL/dX in the shape of the input. Calls keep the dtype of their
+arrays: float32 in, float32 out.
+"""
+
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.floating[Any]]
+Targets = npt.NDArray[np.floating[Any] | np.integer[Any]]
+_Saved = TypeVar("_Saved", Array, npt.NDArray[np.bool_])
+
+
+class _Layer(Generic[_Saved]):
+    """Keeps what `backward` needs between the two passes."""
+
+    _saved: _Saved | None = None
+
+    def _from_forward(self) -> _Saved:
+        if self._saved is None:
+            raise RuntimeError(f"{self!r}.backward() has nothing saved: call forward(x) first")
+        return self._saved
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class Linear(_Layer[Array]):
+    """Y = X Wᵀ + b, or Y_sn = Σ_m X_sm W_nm + b_n.
+
+    Since ∂Y_sn/∂X_sm = W_nm, ∂Y_sn/∂W_nm = X_sm and ∂Y_sn/∂b_n = 1, the chain rule gives
+
+        dL/dX = dL/dY W        (S, M) = (S, N) (N, M)
+        dL/dW = (dL/dY)ᵀ X     (N, M) = (N, S) (S, M)
+        dL/db = 1ᵀ dL/dY       (N,)   = (1, S) (S, N)
+
+    Args:
+        in_features: M.
+        out_features: N.
+        weight_std: standard deviation of the initial weight.
+        rng: source of the weight; None takes a fresh, unseeded one.
+        dtype: floating dtype of the parameters and of their gradients.
+
+    Attributes:
+        weight: W, (out_features, in_features), drawn from Normal(0, weight_std).
+        bias: b, (out_features,), zero at first.
+        grad_weight: dL/dW of the last `backward`, zero at first.
+        grad_bias: dL/db of the last `backward`, zero at first.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        weight_std: float = 1e-4,
+        rng: np.random.Generator | None = None,
+        *,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        rng = np.random.default_rng() if rng is None else rng
+        draw = rng.normal(0.0, weight_std, size=(out_features, in_features))
+        self.weight: Array = draw.astype(dtype)
+        self.bias: Array = np.zeros(out_features, dtype)
+        self.grad_weight: Array = np.zeros_like(self.weight)
+        self.grad_bias: Array = np.zeros_like(self.bias)
+
+    def forward(self, x: Array) -> Array:
+        """Returns Y, (S, N), of X, (S, M).
+
+        Raises:
+            ValueError: X is not a matrix of in_features columns.
+        """
+        if x.ndim != 2 or x.shape[1] != self.weight.shape[1]:
+            raise ValueError(
+                f"{self!r} expected x of shape (samples, {self.weight.shape[1]}), got {x.shape}: "
+                "flatten each sample to one row"
+            )
+        self._saved = x
+        y: Array = x @ self.weight.T
+        y += self.bias
+        return y
+
+    def backward(self, dout: Array) -> Array:
+        """Sets grad_weight and grad_bias in place; returns dL/dX, (S, M), of dL/dY, (S, N).
+
+        Raises:
+            RuntimeError: `forward` has not run.
+        """
+        x = self._from_forward()
+        np.matmul(dout.T, x, out=self.grad_weight)
+        np.sum(dout, axis=0, out=self.grad_bias)
+        return dout @ self.weight
+
+    def __repr__(self) -> str:
+        out_features, in_features = self.weight.shape
+        return f"Linear(in_features={in_features}, out_features={out_features})"
+
+
+class ELU(_Layer[Array]):
+    """Exponential linear unit: Y = X where X > 0, alpha (e^X - 1) elsewhere.
+
+    Element by element, so dL/dX = dL/dY ∘ h'(X), with h' = 1 where X > 0 and alpha e^X elsewhere.
+
+    Args:
+        alpha: minus the limit of Y for X towards -∞.
+    """
+
+    def __init__(self, alpha: float = 1.0) -> None:
+        self.alpha = float(alpha)  # a NumPy scalar would promote float32
+
+    def forward(self, x: Array) -> Array:
+        """Returns Y in the shape of X; expm1 keeps the digits that e^X - 1 loses near 0."""
+        self._saved = x
+        return np.where(x > 0, x, self.alpha * np.expm1(np.minimum(x, 0)))
+
+    def backward(self, dout: Array) -> Array:
+        """Returns dL/dX. Raises RuntimeError before `forward`."""
+        x = self._from_forward()
+        return np.where(x > 0, dout, dout * (self.alpha * np.exp(np.minimum(x, 0))))
+
+    def __repr__(self) -> str:
+        return f"ELU(alpha={self.alpha})"
+
+
+class ReLU(_Layer[npt.NDArray[np.bool_]]):
+    """Y = max(X, 0), so dL/dX = dL/dY where X > 0, and 0 elsewhere."""
+
+    def forward(self, x: Array) -> Array:
+        """Returns Y in the shape of X."""
+        self._saved = x > 0
+        return np.maximum(x, 0)
+
+    def backward(self, dout: Array) -> Array:
+        """Returns dL/dX. Raises RuntimeError before `forward`."""
+        return dout * self._from_forward()
+
+
+class Tanh(_Layer[Array]):
+    """Y = tanh(X), so dL/dX = dL/dY ∘ (1 - Y²)."""
+
+    def forward(self, x: Array) -> Array:
+        """Returns Y in the shape of X."""
+        self._saved = np.tanh(x)
+        return self._saved
+
+    def backward(self, dout: Array) -> Array:
+        """Returns dL/dX. Raises RuntimeError before `forward`."""
+        y = self._from_forward()
+        dx: Array = dout * (1 - y * y)
+        return dx
+
+
+class Softmax(_Layer[Array]):
+    """Y_sc = e^{X_sc} / Σ_k e^{X_sk} over the last axis.
+
+    ∂Y_sj/∂X_sc = Y_sj (δ_jc - Y_sc), so
+
+        dL/dX_sc = Y_sc (dL/dY_sc - Σ_j dL/dY_sj Y_sj).
+
+    Subtracting the row maximum from X changes nothing but the range of the exponentials.
+    """
+
+    def forward(self, x: Array) -> Array:
+        """Returns Y in the shape of X: positive, every row of sum 1."""
+        self._saved = _softmax(x)
+        return self._saved
+
+    def backward(self, dout: Array) -> Array:
+        """Returns dL/dX. Raises RuntimeError before `forward`."""
+        y = self._from_forward()
+        dx: Array = y * (dout - (dout * y).sum(axis=-1, keepdims=True))
+        return dx
+
+
+class CrossEntropy:
+    """L = -1/S Σ_sc T_sc log P_sc, for probabilities P and one-hot targets T, both (S, C).
+
+    T is fixed, so dL/dP = -1/S T ∘ 1/P. Entries of T = 0 count as 0 for every P, also for one
+    that has underflowed to 0; a *true* class of probability 0 costs an infinite loss. Train with
+    `SoftmaxCrossEntropy`, which never forms the quotient.
+    """
+
+    def forward(self, p: Array, t: Targets) -> float:
+        """Returns L. Raises ValueError unless P and T have one shape."""
+        _check_same_shape("CrossEntropy", p, t)
+        true = t != 0
+        return float(-np.sum(t[true] * np.log(p[true])) / len(p))
+
+    def backward(self, p: Array, t: Targets) -> Array:
+        """Returns dL/dP, (S, C), in the dtype of P. Raises ValueError as `forward`."""
+        _check_same_shape("CrossEntropy", p, t)
+        return np.divide(t, -len(p) * p, out=np.zeros_like(p), where=t != 0, casting="same_kind")
+
+    def __repr__(self) -> str:
+        return "CrossEntropy()"
+
+
+class SoftmaxCrossEntropy:
+    """`CrossEntropy` of the `Softmax` of logits X, (S, C): L = 1/S Σ_s (log Σ_k e^{X_sk} - X_st).
+
+    X_st = Σ_c T_sc X_sc is the logit of the true class. The chain rule through both collapses to
+
+        dL/dX = 1/S (softmax(X) - T),
+
+    because Σ_j T_sj = 1. Neither a logarithm of 0 nor a division by P is left. Besides one-hot
+    rows, T may hold any rows of sum 1.
+    """
+
+    def forward(self, logits: Array, t: Targets) -> float:
+        """Returns L. Raises ValueError unless X and T have one shape."""
+        _check_same_shape("SoftmaxCrossEntropy", logits, t)
+        z = logits - logits.max(axis=-1, keepdims=True)
+        return float(np.mean(np.log(np.exp(z).sum(axis=-1)) - (t * z).sum(axis=-1)))
+
+    def backward(self, logits: Array, t: Targets) -> Array:
+        """Returns dL/dX, (S, C), in the dtype of X. Raises ValueError as `forward`."""
+        _check_same_shape("SoftmaxCrossEntropy", logits, t)
+        grad = _softmax(logits)
+        grad -= t
+        grad /= len(t)
+        return grad
+
+    def __repr__(self) -> str:
+        return "SoftmaxCrossEntropy()"
+
+
+def _softmax(x: Array) -> Array:
+    y: Array = np.exp(x - x.max(axis=-1, keepdims=True))
+    y /= y.sum(axis=-1, keepdims=True)
+    return y
+
+
+def _check_same_shape(name: str, scores: Array, t: Targets) -> None:
+    if scores.shape != t.shape:
+        raise ValueError(
+            f"{name} expected one-hot targets of shape {scores.shape}, got {t.shape}: "
+            "turn class indices into rows with np.eye(classes)[indices]"
+        )

@@ -1,0 +1,304 @@
+"""LayerNorm: derivatives of every order tried, agreement with PyTorch, numerics, interface."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.nn import functional as F
+
+from custom_ops import LayerNorm, LayerNormFunction, layer_norm
+from custom_ops.layer_norm import formula
+
+F64 = torch.float64
+VARIANTS = {  # with weight, with bias
+    "affine": (True, True),
+    "no_bias": (True, False),
+    "no_weight": (False, True),
+    "none": (False, False),
+}
+each_variant = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> Tensor:
+    return torch.randn(shape, dtype=F64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def case(
+    variant: str, shape: tuple[int, ...], ndim: int = 1, dtype: torch.dtype = F64
+) -> tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor]]:
+    """Our function, PyTorch's and the inputs, of which absent parameters are left out."""
+    row, present = shape[-ndim:], VARIANTS[variant]
+    drawn = (normal(*shape, dtype=dtype), *(normal(*row, seed=i, dtype=dtype) for i in (1, 2)))
+    inputs = [t.requires_grad_() for t, use in zip(drawn, (True, *present), strict=True) if use]
+
+    def bind(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def bound(x: Tensor, *parameters: Tensor) -> Tensor:
+            given = iter(parameters)
+            weight, bias = (next(given) if use else None for use in present)
+            return function(x, row, weight, bias)
+
+        return bound
+
+    return bind(layer_norm), bind(F.layer_norm), inputs
+
+
+@each_variant
+@pytest.mark.parametrize(("shape", "ndim"), [((4, 6), 1), ((2, 2, 3), 2), ((5,), 1)])
+def test_first_and_second_derivatives(variant: str, shape: tuple[int, ...], ndim: int) -> None:
+    function, _, inputs = case(variant, shape, ndim)
+    assert gradcheck(function, inputs, atol=1e-8, rtol=1e-6)
+    assert gradgradcheck(function, inputs, atol=1e-8, rtol=1e-6)
+
+
+@each_variant
+def test_closed_form_is_the_derivative_of_the_formula(variant: str) -> None:
+    def plain(
+        x: Tensor, row: tuple[int, ...], weight: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        centred, _, _, rstd = formula.statistics(x, len(row), 1e-5)
+        return formula.affine(centred * rstd, weight, bias)
+
+    use_weight, use_bias = VARIANTS[variant]
+    x, weight, bias = (normal(*s).requires_grad_() for s in ((8, 16), (16,), (16,)))
+    arguments = ((16,), weight if use_weight else None, bias if use_bias else None)
+    inputs = [x, *([weight] if use_weight else []), *([bias] if use_bias else [])]
+    ours, theirs = (
+        derivatives(function(x, *arguments).pow(3).sum(), inputs)
+        for function in (layer_norm, plain)
+    )
+    for order, (mine, exact) in enumerate(zip(ours, theirs, strict=True), 1):
+        assert (mine - exact).norm() <= 1e-12 * exact.norm(), f"derivative of order {order}"
+
+
+def derivatives(scalar: Tensor, inputs: list[Tensor], orders: int = 4) -> list[Tensor]:
+    """Gradient by all inputs in one vector, then that of its squared norm, and so on."""
+    found = []
+    for _ in range(orders):
+        grads = torch.autograd.grad(scalar, inputs, create_graph=True, materialize_grads=True)
+        found.append(torch.cat([g.flatten() for g in grads]))
+        scalar = found[-1].pow(2).sum()
+    return found
+
+
+@each_variant
+@pytest.mark.parametrize(
+    ("shape", "ndim"),
+    [((200, 100), 1), ((2, 3, 5, 4), 3), ((3, 4, 8), 1), ((12,), 1), ((4, 6), 2)],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_agrees_with_pytorch(
+    variant: str, shape: tuple[int, ...], ndim: int, dtype: torch.dtype
+) -> None:
+    function, reference, inputs = case(variant, shape, ndim, dtype)
+    ours, theirs = function(*inputs), reference(*inputs)
+    dy = normal(*shape, seed=3, dtype=dtype)
+    grads = torch.autograd.grad(ours, inputs, dy)
+    expected = torch.autograd.grad(theirs, inputs, dy)
+    tolerance = 1e-12 if dtype is F64 else 1e-5
+    torch.testing.assert_close((ours, *grads), (theirs, *expected), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("parameter_dtype", ["same", "float32"])
+def test_half_types_are_rounded_once(dtype: torch.dtype, parameter_dtype: str) -> None:
+    """Relative L2 error against float64 of the same rounded inputs; 1.2 times one rounding."""
+    parameters = dtype if parameter_dtype == "same" else torch.float32
+    inputs = [normal(512, 96, dtype=dtype)]
+    inputs += [normal(96, seed=i, dtype=parameters) for i in (1, 2)]
+    dy = normal(512, 96, seed=3, dtype=dtype)
+    results = []
+    for cast in (dtype, F64):
+        leaves = [t.to(cast if cast is F64 else t.dtype).requires_grad_() for t in inputs]
+        y = layer_norm(leaves[0], (96,), leaves[1], leaves[2])
+        results.append((y.detach(), *torch.autograd.grad(y, leaves, dy.to(cast))))
+    assert [t.dtype for t in results[0]] == [dtype, dtype, parameters, parameters]
+    bounds = {torch.bfloat16: 2.0e-3, torch.float16: 2.6e-4, torch.float32: 1e-6}
+    for ours, exact in zip(*results, strict=True):
+        assert (ours.double() - exact).norm() <= bounds[ours.dtype] * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_bias_gradient_counts_all_rows(dtype: torch.dtype) -> None:
+    bias = torch.zeros(16, dtype=dtype, requires_grad=True)
+    x = normal(8192, 16, dtype=dtype)
+    (dbias,) = torch.autograd.grad(layer_norm(x, (16,), None, bias), bias, torch.ones_like(x))
+    assert (dbias == 8192).all()
+
+
+@pytest.mark.parametrize("mean", [1e2, 1e4, 1e6])
+def test_large_mean_loses_no_digits(mean: float) -> None:
+    x = (normal(4, 1024) + mean).float()
+    dy = normal(4, 1024, seed=1).float()
+    results = []
+    for dtype in (torch.float32, F64):
+        leaf = x.to(dtype).requires_grad_()
+        y = layer_norm(leaf, (1024,))
+        results.append((y, *torch.autograd.grad(y, leaf, dy.to(dtype))))
+    for ours, exact in zip(*results, strict=True):
+        assert (ours - exact).abs().max() <= 1e-6 * exact.abs().max()
+
+
+@pytest.mark.parametrize("constant", [3.3, 1e3 + 0.1, 1e4 + 0.3, 1e6 + 0.7])
+@pytest.mark.parametrize("m", [100, 512, 1000, 1024])
+def test_constant_row_is_exactly_the_bias(constant: float, m: int) -> None:
+    x = torch.full((3, m), constant)
+    weight = normal(m, seed=1, dtype=torch.float32).requires_grad_()
+    bias = normal(m, seed=2, dtype=torch.float32)
+    y = layer_norm(x, (m,), weight, bias)
+    (dweight,) = torch.autograd.grad(y, weight, normal(3, m, seed=3, dtype=torch.float32))
+    assert torch.equal(y, bias.expand(3, m))
+    assert not dweight.any()
+
+
+def test_almost_constant_row_stays_finite() -> None:
+    x = torch.full((1, 1000), 1e9)
+    x[0, 0] += 64  # one unit in the last place
+    exact = layer_norm(x.double(), (1000,))
+    assert (layer_norm(x, (1000,)) - exact).abs().max() <= 1e-6 * exact.abs().max()
+
+
+def test_rows_of_one_element_have_zero_gradients() -> None:
+    x, weight = (normal(*s, dtype=torch.float32).requires_grad_() for s in ((64, 1), (1,)))
+    dy = normal(64, 1, seed=1, dtype=torch.float32)
+    dx, dweight = torch.autograd.grad(layer_norm(x, (1,), weight), (x, weight), dy)
+    assert not dx.any()
+    assert not dweight.any()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_bad_row_leaves_its_neighbours_clean(bad: float) -> None:
+    x = normal(4, 8)
+    x[2, 3] = bad
+    leaf = x.requires_grad_()
+    y = layer_norm(leaf, (8,))
+    (grad,) = torch.autograd.grad(y, leaf, normal(4, 8, seed=1))
+    bad_rows = [False, False, True, False]
+    assert y.isnan().any(-1).tolist() == grad.isnan().any(-1).tolist() == bad_rows
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0, 5)])
+def test_empty_batch(shape: tuple[int, ...]) -> None:
+    function, _, inputs = case("affine", shape)
+    y = function(*inputs)
+    grads = torch.autograd.grad(y.sum(), inputs)
+    assert [t.shape for t in (y, *grads)] == [shape, shape, (5,), (5,)]
+    assert not any(g.any() for g in grads)
+
+
+def test_non_contiguous_tensors() -> None:
+    x, dy = normal(6, 3, 4).permute(1, 2, 0), normal(4, 3, 6, seed=1).transpose(0, 1)
+    results = []
+    for copy in (False, True):
+        leaf = (x.contiguous() if copy else x).detach().requires_grad_()
+        y = layer_norm(leaf, (4, 6))
+        results.append((y, *torch.autograd.grad(y, leaf, dy.contiguous() if copy else dy)))
+    torch.testing.assert_close(*results)
+    assert results[0][0].is_contiguous()
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_frozen_inputs_get_no_gradient(frozen: int) -> None:
+    inputs = [normal(4, 5), normal(5), normal(5)]
+    for i, t in enumerate(inputs):
+        t.requires_grad_(i != frozen)
+    function = layer_norm(inputs[0], (5,), inputs[1], inputs[2]).grad_fn
+    assert function is not None
+    grads = function.apply(torch.ones(4, 5, dtype=F64))  # type: ignore[attr-defined]
+    assert [grad is None for grad in grads[:3]] == [i == frozen for i in range(3)]
+
+
+def test_only_what_is_needed_is_saved() -> None:
+    x, weight, bias = normal(4, 5), normal(5), normal(5)
+    saved: list[Tensor] = []
+
+    def pack(t: Tensor) -> Tensor:
+        saved.append(t)
+        return t
+
+    def elements(*needs: bool) -> int:
+        saved.clear()
+        inputs = [
+            t.detach().requires_grad_(n) for t, n in zip((x, weight, bias), needs, strict=True)
+        ]
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            layer_norm(inputs[0], (5,), inputs[1], inputs[2])
+        return sum(t.numel() for t in saved)
+
+    assert elements(True, True, True) == 20 + 5 + 3 * 4
+    assert elements(False, True, True) == 20 + 3 * 4
+    assert elements(False, False, True) == 0
+
+
+@each_variant
+def test_backward_changes_none_of_its_inputs(variant: str) -> None:
+    function, _, inputs = case(variant, (4, 5), dtype=torch.float32)
+    dy = normal(4, 5, seed=3, dtype=torch.float32)
+    before = [t.detach().clone() for t in (dy, *inputs)]
+    y = function(*inputs)
+    first = torch.autograd.grad(y, inputs, dy, retain_graph=True)
+    second = torch.autograd.grad(y, inputs, dy)
+    assert all(torch.equal(a, b) for a, b in zip(before, (dy, *inputs), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_gradient_penalty_reaches_the_parameters() -> None:
+    results = []
+    for function in (layer_norm, F.layer_norm):
+        x, weight, bias = (normal(*s).requires_grad_() for s in ((4, 6), (6,), (6,)))
+        y = function(x, (6,), weight, bias)
+        (dx,) = torch.autograd.grad(y.pow(2).sum(), x, create_graph=True)
+        results.append(torch.autograd.grad(dx.pow(2).sum() + y.sin().sum(), (x, weight, bias)))
+    torch.testing.assert_close(*results)
+
+
+def test_function_takes_parameters_alone() -> None:
+    x, weight, bias = normal(4, 5).requires_grad_(), normal(5), normal(5)
+    for parameters in ((), (weight,), (weight, bias)):
+        y = LayerNormFunction.apply(x, *parameters)
+        expected = F.layer_norm(x, (5,), *parameters)
+        dy = normal(4, 5, seed=1)
+        torch.testing.assert_close(y, expected)
+        torch.testing.assert_close(
+            torch.autograd.grad(y, x, dy), torch.autograd.grad(expected, x, dy)
+        )
+
+
+def test_wrong_shapes_and_dtypes_are_named() -> None:
+    x = torch.ones(2, 4)
+    with pytest.raises(ValueError, match=r"x of shape \(\.\.\., 3\), got \(2, 4\)"):
+        layer_norm(x, 3)
+    with pytest.raises(ValueError, match=r"x of shape \(\.\.\., 5, 2, 4\), got \(2, 4\)"):
+        LayerNorm((5, 2, 4))(x)
+    with pytest.raises(ValueError, match="one at least"):
+        layer_norm(x, ())
+    with pytest.raises(ValueError, match=r"weight of shape \(4,\), got \(1,\)"):
+        layer_norm(x, 4, torch.ones(1))
+    with pytest.raises(ValueError, match=r"bias of shape \(4,\), got \(2, 4\)"):
+        layer_norm(x, 4, None, x)
+    with pytest.raises(TypeError, match=r"torch\.int64: call x\.float\(\)"):
+        layer_norm(x.long(), 4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"bias": False}, {"elementwise_affine": False}])
+@pytest.mark.parametrize("row", [6, (3, 6), [6], torch.Size((3, 6))])
+def test_module_is_a_drop_in(settings: dict[str, bool], row: int | list[int]) -> None:
+    ours = LayerNorm(row, eps=1e-3, dtype=F64, **settings)
+    theirs = nn.LayerNorm(row, eps=1e-3, dtype=F64, **settings)
+    for seed, parameter in enumerate(theirs.parameters()):
+        nn.init.normal_(parameter, generator=torch.Generator().manual_seed(seed))
+    ours.load_state_dict(theirs.state_dict())
+    x = normal(2, 3, 6)
+    torch.testing.assert_close(ours(x), theirs(x))
+    theirs.load_state_dict(ours.state_dict())
+    assert repr(ours) == repr(theirs)
+
+
+def test_module_starts_as_the_identity_affine() -> None:
+    state = LayerNorm(3, dtype=torch.bfloat16).state_dict()
+    assert {k: (v.tolist(), v.dtype) for k, v in state.items()} == {
+        "weight": ([1, 1, 1], torch.bfloat16),
+        "bias": ([0, 0, 0], torch.bfloat16),
+    }
+    assert LayerNorm(3, device="meta").weight.is_meta
