@@ -1,0 +1,7 @@
+"""Bytes to batches: CIFAR-10 and its synthetic stand-in."""
+
+from datamodules.batches import BatchSource
+from datamodules.cifar10 import CIFAR10DataModule
+from datamodules.files import DatasetError
+
+__all__ = ["BatchSource", "CIFAR10DataModule", "DatasetError"]

@@ -1,0 +1,95 @@
+"""The in-memory batch source: uint8 images once in memory, whole batches by index."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Batch = tuple[Tensor, ...]
+
+
+class BatchSource:
+    """Serves whole batches of tensors that lie in memory, without a ``DataLoader``.
+
+    A ``DataLoader`` fetches samples one by one and collates them, which for CIFAR-10 costs more
+    than an MLP's training step; indexing a whole batch at once does not. The order is a function
+    of (seed, epoch) alone, so it does not depend on how many batches were drawn before.
+
+    Lightning announces the epoch through ``source.sampler.set_epoch(epoch)``, as it does for
+    samplers of a ``DataLoader``.
+
+    Args:
+        tensors: tensors of one length N along their first axis, for example images and labels.
+        batch_size: samples in a batch, on each device.
+        shuffle_seed: the seed of the order; ``None`` keeps the order of the tensors.
+        drop_last: leave out the last batch if it is smaller than the others.
+        rank: which of the ``world_size`` processes this is; each serves its own share.
+        world_size: how many processes share the data.
+
+    Raises:
+        ValueError: if the lengths differ, ``batch_size`` is not positive, or no batch remains.
+    """
+
+    def __init__(
+        self,
+        *tensors: Tensor,
+        batch_size: int,
+        shuffle_seed: int | None = None,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        lengths = {len(tensor) for tensor in tensors}
+        if len(lengths) != 1:
+            raise ValueError(f"tensors must have one common length, got {sorted(lengths)}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.tensors = tensors
+        self.batch_size = batch_size
+        self.shuffle_seed = shuffle_seed
+        self.drop_last = drop_last
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        if drop_last and len(self) == 0:
+            raise ValueError(f"no full batch of {batch_size} in {self._share()} training images")
+
+    batch_sampler = None  # Lightning asks for it wherever there is a sampler
+
+    @property
+    def sampler(self) -> "BatchSource":
+        """Itself: where Lightning looks for ``set_epoch``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order of the next iteration."""
+        self.epoch = epoch
+
+    def _share(self) -> int:
+        total = len(self.tensors[0])
+        if self.drop_last:
+            return total // self.world_size
+        return len(range(self.rank, total, self.world_size))
+
+    def __len__(self) -> int:
+        """Batches in an epoch of this process."""
+        full, rest = divmod(self._share(), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yields one epoch of batches."""
+        if self.shuffle_seed is None and self.world_size == 1:
+            yield from zip(*(torch.split(t, self.batch_size) for t in self.tensors), strict=True)
+            return
+        order = self._order()[self.rank :: self.world_size]
+        for chunk in torch.split(order, self.batch_size)[: len(self)]:
+            yield tuple(tensor[chunk] for tensor in self.tensors)
+
+    def _order(self) -> Tensor:
+        total = len(self.tensors[0])
+        if self.shuffle_seed is None:
+            return torch.arange(total)
+        # NumPy's seed sequence mixes the two numbers well; torch's generator takes only one.
+        generator = np.random.default_rng((self.shuffle_seed, self.epoch))
+        return torch.from_numpy(generator.permutation(total))

@@ -1,0 +1,317 @@
+"""Bytes on disk to arrays: find, download, verify and read CIFAR-10's own batch files.
+
+Nothing is unpickled before its SHA-256 is right, and then only NumPy arrays, lists, numbers and
+strings are: the reader refuses every other pickled object.
+"""
+
+import hashlib
+import io
+import json
+import pickle
+import shutil
+import tarfile
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from datamodules.synthetic import VERSION, write_synthetic
+
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+ARCHIVE_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+FOLDER = "cifar-10-batches-py"
+TRAIN_FILES = tuple(f"data_batch_{i}" for i in range(1, 6))
+TEST_FILE = "test_batch"
+META_FILE = "batches.meta"
+# Of the official archive's members, whose MD5s the dataset's page and torchvision list.
+CIFAR10_SHA256: Mapping[str, str] = {
+    "data_batch_1": "54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd",
+    "data_batch_2": "766b2cef9fbc745cf056b3152224f7cf77163b330ea9a15f9392beb8b89bc5a8",
+    "data_batch_3": "0f00d98ebfb30b3ec0ad19f9756dc2630b89003e10525f5e148445e82aa6a1f9",
+    "data_batch_4": "3f7bb240661948b8f4d53e36ec720d8306f5668bd0071dcb4e6c947f78e9682b",
+    "data_batch_5": "d91802434d8376bbaeeadf58a737e3a1b12ac839077e931237e0dcd43adcb154",
+    "test_batch": "f53d8d457504f7cff4ea9e021afcf0e0ad8e24a91f3fc42091b8adef61157831",
+    "batches.meta": "f962466ef690d46b226450fb9aadc74ba4bc64a76aa526b5827fe4bc5c7125cb",
+}
+
+_MANIFEST = "sha256.json"
+_TIMEOUT_S = 15.0
+_ATTEMPTS = 2
+_LOCK_TIMEOUT_S = 3600.0
+_CHUNK = 1 << 20
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+_PICKLED_TYPES = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+}
+
+
+class DatasetError(RuntimeError):
+    """The data set is missing, incomplete or corrupted; the message names the remedy."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images and labels as they lie on disk.
+
+    Attributes:
+        images: uint8, ``(N, 3, 32, 32)``, values 0 to 255, channels in the order red, green, blue.
+        labels: int64, ``(N,)``.
+        names: the original file name of each image.
+    """
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+    names: list[str]
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles NumPy arrays and built-in containers and refuses everything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _PICKLED_TYPES:
+            raise pickle.UnpicklingError(f"refused to unpickle {module}.{name}")
+        return super().find_class(module, name)
+
+
+def find_cifar10(data_dir: Path) -> Path:
+    """Returns the folder of a complete CIFAR-10 below ``data_dir``, without reading the files.
+
+    Raises:
+        DatasetError: naming every file that is missing.
+    """
+    folder = data_dir / FOLDER
+    missing = [name for name in CIFAR10_SHA256 if not (folder / name).is_file()]
+    if missing:
+        found = "no such folder" if not folder.is_dir() else f"missing {', '.join(missing)}"
+        raise DatasetError(f"CIFAR-10 not found in {folder}: {found}")
+    return folder
+
+
+def download_cifar10(data_dir: Path, url: str = URL) -> Path:
+    """Downloads CIFAR-10 (170 MB) into ``data_dir`` unless it is there already.
+
+    One process downloads while others wait for it; the batch files appear under their names only
+    when whole and verified.
+
+    Args:
+        data_dir: where the folder ``cifar-10-batches-py`` is made.
+        url: an https address of the original archive (http is accepted from this machine only).
+
+    Returns:
+        The folder with the batch files.
+
+    Raises:
+        DatasetError: no connection, a stalled or lying server, or a folder that can't be written.
+    """
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(data_dir / f".{FOLDER}.lock", timeout=_LOCK_TIMEOUT_S):
+            try:
+                return find_cifar10(data_dir)
+            except DatasetError:
+                with tempfile.TemporaryDirectory(prefix=".download-", dir=data_dir) as temporary:
+                    archive = Path(temporary) / "archive.tar.gz"
+                    _download(url, archive)
+                    return _extract(archive, data_dir / FOLDER)
+    except Timeout as error:
+        raise DatasetError(f"another process holds {error.lock_file} for an hour") from error
+    except OSError as error:
+        raise DatasetError(f"cannot write CIFAR-10 to {data_dir}: {error}") from error
+
+
+def _download(url: str, target: Path) -> None:
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            actual = _fetch(url, target)
+            break
+        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            if attempt == _ATTEMPTS:
+                reason = getattr(error, "reason", error)
+                raise DatasetError(f"cannot download CIFAR-10 from {url}: {reason}") from error
+    if actual != ARCHIVE_SHA256:
+        raise DatasetError(
+            f"{url} did not serve CIFAR-10: its SHA-256 is {actual}, expected {ARCHIVE_SHA256}"
+        )
+
+
+def _fetch(url: str, target: Path) -> str:
+    """Downloads ``url`` to ``target`` and returns the SHA-256 of what came."""
+    digest = hashlib.sha256()
+    with urllib.request.urlopen(_secure(url), timeout=_TIMEOUT_S) as response:
+        _secure(response.geturl())  # a redirect may have led elsewhere
+        size = int(response.headers.get("Content-Length", 0)) or None
+        bar = tqdm(total=size, unit="B", unit_scale=True, desc="Downloading CIFAR-10")
+        with target.open("wb") as file, bar:
+            while chunk := response.read(_CHUNK):
+                digest.update(chunk)
+                file.write(chunk)
+                bar.update(len(chunk))
+    return digest.hexdigest()
+
+
+def _secure(url: str) -> str:
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme != "https" and parts.hostname not in _LOOPBACK:
+        raise DatasetError(f"CIFAR-10 is downloaded over https only, not from {url}")
+    return url
+
+
+def _extract(archive: Path, folder: Path) -> Path:
+    """Moves the verified batch files into place, each by an atomic rename."""
+    folder.mkdir(exist_ok=True)
+    with tarfile.open(archive) as tar:
+        for name, sha256 in CIFAR10_SHA256.items():
+            member = tar.extractfile(f"{FOLDER}/{name}")
+            if member is None:
+                raise DatasetError(f"the archive of CIFAR-10 has no file {name}")
+            content = member.read()
+            _verify(content, sha256, folder / name)
+            partial = archive.with_name(name)
+            partial.write_bytes(content)
+            partial.replace(folder / name)
+    return folder
+
+
+def make_synthetic(data_dir: Path, images_per_batch: int) -> Path:
+    """Generates the synthetic stand-in below ``data_dir`` unless it is there already.
+
+    Args:
+        data_dir: where the folder is made; its name holds the set's version and size.
+        images_per_batch: images in each of the five training files and in the test file.
+
+    Returns:
+        The folder with the batch files and their checksums.
+
+    Raises:
+        DatasetError: if the folder can't be written.
+        ValueError: if ``images_per_batch`` is too small.
+    """
+    folder = data_dir / f"synthetic-v{VERSION}-{images_per_batch}"
+    if (folder / _MANIFEST).is_file():
+        return folder
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(data_dir / ".synthetic.lock", timeout=_LOCK_TIMEOUT_S):
+            if not (folder / _MANIFEST).is_file():
+                _build_atomically(folder, lambda path: write_synthetic(path, images_per_batch))
+    except OSError as error:
+        raise DatasetError(
+            f"cannot write the synthetic set to {data_dir}: {error}; "
+            "name a writable folder with --data.data_dir"
+        ) from error
+    return folder
+
+
+def _build_atomically(folder: Path, build: Callable[[Path], None]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # left by a killed process
+    partial = Path(tempfile.mkdtemp(prefix=".synthetic-", dir=folder.parent))
+    try:
+        build(partial)
+        sums = {path.name: _sha256(path.read_bytes()) for path in sorted(partial.iterdir())}
+        (partial / _MANIFEST).write_text(json.dumps(sums, indent=1))
+        partial.chmod(0o755)  # mkdtemp's is private to its user
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def read_train(folder: Path) -> ImageSet:
+    """Reads the five training files in their order.
+
+    Raises:
+        DatasetError: for a file that is missing, corrupted or no batch of CIFAR-10.
+    """
+    parts = [_read_batch(folder, name) for name in TRAIN_FILES]
+    return ImageSet(
+        np.concatenate([part.images for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        [name for part in parts for name in part.names],
+    )
+
+
+def read_test(folder: Path) -> ImageSet:
+    """Reads the test file.
+
+    Raises:
+        DatasetError: for a file that is missing, corrupted or no batch of CIFAR-10.
+    """
+    return _read_batch(folder, TEST_FILE)
+
+
+def read_label_names(folder: Path) -> list[str]:
+    """Reads the names of the classes, in the order of their labels.
+
+    Raises:
+        DatasetError: for a file that is missing or corrupted.
+    """
+    meta = _load(folder, META_FILE)
+    return [_text(name) for name in meta[b"label_names"]]
+
+
+def _read_batch(folder: Path, name: str) -> ImageSet:
+    batch = _load(folder, name)
+    try:
+        images = np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
+        labels = np.asarray(batch[b"labels"], dtype=np.int64)
+        names = [_text(entry) for entry in batch[b"filenames"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DatasetError(f"{folder / name} is no batch of CIFAR-10: {error!r}") from error
+    if not len(images) == len(labels) == len(names):
+        raise DatasetError(
+            f"{folder / name} holds {len(images)} images, {len(labels)} labels, {len(names)} names"
+        )
+    return ImageSet(images, labels, names)
+
+
+def _load(folder: Path, name: str) -> dict[bytes, Any]:
+    path = folder / name
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"cannot read {path}: {error.strerror}") from error
+    _verify(content, _checksums(folder)[name], path)
+    try:
+        loaded = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+    except Exception as error:
+        raise DatasetError(f"{path} is no batch of CIFAR-10: {error}") from error
+    if not isinstance(loaded, dict):
+        raise DatasetError(f"{path} is no batch of CIFAR-10: it holds a {type(loaded).__name__}")
+    return loaded
+
+
+def _checksums(folder: Path) -> Mapping[str, str]:
+    manifest = folder / _MANIFEST
+    if folder.name == FOLDER:
+        return CIFAR10_SHA256
+    sums: dict[str, str] = json.loads(manifest.read_text())
+    return sums
+
+
+def _verify(content: bytes, sha256: str, path: Path) -> None:
+    actual = _sha256(content)
+    if actual != sha256:
+        raise DatasetError(
+            f"{path} is corrupted: {len(content):,} bytes with SHA-256 {actual[:12]}…, expected "
+            f"{sha256[:12]}…; delete it and run again, or copy a good one there"
+        )
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value

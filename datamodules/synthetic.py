@@ -1,0 +1,220 @@
+"""An embedded stand-in for CIFAR-10: ten classes of rendered shapes in CIFAR-10's own file format.
+
+Every image shows one object (the label) before a shaded background, at times partly hidden by a
+smaller object of another class, under noise. Place, size, tilt, colours and polarity (light on dark
+or dark on light) vary, so single pixels say little; a class merely prefers a colour and a place,
+which is what a linear model can find. Linear models, MLPs and CNNs end clearly apart, as they do
+on CIFAR-10.
+
+All arithmetic is float32 and uses only correctly rounded operations (+ - * / sqrt, comparisons),
+never sin or exp: the images follow from the seed and NumPy's PCG64 stream, not from the processor.
+"""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Part of the name of whatever is cached from these images: raise it whenever a pixel changes.
+# 1: the first set.
+VERSION = 1
+
+SIDE = 32  # pixels
+CHUNK = 500  # images rendered at once: bounds the memory, and the planes stay near the processor
+
+Floats = NDArray[np.floating[Any]]  # float32, which NumPy's stubs lose beside a Python float
+Labels = NDArray[np.int64]
+
+
+def _both(a: Floats, b: Floats) -> Floats:
+    """Return the intersection of two shapes."""
+    distance: Floats = np.maximum(a, b)
+    return distance
+
+
+# A shape maps local coordinates (u to the right, v down, in units of the object's size) to a signed
+# distance in the same units, below 0 inside.
+def _disc(u: Floats, v: Floats) -> Floats:
+    """Return a filled circle."""
+    return np.sqrt(u * u + v * v) - 0.9
+
+
+def _ring(u: Floats, v: Floats) -> Floats:
+    """Return a circle with a hole."""
+    return np.abs(np.sqrt(u * u + v * v) - 0.75) - 0.25
+
+
+def _crescent(u: Floats, v: Floats) -> Floats:
+    """Return a disc less a disc moved to the right."""
+    return _both(_disc(u, v), -_disc(u - 0.6, v))
+
+
+def _square(u: Floats, v: Floats) -> Floats:
+    """Return a filled square."""
+    return _both(np.abs(u) - 0.8, np.abs(v) - 0.8)
+
+
+def _frame(u: Floats, v: Floats) -> Floats:
+    """Return a square with a hole."""
+    return _both(_square(u, v) - 0.12, -0.32 - _square(u, v))
+
+
+def _triangle(u: Floats, v: Floats) -> Floats:
+    """Return a triangle that stands on its base."""
+    return _both(0.85 * np.abs(u) - 0.5 * v - 0.45, v - 0.75)
+
+
+def _cross(u: Floats, v: Floats) -> Floats:
+    """Return an upright plus sign."""
+    a, b = np.abs(u), np.abs(v)
+    return _both(np.minimum(a, b) - 0.3, _square(u, v) - 0.2)
+
+
+def _rows(u: Floats, v: Floats) -> Floats:
+    """Return three horizontal bars: a square less two gaps."""
+    return _both(_square(u, v) - 0.05, 0.17 - np.abs(np.abs(v) - 0.35))
+
+
+def _columns(u: Floats, v: Floats) -> Floats:
+    """Return three vertical bars."""
+    return _rows(v, u)
+
+
+def _checkers(u: Floats, v: Floats) -> Floats:
+    """Return the two dark fields of a two by two chessboard."""
+    inside = np.sign(u * v) * np.minimum(np.abs(u), np.abs(v))
+    return _both(_square(u, v) - 0.1, -inside)
+
+
+SHAPES: tuple[Callable[[Floats, Floats], Floats], ...] = (
+    _disc,
+    _ring,
+    _crescent,
+    _square,
+    _frame,
+    _triangle,
+    _cross,
+    _rows,
+    _columns,
+    _checkers,
+)
+SYNTHETIC_LABELS: tuple[str, ...] = tuple(shape.__name__[1:] for shape in SHAPES)
+
+
+def _uniform(rng: np.random.Generator, low: float, high: float, *shape: int) -> Floats:
+    """Draw float32 from [low, high); ``rng.uniform`` may fuse multiply and add on some machines."""
+    unit: Floats = rng.random(shape, dtype=np.float32)
+    return low + (high - low) * unit
+
+
+def _coverage(rng: np.random.Generator, kinds: Labels, centre: Floats, size: Floats) -> Floats:
+    """Return the share of each pixel (n, 32, 32) that objects of class ``kinds`` (n,) cover.
+
+    ``centre`` (n, 2) is x, y from the image's middle and ``size`` (n, 1, 1) the scale, in pixels.
+    """
+    t = _uniform(rng, -0.3, 0.3, len(kinds), 1, 1)  # tangent of half the tilt: up to 33 degrees
+    cos, sin = (1 - t * t) / (1 + t * t) / size, 2 * t / (1 + t * t) / size
+    axis = np.arange(SIDE, dtype=np.float32) - (SIDE - 1) / 2
+    x = axis - centre[:, 0, None, None]
+    y = axis[:, None] - centre[:, 1, None, None]
+    distance = np.empty((len(kinds), SIDE, SIDE), np.float32)
+    for kind, shape in enumerate(SHAPES):
+        i = np.flatnonzero(kinds == kind)
+        u = x[i] * cos[i] + y[i] * sin[i]
+        v = y[i] * cos[i] - x[i] * sin[i]
+        distance[i] = shape(u, v) * size[i]
+    share: Floats = np.clip(0.5 - distance, 0, 1)  # the edge runs through a pixel: antialiasing
+    return share
+
+
+def _tint(rng: np.random.Generator, labels: Labels, spread: float) -> Floats:
+    """Return colours (n, 3) of random strength whose hue is within ``spread`` of the class's own.
+
+    Hues are in turns. Levels are grey levels to add, -45 to 45.
+    """
+    hue = labels.astype(np.float32) / 10 + _uniform(rng, -spread, spread, len(labels))
+    wheel = (hue[:, None] * 6 + np.array([0, 4, 2], np.float32)) % 6  # red, green, blue: HSV
+    pure: Floats = np.clip(np.abs(wheel - 3) - 1, 0, 1)
+    return (pure - 0.5) * _uniform(rng, 20, 90, len(labels), 1)
+
+
+def _render(rng: np.random.Generator, labels: Labels) -> NDArray[np.uint8]:
+    """Render one image per label (n,) as CIFAR-10 rows (n, 3072): red, green, blue planes."""
+    n = len(labels)
+    home = np.stack([labels % 3 - 1, labels // 3 % 3 - 1], axis=1).astype(np.float32)
+    place = 3 * home + _uniform(rng, -9, 9, n, 2)
+    thing = _coverage(rng, labels, place, _uniform(rng, 6, 10.5, n, 1, 1))
+    others = (labels + rng.integers(1, 10, n)) % 10
+    distractor = _coverage(rng, others, _uniform(rng, -14, 14, n, 2), _uniform(rng, 3, 6, n, 1, 1))
+
+    polarity = np.where(rng.random((n, 1)) < 0.5, np.float32(-1), np.float32(1))
+    back = 128 - 20 * polarity + _uniform(rng, -50, 50, n, 1) + _tint(rng, labels, 0.25)
+    contrast = polarity * _uniform(rng, 30, 120, n, 1) + _tint(rng, labels, 0.175)
+    distractor_contrast = _uniform(rng, -100, 100, n, 3)
+    slope = _uniform(rng, -25, 25, n, 2)
+    axis = np.linspace(-1, 1, SIDE, dtype=np.float32)
+    light = slope[:, 0, None, None] * axis + slope[:, 1, None, None] * axis[:, None]
+
+    images = np.empty((n, 3, SIDE, SIDE), np.uint8)
+    for c in range(3):
+        plane = thing * contrast[:, c, None, None]
+        plane += (distractor_contrast[:, c, None, None] - plane) * distractor
+        plane += light + back[:, c, None, None]
+        noise = rng.integers(0, 256, (2, n, SIDE, SIDE), dtype=np.uint8).astype(np.float32)
+        plane += 0.17 * (noise[0] - noise[1])  # triangular, standard deviation 18 grey levels
+        images[:, c] = np.rint(np.clip(plane, 0, 255))
+    return images.reshape(n, 3 * SIDE * SIDE)
+
+
+def _batch(rng: np.random.Generator, count: int, title: str) -> dict[bytes, object]:
+    """Return the dict of one batch file: ``count`` images, classes balanced, in random order."""
+    labels = rng.permutation(np.arange(count) % len(SHAPES))
+    chunks = [_render(rng, labels[i : i + CHUNK]) for i in range(0, count, CHUNK)]
+    names = [f"{SYNTHETIC_LABELS[k]}_s_{i:06d}.png".encode() for i, k in enumerate(labels)]
+    return {
+        b"batch_label": title.encode(),
+        b"labels": labels.tolist(),
+        b"data": np.concatenate(chunks),
+        b"filenames": names,
+    }
+
+
+def write_synthetic(directory: Path, images_per_batch: int = 10_000, seed: int = 0) -> None:
+    """Write the set into ``directory`` (made if missing) as CIFAR-10's python batch files.
+
+    The files are ``data_batch_1`` to ``data_batch_5``, ``test_batch`` and ``batches.meta``; read
+    them as the originals, with ``pickle.load(file, encoding="bytes")``. Existing ones are replaced.
+
+    Args:
+        directory: Where the files go.
+        images_per_batch: Images in each of the six batches, classes balanced up to rounding.
+        seed: Same seed, same images; each batch draws from its own stream.
+
+    Raises:
+        ValueError: If ``images_per_batch`` is below ten, one image per class.
+    """
+    if images_per_batch < len(SHAPES):
+        raise ValueError(
+            f"images_per_batch is {images_per_batch}: give at least {len(SHAPES)}, one per class"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+
+    def write(name: str, content: dict[bytes, object]) -> None:
+        with (directory / name).open("wb") as file:
+            pickle.dump(content, file, protocol=2)
+
+    titles = {f"data_batch_{i}": f"training batch {i} of 5" for i in range(1, 6)}
+    titles["test_batch"] = "testing batch 1 of 1"
+    streams = np.random.SeedSequence(seed).spawn(len(titles))
+    for (name, title), stream in zip(titles.items(), streams, strict=True):
+        rng = np.random.Generator(np.random.PCG64(stream))
+        write(name, _batch(rng, images_per_batch, title))
+    meta: dict[bytes, object] = {
+        b"num_cases_per_batch": images_per_batch,
+        b"label_names": [label.encode() for label in SYNTHETIC_LABELS],
+        b"num_vis": 3 * SIDE * SIDE,
+    }
+    write("batches.meta", meta)
