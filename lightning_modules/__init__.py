@@ -1,0 +1,8 @@
+"""What learns. Class paths such as ``lightning_modules.MLP`` are an API: configs hold them."""
+
+from lightning_modules.classifier import Classifier
+from lightning_modules.cnn import CNN
+from lightning_modules.mlp import MLP
+from lightning_modules.numpy_mlp import NumPyMLP
+
+__all__ = ["CNN", "MLP", "Classifier", "NumPyMLP"]

@@ -1,0 +1,92 @@
+"""The report's convolutional network: a VGG of pre-activation blocks (section 4)."""
+
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from lightning_modules.classifier import Classifier
+
+BlockOrder = Literal["bn_relu_conv", "bn_conv_relu"]
+
+
+class PreActBlock(nn.Module):
+    """``x + conv3x3(relu(bn(x)))``: a residual block that keeps its number of channels.
+
+    Args:
+        channels: channels in and out.
+        order: ``bn_relu_conv`` is the assignment's pre-activation block; ``bn_conv_relu`` is the
+            block the report's author built, ``x + relu(conv3x3(bn(x)))``.
+
+    Raises:
+        ValueError: for an unknown order.
+    """
+
+    def __init__(self, channels: int, order: BlockOrder = "bn_relu_conv") -> None:
+        super().__init__()
+        parts: dict[str, nn.Module] = {
+            "bn": nn.BatchNorm2d(channels),
+            "relu": nn.ReLU(inplace=order == "bn_relu_conv"),
+            "conv": nn.Conv2d(channels, channels, 3, padding=1),
+        }
+        if order not in {"bn_relu_conv", "bn_conv_relu"}:
+            raise ValueError(f"model.block_order must be bn_relu_conv or bn_conv_relu, got {order}")
+        self.branch = nn.Sequential(*(parts[name] for name in order.split("_")))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(B, channels, H, W)`` to the same shape."""
+        branch: Tensor = self.branch(x)
+        return x + branch
+
+
+class CNN(Classifier):
+    """The assignment's network of five stages, 64 to 512 channels, 11,138,122 parameters.
+
+    Each stage is a convolution that widens (3x3 at first, then 1x1), one or two pre-activation
+    blocks and a 3x3 max-pool of stride 2, from 32x32 down to 1x1; then batch norm, ReLU, linear.
+
+    Args:
+        block_order: order inside the blocks, see `PreActBlock`.
+        final_norm: batch norm and ReLU before the linear layer. Without it and with
+            ``bn_conv_relu`` this is the network of the report's author: 11,137,098 parameters.
+        channels_last: keep activations as NHWC in memory; same results, faster convolutions.
+        optimizer: makes the optimiser from the parameters.
+        **kwargs: see `Classifier`.
+    """
+
+    def __init__(
+        self,
+        block_order: BlockOrder = "bn_relu_conv",
+        final_norm: bool = True,
+        channels_last: bool = True,
+        optimizer: OptimizerCallable = lambda p: Adam(p, lr=1e-4),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(optimizer=optimizer, **kwargs)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, padding=1)]
+        layers += _stage(64, 128, blocks=1, order=block_order)
+        layers += _stage(128, 256, blocks=2, order=block_order)
+        layers += _stage(256, 512, blocks=2, order=block_order)
+        layers += _stage(512, None, blocks=2, order=block_order)
+        layers += _stage(512, None, blocks=2, order=block_order)
+        if final_norm:
+            layers += [nn.BatchNorm2d(512), nn.ReLU(inplace=True)]
+        layers += [nn.Flatten(), nn.Linear(512, self.hparams["num_classes"])]
+        self.layers = nn.Sequential(*layers)
+        self.layers.to(memory_format=self.memory_format)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Computes logits ``(B, num_classes)`` from images ``(B, 3, 32, 32)``."""
+        logits: Tensor = self.layers(images.to(memory_format=self.memory_format))
+        return logits
+
+
+def _stage(channels: int, widened: int | None, blocks: int, order: BlockOrder) -> list[nn.Module]:
+    """Blocks, then a 1x1 convolution to ``widened`` channels if any, then the pooling."""
+    layers: list[nn.Module] = [PreActBlock(channels, order) for _ in range(blocks)]
+    if widened is not None:
+        layers.append(nn.Conv2d(channels, widened, 1))
+    return [*layers, nn.MaxPool2d(3, stride=2, padding=1)]

@@ -1,0 +1,120 @@
+"""The report's NumPy network (section 1.2), trained by Lightning without autograd."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from custom_ops import numpy_ops
+from lightning_modules.classifier import Classifier
+from lightning_modules.mlp import IMAGE_SHAPE, check_hidden_units
+
+
+class NumPyLinear(nn.Module):
+    """A `numpy_ops.Linear` whose weights live in Parameters, for optimisers and checkpoints.
+
+    Array and Parameter share their memory; `bind` restores that after a copy or a load.
+    """
+
+    def __init__(self, op: numpy_ops.Linear) -> None:
+        super().__init__()
+        self.op = op
+        self.weight = nn.Parameter(torch.from_numpy(op.weight))
+        self.bias = nn.Parameter(torch.from_numpy(op.bias))
+
+    def bind(self) -> numpy_ops.Linear:
+        """Returns the operation, reading the Parameters' memory."""
+        self.op.weight = self.weight.detach().numpy()
+        self.op.bias = self.bias.detach().numpy()
+        return self.op
+
+    def take_gradients(self) -> None:
+        """Hands the gradients that NumPy computed to the Parameters."""
+        self.weight.grad = torch.from_numpy(self.op.grad_weight)
+        self.bias.grad = torch.from_numpy(self.op.grad_bias)
+
+
+class NumPyMLP(Classifier):
+    """A multi-layer perceptron of ELU units whose every gradient is computed by NumPy.
+
+    The network of `MLP` (ELU, no normalisation), built from `custom_ops.numpy_ops`: forward and
+    backward are NumPy's, autograd never runs. Optimisers, schedules, metrics and checkpoints are
+    Lightning's, through manual optimisation. CPU only.
+
+    Args:
+        hidden_units: width of each hidden layer; an empty list is logistic regression.
+        weight_std: standard deviation of the initial weights; biases start at 0.
+        **kwargs: see `Classifier`.
+
+    Raises:
+        ValueError: for a width below 1, a negative std, or an accelerator other than the CPU.
+    """
+
+    def __init__(
+        self,
+        hidden_units: list[int] = [100],  # noqa: B006 - never changed; a CLI default must be a list
+        weight_std: float = 1e-4,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_hidden_units(hidden_units)
+        if weight_std < 0:
+            raise ValueError(f"model.weight_std must not be negative, got {weight_std}")
+        self.automatic_optimization = False
+        # Drawn from torch's generator, so that seed_everything decides the weights here too.
+        rng = np.random.default_rng(int(torch.randint(2**62, ())))
+        widths = [int(np.prod(IMAGE_SHAPE)), *hidden_units, self.hparams["num_classes"]]
+        self.linears = nn.ModuleList(
+            NumPyLinear(numpy_ops.Linear(fan_in, fan_out, weight_std, rng))
+            for fan_in, fan_out in itertools.pairwise(widths)
+        )
+        self.activations = [numpy_ops.ELU() for _ in hidden_units]
+        self.criterion = numpy_ops.SoftmaxCrossEntropy()
+
+    def setup(self, stage: str) -> None:
+        """Refuses any accelerator but the CPU."""
+        if self.trainer.strategy.root_device.type != "cpu":
+            raise ValueError("NumPyMLP computes with NumPy: run it with --trainer.accelerator cpu")
+
+    def _operations(self) -> list[numpy_ops.Linear | numpy_ops.ELU]:
+        linears = [layer.bind() for layer in self.linears if isinstance(layer, NumPyLinear)]
+        operations: list[numpy_ops.Linear | numpy_ops.ELU] = [linears[0]]
+        for activation, linear in zip(self.activations, linears[1:], strict=True):
+            operations += [activation, linear]
+        return operations
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Computes logits ``(B, num_classes)`` from images ``(B, 3, 32, 32)``."""
+        x = images.flatten(1).numpy()
+        for operation in self._operations():
+            x = operation.forward(x)
+        return torch.from_numpy(x)
+
+    @torch.no_grad()
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Takes one optimiser step along NumPy's gradients; returns the loss, a scalar."""
+        images, labels = batch
+        logits = self(images)
+        targets = np.eye(logits.shape[1], dtype=np.float32)[labels.numpy()]
+        loss = torch.tensor(self.criterion.forward(logits.numpy(), targets))
+        dout = self.criterion.backward(logits.numpy(), targets)
+        for operation in reversed(self._operations()):
+            dout = operation.backward(dout)
+        for layer in self.linears:
+            layer.take_gradients()  # type: ignore[operator]
+        self.optimizers().step()  # type: ignore[union-attr]
+        self._step_schedule("step")
+        self.note(loss, logits, labels)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Steps a schedule that counts epochs, which manual optimisation leaves to the model."""
+        self._step_schedule("epoch")
+
+    def _step_schedule(self, interval: str) -> None:
+        scheduler = self.lr_schedulers() if self.lr_interval == interval else None
+        if scheduler is not None:
+            scheduler.step()  # type: ignore[union-attr]
