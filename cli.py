@@ -1,0 +1,125 @@
+"""Train, validate, test and predict: ``python cli.py fit --config configs/mlp.yaml``.
+
+Each run keeps everything in ``runs/<name>/``; later commands find it by name:
+``python cli.py test --name <name>``.
+"""
+
+import sys
+
+try:
+    import torchvision  # noqa: F401 - before Lightning, which hides why this fails
+except (ImportError, RuntimeError) as _error:
+    from importlib.metadata import version
+
+    sys.exit(
+        f"error: torch {version('torch')} and torchvision {version('torchvision')} do not fit "
+        f"together ({_error}); install both from one index: "
+        "pip install --force-reinstall 'torch>=2.11' 'torchvision>=0.26'"
+    )
+
+from typing import Any
+
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from datamodules import CIFAR10DataModule
+from experiments.callbacks import RunProgressBar, best_checkpoint
+from experiments.parsing import RunParser, Seed, UsageError, fail, prepare_arguments, user_errors
+from experiments.session import RunSession, quiet_lightning
+from lightning_modules import CNN, MLP, Classifier, NumPyMLP  # noqa: F401 - known by short name
+
+
+class CIFAR10CLI(LightningCLI):
+    """LightningCLI whose runs have a name, a folder, a record and a checkpoint to be found by."""
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the seed."""
+        parser.add_argument("--seed_everything", type=Seed, default=42, help="Seed of everything.")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what belongs to a run."""
+        group = parser.add_argument_group("Run: where it lies and how it ends")
+        group.add_argument(
+            "--name",
+            type=str | None,
+            help="Name of the run; default: config, seed and time. Evaluations take the run's "
+            "config and best checkpoint.",
+        )
+        group.add_argument("--runs_dir", type=str, default="runs", help="Where runs are kept.")
+        group.add_argument(
+            "--overwrite", type=bool, default=False, help="Replace a run of the same name."
+        )
+        group.add_argument(
+            "--test_after_fit",
+            type=bool,
+            default=False,
+            help="End fit with a test of the best checkpoint on validation.",
+        )
+        parser.set_defaults({"data": "CIFAR10DataModule"})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses the arguments, short forms included."""
+        if isinstance(args, list | None):
+            with user_errors():
+                arguments = prepare_arguments(args)
+            self.config = parser.parse_args(arguments)
+        else:
+            super().parse_arguments(parser, args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leaves the configuration alone: Lightning would let a checkpoint's values beat flags."""
+
+    def instantiate_classes(self) -> None:
+        """Builds data, model and trainer; what is wrong with them is the user's to know."""
+        with user_errors():
+            super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Builds the trainer with this project's bar and checkpoint, unless they are off."""
+        config = self._get(self.config_init, "trainer")
+        callbacks: list[Callback] = []
+        if config.enable_progress_bar is not False:
+            callbacks.append(RunProgressBar())
+        if config.enable_checkpointing is not False:
+            callbacks.append(best_checkpoint())
+        self.trainer_defaults["callbacks"] = callbacks
+        return super().instantiate_trainer(**kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with user_errors():
+            session = RunSession.open(self, subcommand)
+        arguments: dict[str, Any] = self._prepare_subcommand_kwargs(subcommand)
+        session.run(arguments)
+
+
+def main(args: ArgsType = None) -> None:
+    """Runs the command line.
+
+    Args:
+        args: arguments without the program's name; default: those of the process.
+    """
+    quiet_lightning()
+    try:
+        CIFAR10CLI(
+            Classifier,
+            CIFAR10DataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            parser_class=RunParser,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            trainer_defaults={
+                "max_epochs": 10,
+                "logger": {"class_path": "experiments.WandbLogger"},
+                "num_sanity_val_steps": 0,
+                "log_every_n_steps": 20,
+                "default_root_dir": "runs",
+            },
+            args=args,
+        )
+    except UsageError as error:
+        fail(error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Checkpoints of a run: found by name, and refused unless whole and of the right model."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from experiments.record import RunError
+
+BEST = "best"
+LAST = "last"
+
+
+def find_checkpoint(run: Path, which: str) -> Path:
+    """Returns the best or last checkpoint of a run.
+
+    Args:
+        run: the run's folder.
+        which: ``best`` or ``last``.
+
+    Raises:
+        RunError: if the run has no such checkpoint.
+    """
+    path = run / f"{which}.ckpt"
+    if not path.is_file():
+        others = sorted(found.stem for found in run.glob("*.ckpt"))
+        known = f"it has {', '.join(others)}" if others else "it has none"
+        raise RunError(f"{run} has no checkpoint {path.name}: {known}")
+    return path
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint without running code from it.
+
+    Raises:
+        RunError: if the file is missing, truncated, corrupted, or no checkpoint of Lightning.
+    """
+    if not path.is_file():
+        raise RunError(f"no checkpoint {path}; check --ckpt_path, or name the run with --name")
+    try:
+        with zipfile.ZipFile(path) as file:
+            broken = file.testzip()  # torch.load does not check the checksums
+        if broken is not None:
+            raise RunError(f"the checkpoint {path} is corrupted (in {broken}); use another one")
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except RunError:
+        raise
+    except Exception as error:
+        size = path.stat().st_size
+        raise RunError(
+            f"{path} ({size:,} bytes) is truncated or no checkpoint: {_first_line(error)}; "
+            "use another one"
+        ) from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise RunError(f"{path} is no checkpoint of Lightning: it has no state_dict")
+    return content
+
+
+def check_model(path: Path, checkpoint: dict[str, Any], model: nn.Module) -> None:
+    """Refuses a checkpoint that was not written by a model like this one.
+
+    Raises:
+        RunError: naming what differs: the class, or the first weight of another name or shape.
+    """
+    theirs, ours = checkpoint.get("model_class"), type(model).__qualname__
+    if theirs is not None and theirs != ours:
+        raise RunError(f"{path} holds a model of class {theirs}, but {ours} is asked for")
+    found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+    asked = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for name in [*asked, *found]:
+        if found.get(name) != asked.get(name):
+            raise RunError(
+                f"{path} holds another {ours}: {name} is {found.get(name, 'missing')} there and "
+                f"{asked.get(name, 'missing')} in the model asked for; use the run's own config"
+            )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

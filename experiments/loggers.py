@@ -1,0 +1,167 @@
+"""Where metrics go: the run's own record, and W&B."""
+
+import os
+import warnings
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import pytorch_lightning.loggers
+from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+from experiments.record import RunError, RunRecord
+
+WandbMode = Literal["offline", "online", "disabled"]
+
+
+class RecordLogger(Logger):
+    """Writes metrics into a run's record.
+
+    Args:
+        record: the run's record.
+        step: tells how many optimiser steps the weights have behind them (Lightning's own count
+            starts at 0 and knows nothing of a checkpoint that is tested).
+    """
+
+    def __init__(self, record: RunRecord, step: Callable[[], int]) -> None:
+        super().__init__()
+        self.record = record
+        self._step = step
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.record.name
+
+    @property
+    def version(self) -> str:
+        """Empty: a run has one record."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run's folder."""
+        return str(self.record.path)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Appends an entry to the record."""
+        self.record.log(metrics, self._step())
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any) -> None:
+        """Does nothing: the record holds the whole configuration already."""
+
+
+class WandbLogger(pytorch_lightning.loggers.WandbLogger):
+    """Lightning's W&B logger, offline by default, bounded in time, and never fatal to training.
+
+    The run's folder holds W&B's files, its name is the run's, and every process that works on the
+    run (fit, then test) logs to the same W&B run.
+
+    Args:
+        project: the W&B project.
+        mode: ``offline`` needs no account; ``online`` needs one; ``disabled`` writes nothing.
+            Default: the environment variable ``WANDB_MODE``, else offline.
+        entity: the W&B user or team, for ``online``.
+        group: name that groups runs, for example over seeds.
+        job_type: kind of run within a group.
+        tags: labels to filter by.
+        notes: a description.
+
+    Raises:
+        ValueError: for a mode that W&B does not know.
+    """
+
+    def __init__(
+        self,
+        project: str = "cifar10-lightning",
+        mode: WandbMode | None = None,
+        entity: str | None = None,
+        group: str | None = None,
+        job_type: str | None = None,
+        tags: list[str] | None = None,
+        notes: str | None = None,
+    ) -> None:
+        self.mode = mode or os.environ.get("WANDB_MODE") or "offline"
+        if self.mode not in {"offline", "online", "disabled"}:
+            raise ValueError(f"WANDB_MODE must be offline, online or disabled, got {self.mode!r}")
+        super().__init__(
+            project=project,
+            entity=entity,
+            group=group,
+            job_type=job_type,
+            tags=tags,
+            notes=notes,
+            mode=self.mode,
+            # W&B flushes every 15 s and waits 90 s for a server by default.
+            settings={
+                "x_transaction_log_flush_interval": 1,
+                "init_timeout": 30,
+                "finish_timeout": 30,
+                "console": "off",
+                "silent": True,
+            },
+        )
+        self._wandb_init.pop("anonymous", None)  # Lightning's; W&B warns that it has no effect
+        self._broken = False
+
+    @rank_zero_only
+    def start(self, record: RunRecord, config: Mapping[str, Any]) -> None:
+        """Opens the W&B run of a record, or continues it.
+
+        Args:
+            record: the run, whose name and folder W&B takes over.
+            config: the resolved configuration, logged as filterable keys.
+
+        Raises:
+            RunError: if W&B can't start; the message names the remedy.
+        """
+        self._wandb_init.update(dir=str(record.path), name=record.name)
+        self._wandb_init["id"] = record.fields.get("wandb_id")
+        self._save_dir = str(record.path)
+        os.environ.setdefault("WANDB_DATA_DIR", str(record.path / "wandb"))
+        try:
+            self.experiment.config.update(dict(config), allow_val_change=True)
+        except Exception as error:
+            raise RunError(
+                f"W&B can't start in {self.mode} mode: {' '.join(str(error).split())}; "
+                "set WANDB_API_KEY, or run offline with WANDB_MODE=offline"
+            ) from error
+        record.fields["wandb_id"] = self.experiment.id
+        self.experiment.define_metric("val/acc", summary="max")
+        self.experiment.define_metric("val/loss", summary="min")
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Logs metrics; a W&B that fails is reported once and then left alone."""
+        self._try(super().log_metrics, dict(metrics), step)
+
+    def log_image(self, key: str, images: list[Any], step: int | None = None, **kw: Any) -> None:
+        """Logs images; never fatal, as `log_metrics`."""
+        self._try(super().log_image, key, images, step, **kw)
+
+    def log_table(self, key: str, *args: Any, **kw: Any) -> None:
+        """Logs a table; never fatal, as `log_metrics`."""
+        self._try(super().log_table, key, *args, **kw)
+
+    def summarize(self, values: Mapping[str, Any]) -> None:
+        """Writes final values into the W&B run's summary; never fatal, as `log_metrics`."""
+        self._try(lambda: self.experiment.summary.update(dict(values)))
+
+    def close(self, exit_code: int) -> None:
+        """Ends the W&B run, so that it is marked finished (0) or failed (anything else)."""
+        if self._experiment is not None:
+            self._try(lambda: self.experiment.finish(exit_code=exit_code))
+            self._experiment = None
+
+    def _try(self, action: Callable[..., Any], *args: Any, **kw: Any) -> None:
+        if self._broken:
+            return
+        try:
+            action(*args, **kw)
+        except Exception as error:
+            self._broken = True
+            warnings.warn(
+                f"W&B stopped logging ({error!r}); training and the run's own record go on",
+                stacklevel=3,
+            )

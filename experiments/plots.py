@@ -1,0 +1,112 @@
+"""The pictures in a run's folder: curves, confusion matrix, mistakes."""
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+
+mpl.use("Agg")  # no display needed
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+_DPI = 120
+
+
+def accuracy_per_class(confusion: npt.NDArray[np.int64]) -> list[float]:
+    """Share of each class's images that were recognised (its recall).
+
+    Args:
+        confusion: ``(C, C)`` counts, rows true, columns predicted.
+
+    Returns:
+        C fractions; 0 for a class without images.
+    """
+    totals = confusion.sum(1)
+    fractions: list[float] = (confusion.diagonal() / np.maximum(totals, 1)).tolist()
+    return fractions
+
+
+def curves(entries: Iterable[Mapping[str, Any]], path: Path, title: str) -> None:
+    """Draws loss and accuracy over steps, as in the report's figures.
+
+    Args:
+        entries: the record's metrics, each with ``step``.
+        path: the PNG to write.
+        title: the figure's title.
+    """
+    entries = list(entries)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
+    for ax, metric, label in zip(axes, ("loss", "acc"), ("cross-entropy", "accuracy"), strict=True):
+        _draw(ax, entries, f"train/{metric}", color="tab:blue", alpha=0.6, linewidth=1)
+        _draw(ax, entries, f"val/{metric}", color="tab:orange", marker="o", markersize=3)
+        _draw(ax, entries, f"test/{metric}", color="tab:red", marker="*", markersize=12, ls="")
+        ax.set(xlabel="optimiser steps", ylabel=label)
+        ax.grid(alpha=0.3)
+        if ax.get_legend_handles_labels()[1]:
+            ax.legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=_DPI)
+    plt.close(figure)
+
+
+def _draw(ax: Axes, entries: list[Mapping[str, Any]], key: str, **style: Any) -> None:
+    points = [(e["step"], e[key]) for e in entries if e.get(key) is not None]
+    if points:
+        steps, values = zip(*points, strict=True)
+        ax.plot(steps, values, label=f"{key.partition('/')[0]} ({values[-1]:.3f})", **style)
+
+
+def confusion_matrix(
+    confusion: npt.NDArray[np.int64], names: Sequence[str], path: Path, title: str
+) -> None:
+    """Draws a confusion matrix with counts, coloured by the share of each true class.
+
+    Args:
+        confusion: ``(C, C)`` counts, rows true, columns predicted.
+        names: the C classes.
+        path: the PNG to write.
+        title: the figure's title; the accuracy is added to it.
+    """
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    accuracy = confusion.trace() / max(confusion.sum(), 1)
+    figure, ax = plt.subplots(figsize=(7, 6.4), constrained_layout=True)
+    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(confusion):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        ax.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
+    ticks = range(len(names))
+    ax.set_xticks(ticks, names, rotation=45, ha="right")
+    ax.set_yticks(ticks, names)
+    ax.set(xlabel="predicted", ylabel="true", title=f"{title}, accuracy {accuracy:.4f}")
+    figure.savefig(path, dpi=_DPI)
+    plt.close(figure)
+
+
+def image_grid(
+    images: Sequence[npt.NDArray[np.uint8]], captions: Sequence[str], path: Path, columns: int = 8
+) -> None:
+    """Draws captioned images in rows; writes nothing if there are none.
+
+    Args:
+        images: uint8 ``(H, W, 3)`` each.
+        captions: one text an image.
+        path: the PNG to write.
+        columns: images in a row.
+    """
+    if not images:
+        return
+    rows = -(-len(images) // columns)
+    size = (columns * 1.5, rows * 1.9)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, constrained_layout=True)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, image, caption in zip(axes.flat, images, captions, strict=False):
+        ax.imshow(image, interpolation="nearest")
+        lines = [textwrap.shorten(line, 24) for line in caption.splitlines()]
+        ax.set_title("\n".join(lines), fontsize=7)
+    figure.savefig(path, dpi=_DPI)
+    plt.close(figure)

@@ -1,0 +1,304 @@
+"""One command on one run: opened before anything trains, recorded, summarised at the end."""
+
+import logging
+import os
+import shutil
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.utilities.model_summary.model_summary import ModelSummary
+
+from datamodules import CIFAR10DataModule
+from experiments import plots
+from experiments.callbacks import (
+    EvaluationReport,
+    LastCheckpoint,
+    PredictionWriter,
+    RunStatus,
+    TrainMonitor,
+    wandb_logger,
+)
+from experiments.checkpoints import BEST, LAST, check_model, find_checkpoint, load_checkpoint
+from experiments.loggers import RecordLogger
+from experiments.record import RECORD, RunError, RunRecord
+from experiments.summary import summary_table
+from lightning_modules import Classifier
+
+if TYPE_CHECKING:
+    from pytorch_lightning.cli import LightningCLI
+
+_RUN_VARIABLE = "CIFAR10_LIGHTNING_RUN"  # tells the other processes of a run its name
+
+
+class RunSession:
+    """One command (fit, validate, test or predict) on one run.
+
+    Everything that can be wrong with the input is found by `open`, before the run has a folder.
+
+    Args:
+        cli: the parsed command line with its data, model and trainer.
+        subcommand: the command.
+        checkpoint: the weights to start from or to evaluate, if any.
+        record: the run's record; ``None`` for Lightning's ``fast_dev_run``, which keeps nothing.
+    """
+
+    def __init__(
+        self,
+        cli: "LightningCLI",
+        subcommand: str,
+        checkpoint: Path | None,
+        record: RunRecord | None,
+    ) -> None:
+        self.subcommand = subcommand
+        self.checkpoint = checkpoint
+        self.record = record
+        self.config = cli.config[subcommand]
+        self.trainer: Trainer = cli.trainer
+        self.model: Classifier = cli.model
+        self.data: CIFAR10DataModule = cli.datamodule
+        self.monitor = TrainMonitor()
+        self.steps_of_weights: int | None = None
+
+    # ---- before -------------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, cli: "LightningCLI", subcommand: str) -> "RunSession":
+        """Checks data and checkpoint, then opens the run's folder, record and W&B run.
+
+        Raises:
+            DatasetError: if the data is missing or corrupted.
+            RunError: if the run or the checkpoint can't be used as asked.
+            ValueError: if data, model and checkpoint do not fit together.
+        """
+        checkpoint = _checkpoint(cli.config[subcommand], subcommand)
+        session = cls(cli, subcommand, checkpoint, None)
+        if subcommand != "predict" or session.data.predict_dir is None:
+            session.data.prepare_data()
+            session.data.setup()
+        if checkpoint is not None:
+            content = load_checkpoint(checkpoint)
+            check_model(checkpoint, content, session.model)
+            if state := content.get(type(session.data).__qualname__):
+                session.data.load_state_dict(state)
+        if subcommand == "fit":
+            session.model.configure_optimizers()  # so that a bad learning rate is found here
+        if not session.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            session._open_record(cli._parser(subcommand))
+        return session
+
+    def _open_record(self, parser: Any) -> None:
+        dumped = parser.dump(self.config, skip_none=False)
+        resolved: dict[str, Any] = yaml.safe_load(dumped)
+        facts = self._facts(resolved)
+        resuming = self.subcommand == "fit" and self.checkpoint is not None
+        path = self._run_folder()
+        if self.subcommand == "fit" and not resuming:
+            _make_room(path, self.config.overwrite)
+        exists = (path / RECORD).is_file()
+        record = RunRecord.open(path) if exists else RunRecord.create(path, dumped, facts)
+        if exists:
+            self._check_data(record, facts)
+        self.record = record
+        self._attach(record, {**resolved, "run": facts})
+
+    def _run_folder(self) -> Path:
+        root = Path(self.config.runs_dir)
+        name: str | None = self.config.name
+        beside = self.checkpoint.parent if self.checkpoint else None
+        if name is not None:
+            if Path(name).name != name:
+                raise ValueError(f"name must be a plain folder name, got {name!r}")
+            return root / name
+        if beside is not None and (beside / RECORD).is_file():
+            return beside
+        name = os.environ.get(_RUN_VARIABLE) if self.trainer.global_rank else None
+        os.environ[_RUN_VARIABLE] = name = name or self._default_name(root)
+        return root / name
+
+    def _default_name(self, root: Path) -> str:
+        configs = self.config.get("config") or []
+        parts = [Path(configs[0]).stem if configs else type(self.model).__name__.lower()]
+        if self.data.resolved_source == "synthetic":
+            parts.append("synthetic")
+        parts += [f"s{self.config.seed_everything}", time.strftime("%Y%m%d-%H%M%S")]
+        name = "-".join(parts)
+        taken = sum(1 for _ in root.glob(f"{name}*"))
+        return f"{name}-{taken + 1}" if taken else name
+
+    def _facts(self, resolved: dict[str, Any]) -> dict[str, Any]:
+        optimizer = resolved["model"].get("init_args", {}).get("optimizer") or {}
+        facts: dict[str, Any] = {
+            "model": type(self.model).__name__,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "optimizer": str(optimizer.get("class_path", "")).rpartition(".")[2],
+            "lr": optimizer.get("init_args", {}).get("lr"),
+            "seed": self.config.seed_everything,
+            "data": self.data.resolved_source,
+        }
+        if self.data.is_set_up:
+            sets = {"train": self.data.train_set, "val": self.data.val_set}
+            sets["test"] = self.data.test_set
+            facts["images"] = {name: len(images.labels) for name, images in sets.items()}
+        return facts
+
+    def _check_data(self, record: RunRecord, facts: dict[str, Any]) -> None:
+        theirs, ours = record.fields.get("data"), facts["data"]
+        if self.subcommand != "predict" and theirs != ours:
+            raise RunError(f"run {record.name} is on {theirs} data, but {ours} data is asked for")
+
+    def _attach(self, record: RunRecord, config: dict[str, Any]) -> None:
+        """Gives the trainer its loggers, callbacks and the places they write to."""
+        trainer = self.trainer
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(record.path.resolve())
+                if not self.data.val_size:
+                    callback.monitor, callback.save_top_k = None, 0
+        added: list[Callback] = [self.monitor, EvaluationReport(record), RunStatus(record)]
+        if self.subcommand == "predict":
+            added.append(PredictionWriter(self._predictions))
+        if trainer.checkpoint_callbacks:
+            added.append(LastCheckpoint(record.path / f"{LAST}.ckpt"))
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks += added
+        # Checkpoints must come last, the newest state after the best, so that it knows of that.
+        callbacks.sort(key=lambda c: isinstance(c, Checkpoint) + isinstance(c, LastCheckpoint))
+        logger = RecordLogger(record, self._step)
+        trainer.loggers = [logger, *trainer.loggers]
+        if trainer.is_global_zero and (wandb := wandb_logger(trainer)):
+            wandb.start(record, config)
+            wandb.summarize({"model_summary": str(ModelSummary(self.model))})
+            record.save()
+
+    def _step(self) -> int:
+        """Optimiser steps behind the weights that are trained or evaluated."""
+        if self.steps_of_weights is not None:
+            return self.steps_of_weights
+        return self.trainer.global_step
+
+    @property
+    def _predictions(self) -> Path:
+        assert self.record is not None
+        folder = self.data.predict_dir
+        suffix = f"-{Path(folder).resolve().name}" if folder else ""
+        return self.record.path / f"predictions{suffix}.csv"
+
+    # ---- the command --------------------------------------------------------------------------
+
+    def run(self, arguments: dict[str, Any]) -> None:
+        """Runs the command and ends with a summary.
+
+        Args:
+            arguments: keyword arguments for the trainer's method.
+        """
+        started = time.perf_counter()
+        arguments["ckpt_path"] = str(self.checkpoint) if self.checkpoint else None
+        arguments["weights_only"] = True  # a checkpoint must not be able to run code
+        if self.subcommand in {"validate", "test"}:
+            arguments["verbose"] = False
+        if self.subcommand == "predict":
+            arguments["return_predictions"] = False
+        if self.subcommand != "fit" and self.checkpoint is not None:
+            self._evaluates(self.checkpoint)
+        with warnings.catch_warnings():
+            _silence_expected_warnings()
+            getattr(self.trainer, self.subcommand)(**arguments)
+            if self.subcommand == "fit" and self.record is not None:
+                self._note_fit()
+                if self.config.test_after_fit:
+                    self._test_after_fit()
+        if self.record is not None and self.trainer.is_global_zero:
+            self._close(time.perf_counter() - started)
+
+    def _evaluates(self, checkpoint: Path) -> None:
+        self.steps_of_weights = int(load_checkpoint(checkpoint)["global_step"])
+
+    def _note_fit(self) -> None:
+        assert self.record is not None
+        self.record.summary["train/steps"] = self.trainer.global_step
+        self.record.summary["train/seconds"] = round(self.monitor.seconds, 3)
+        if self.monitor.seconds:
+            rate = self.monitor.images / self.monitor.seconds
+            self.record.summary["train/images_per_s"] = round(rate, 1)
+
+    def _test_after_fit(self) -> None:
+        assert self.record is not None
+        has_best = (self.record.path / f"{BEST}.ckpt").is_file()
+        checkpoint = find_checkpoint(self.record.path, BEST if has_best else LAST)
+        self._evaluates(checkpoint)
+        self.record.summary["test/checkpoint"] = checkpoint.name
+        self.trainer.test(
+            self.model,
+            datamodule=self.data,
+            ckpt_path=str(checkpoint),
+            verbose=False,
+            weights_only=True,
+        )
+
+    def _close(self, seconds: float) -> None:
+        record = self.record
+        assert record is not None
+        if self.subcommand == "test" and self.checkpoint is not None:
+            record.summary["test/checkpoint"] = self.checkpoint.name
+        if self.subcommand != "predict":
+            plots.curves(record.metrics(), record.path / "curves.png", title=record.name)
+        record.finish("finished")
+        if logger := wandb_logger(self.trainer):
+            best = {k: v for k, v in record.summary.items() if k.startswith(("best/", "train/"))}
+            logger.summarize(best)
+            logger.close(exit_code=0)
+        print(summary_table(record, self.subcommand, seconds, self._predictions))
+
+
+def _checkpoint(config: Any, subcommand: str) -> Path | None:
+    """The checkpoint that ``--ckpt_path`` and ``--name`` mean; evaluations must have one."""
+    asked = config.ckpt_path
+    if asked is None and subcommand == "fit":
+        return None
+    if asked is None and config.name is None:
+        raise RunError(
+            f"{subcommand} of which weights? Name a run with --name (its best checkpoint is "
+            "taken) or a file with --ckpt_path; random weights are never evaluated"
+        )
+    if asked not in {None, BEST, LAST}:
+        return Path(asked)
+    if config.name is None:
+        raise RunError(f"--ckpt_path {asked} of which run? Name it with --name")
+    run = RunRecord.open(Path(config.runs_dir) / config.name).path
+    return find_checkpoint(run, asked or BEST)
+
+
+def _make_room(path: Path, overwrite: bool) -> None:
+    """Refuses to write into an existing run, or removes it if that was asked for."""
+    if not path.exists():
+        return
+    if not overwrite:
+        raise RunError(
+            f"{path} exists; choose another --name, go on with --ckpt_path last, "
+            "or replace it with --overwrite true"
+        )
+    if not (path / RECORD).is_file():
+        raise RunError(f"{path} is not a run of this project (no {RECORD}): not overwritten")
+    shutil.rmtree(path)
+
+
+def quiet_lightning() -> None:
+    """Keeps Lightning's advertisements out of the output."""
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(
+            lambda record: not record.getMessage().startswith(("💡", "TPU available"))
+        )
+
+
+def _silence_expected_warnings() -> None:
+    for message in (
+        "Checkpoint directory .* exists and is not empty",  # the run's folder holds its record
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 with torch 2.14
+        "The number of training batches .* is smaller than the logging interval",
+    ):
+        warnings.filterwarnings("ignore", message)
