@@ -1,5 +1,6 @@
 """The in-memory batch source: uint8 images once in memory, whole batches by index."""
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -80,7 +81,8 @@ class BatchSource:
     def __iter__(self) -> Iterator[Batch]:
         """Yields one epoch of batches."""
         if self.shuffle_seed is None and self.world_size == 1:
-            yield from zip(*(torch.split(t, self.batch_size) for t in self.tensors), strict=True)
+            batches = zip(*(torch.split(t, self.batch_size) for t in self.tensors), strict=True)
+            yield from itertools.islice(batches, len(self))
             return
         order = self._order()[self.rank :: self.world_size]
         for chunk in torch.split(order, self.batch_size)[: len(self)]:

@@ -5,12 +5,15 @@ strings are: the reader refuses every other pickled object.
 """
 
 import hashlib
+import http.client
 import io
 import json
+import math
 import pickle
 import shutil
 import tarfile
 import tempfile
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -47,7 +50,8 @@ _MANIFEST = "sha256.json"
 _TIMEOUT_S = 15.0
 _ATTEMPTS = 2
 _LOCK_TIMEOUT_S = 3600.0
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
+_JUDGE_AFTER_S = 5.0
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _PICKLED_TYPES = {
     ("numpy.core.multiarray", "_reconstruct"),
@@ -100,7 +104,7 @@ def find_cifar10(data_dir: Path) -> Path:
     return folder
 
 
-def download_cifar10(data_dir: Path, url: str = URL) -> Path:
+def download_cifar10(data_dir: Path, url: str = URL, patience_s: float = math.inf) -> Path:
     """Downloads CIFAR-10 (170 MB) into ``data_dir`` unless it is there already.
 
     One process downloads while others wait for it; the batch files appear under their names only
@@ -109,6 +113,7 @@ def download_cifar10(data_dir: Path, url: str = URL) -> Path:
     Args:
         data_dir: where the folder ``cifar-10-batches-py`` is made.
         url: an https address of the original archive (http is accepted from this machine only).
+        patience_s: give up once the download looks like taking longer than this.
 
     Returns:
         The folder with the batch files.
@@ -124,7 +129,7 @@ def download_cifar10(data_dir: Path, url: str = URL) -> Path:
             except DatasetError:
                 with tempfile.TemporaryDirectory(prefix=".download-", dir=data_dir) as temporary:
                     archive = Path(temporary) / "archive.tar.gz"
-                    _download(url, archive)
+                    _download(url, archive, patience_s)
                     return _extract(archive, data_dir / FOLDER)
     except Timeout as error:
         raise DatasetError(f"another process holds {error.lock_file} for an hour") from error
@@ -132,12 +137,17 @@ def download_cifar10(data_dir: Path, url: str = URL) -> Path:
         raise DatasetError(f"cannot write CIFAR-10 to {data_dir}: {error}") from error
 
 
-def _download(url: str, target: Path) -> None:
+def _download(url: str, target: Path, patience_s: float) -> None:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            actual = _fetch(url, target)
+            actual = _fetch(url, target, patience_s)
             break
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        except (
+            urllib.error.URLError,
+            http.client.HTTPException,
+            TimeoutError,
+            ConnectionError,
+        ) as error:
             if attempt == _ATTEMPTS:
                 reason = getattr(error, "reason", error)
                 raise DatasetError(f"cannot download CIFAR-10 from {url}: {reason}") from error
@@ -147,11 +157,13 @@ def _download(url: str, target: Path) -> None:
         )
 
 
-def _fetch(url: str, target: Path) -> str:
+def _fetch(url: str, target: Path, patience_s: float) -> str:
     """Downloads ``url`` to ``target`` and returns the SHA-256 of what came."""
     digest = hashlib.sha256()
-    with urllib.request.urlopen(_secure(url), timeout=_TIMEOUT_S) as response:
-        _secure(response.geturl())  # a redirect may have led elsewhere
+    received = 0  # the bar counts nothing where TQDM_DISABLE is set
+    started = time.monotonic()
+    opener = urllib.request.build_opener(_SecureRedirects)
+    with opener.open(_secure(url), timeout=_TIMEOUT_S) as response:
         size = int(response.headers.get("Content-Length", 0)) or None
         bar = tqdm(total=size, unit="B", unit_scale=True, desc="Downloading CIFAR-10")
         with target.open("wb") as file, bar:
@@ -159,7 +171,24 @@ def _fetch(url: str, target: Path) -> str:
                 digest.update(chunk)
                 file.write(chunk)
                 bar.update(len(chunk))
+                received += len(chunk)
+                elapsed = time.monotonic() - started
+                expected = elapsed * (size or received) / received
+                if elapsed > _JUDGE_AFTER_S and expected > patience_s:
+                    raise DatasetError(
+                        f"{url} is slow: {received / elapsed / 1e3:,.0f} kB/s, "
+                        f"{expected / 60:,.0f} minutes in all"
+                    )
     return digest.hexdigest()
+
+
+class _SecureRedirects(urllib.request.HTTPRedirectHandler):
+    """Refuses a redirect to plain http before anything is asked there."""
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        return super().redirect_request(req, fp, code, msg, headers, _secure(newurl))
 
 
 def _secure(url: str) -> str:

@@ -18,9 +18,11 @@ Stage = Literal["val", "test"]
 
 
 def is_log_step(trainer: Trainer) -> bool:
-    """Whether an entry of the log is due after the optimiser steps done so far."""
+    """Whether the batch just trained on ended an optimiser step after which to log."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return every > 0 and trainer.global_step % every == 0
+    if every < 1 or trainer.global_step % every:
+        return False
+    return not trainer.fit_loop.epoch_loop._should_accumulate()  # as Lightning's own logging asks
 
 
 class Classifier(LightningModule, ABC):
@@ -64,7 +66,9 @@ class Classifier(LightningModule, ABC):
         self.confusion: dict[str, Tensor] = {}
         matrices = {s: MulticlassConfusionMatrix(num_classes) for s in ("val", "test")}
         self._matrices = nn.ModuleDict(matrices)
-        self._mean_losses = nn.ModuleDict({s: MeanMetric() for s in ("val", "test")})
+        self._mean_losses = nn.ModuleDict(
+            {s: MeanMetric(nan_strategy="disable") for s in ("val", "test")}
+        )
         self._loss_sum: Tensor | float = 0.0
         self._correct: Tensor | float = 0.0
         self._images = 0

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pytorch_lightning.cli import ReduceLROnPlateau
 from torch import Tensor, nn
 
 from custom_ops import numpy_ops
@@ -49,7 +50,8 @@ class NumPyMLP(Classifier):
         **kwargs: see `Classifier`.
 
     Raises:
-        ValueError: for a width below 1, a negative std, or an accelerator other than the CPU.
+        ValueError: for a width below 1, a negative std, or an accelerator or a precision other
+            than the CPU in float32.
     """
 
     def __init__(
@@ -74,9 +76,11 @@ class NumPyMLP(Classifier):
         self.criterion = numpy_ops.SoftmaxCrossEntropy()
 
     def setup(self, stage: str) -> None:
-        """Refuses any accelerator but the CPU."""
+        """Refuses any accelerator but the CPU and any precision but float32."""
         if self.trainer.strategy.root_device.type != "cpu":
             raise ValueError("NumPyMLP computes with NumPy: run it with --trainer.accelerator cpu")
+        if self.trainer.precision != "32-true":
+            raise ValueError("NumPyMLP computes in float32: leave --trainer.precision at 32-true")
 
     def _operations(self) -> list[numpy_ops.Linear | numpy_ops.ELU]:
         linears = [layer.bind() for layer in self.linears if isinstance(layer, NumPyLinear)]
@@ -116,5 +120,16 @@ class NumPyMLP(Classifier):
 
     def _step_schedule(self, interval: str) -> None:
         scheduler = self.lr_schedulers() if self.lr_interval == interval else None
-        if scheduler is not None:
+        if isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step(self._monitored(scheduler.monitor))
+        elif scheduler is not None:
             scheduler.step()  # type: ignore[union-attr]
+
+    def _monitored(self, metric: str) -> Tensor:
+        logged = self.trainer.callback_metrics
+        if metric not in logged:
+            raise ValueError(
+                f"ReduceLROnPlateau monitors {metric}, which is not logged yet: take a metric of "
+                "the validation, such as val/loss, and --model.lr_interval epoch"
+            )
+        return logged[metric]

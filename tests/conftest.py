@@ -1,0 +1,153 @@
+"""Small data and short runs that every test shares; nothing here needs a network or CIFAR-10."""
+
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cli import main
+from datamodules.files import make_synthetic
+from experiments.record import RunRecord
+
+PROJECT = Path(__file__).resolve().parent.parent
+IMAGES = 200  # in each of the six files of the small synthetic set
+
+# A fit of a few steps on the small set, on the CPU, without W&B.
+SHORT = [
+    "--trainer.accelerator=cpu",
+    "--trainer.max_steps=4",
+    "--trainer.val_check_interval=2",
+    "--trainer.log_every_n_steps=2",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+]
+Cli = Callable[..., RunRecord]
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data_dir that holds a small synthetic set."""
+    root = tmp_path_factory.mktemp("data")
+    make_synthetic(root, IMAGES)
+    return root
+
+
+def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [*os.environ]:
+        if name.startswith(("WANDB_", "CIFAR10_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, "argv", ["cli.py"])  # Lightning warns of pytest's own arguments
+
+
+@pytest.fixture(scope="session", autouse=True)
+def clean_session() -> Iterator[None]:
+    """What `clean_environment` does for a test, for fixtures that many tests share."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _forget(monkeypatch)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test sees the user's data, accounts or W&B settings, or what another test set."""
+    _forget(monkeypatch)
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def small(data_dir: Path) -> list[str]:
+    """Arguments that select the small synthetic set and batches that suit it."""
+    return [
+        "--data.source=synthetic",
+        f"--data.data_dir={data_dir}",
+        f"--data.synthetic_images={IMAGES}",
+        "--data.batch_size=50",
+        "--data.val_size=100",
+    ]
+
+
+@pytest.fixture
+def synthetic(data_dir: Path) -> list[str]:
+    """Arguments that select the small synthetic set and batches that suit it."""
+    return small(data_dir)
+
+
+def short_fit(
+    runs: Path, data_dir: Path, *args: str, name: str = "run", wandb: bool = False
+) -> RunRecord:
+    """Runs a short ``fit`` through the real command line and returns its record."""
+    logger = [] if wandb else ["--trainer.logger=false"]
+    places = [f"--runs_dir={runs}", f"--name={name}"]
+    main(["fit", *_configs(args), *SHORT, *small(data_dir), *logger, *places, *_flags(args)])
+    return RunRecord.open(runs / name)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Where `fit` and `evaluate` keep their runs."""
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def fit(runs: Path, data_dir: Path) -> Cli:
+    """`short_fit` into this test's own folder."""
+    return functools.partial(short_fit, runs, data_dir)
+
+
+def _configs(args: tuple[str, ...]) -> list[str]:
+    """Config files first: a flag before a config would be overridden by it."""
+    return [arg for arg in args if arg.startswith(("--config=", "--model=", "--data="))]
+
+
+def _flags(args: tuple[str, ...]) -> list[str]:
+    return [arg for arg in args if arg not in _configs(args)]
+
+
+@pytest.fixture
+def evaluate(runs: Path) -> Cli:
+    """Runs validate, test or predict on a named run and returns its record."""
+
+    def run(command: str, *args: str, name: str = "run") -> RunRecord:
+        main([command, f"--runs_dir={runs}", f"--name={name}", *args])
+        return RunRecord.open(runs / name)
+
+    return run
+
+
+@pytest.fixture
+def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], str]:
+    """Runs arguments that must fail; returns the one line after ``error: ``."""
+
+    def run(args: list[str]) -> str:
+        with pytest.raises(SystemExit) as failure:
+            main(args)
+        assert failure.value.code == 2
+        *before, last = capsys.readouterr().err.splitlines()
+        assert last.startswith("error: ")
+        assert not [line for line in before if "rror" in line or line.startswith("Traceback")]
+        return last.removeprefix("error: ")
+
+    return run
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs ``python cli.py ...`` in a process of its own, as a user does."""
+
+    def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(PROJECT / "cli.py"), *args],
+            cwd=tmp_path,
+            env={**os.environ, **env},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,351 @@
+"""The data module: which data, which split, which statistics, and how it works with a Trainer."""
+
+import hashlib
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
+
+from datamodules import CIFAR10DataModule, DatasetError, cifar10, files
+from datamodules.cifar10 import Normalization, read_images, stratified_split
+from datamodules.files import FOLDER, ImageSet
+from datamodules.synthetic import SYNTHETIC_LABELS, write_synthetic
+
+IMAGES = 200  # in each file of the data_dir fixture
+NORMALIZATIONS: list[Normalization] = ["mean_image", "mean_image_std", "channel"]
+
+
+def module(data_dir: Path, **options: Any) -> CIFAR10DataModule:
+    """A data module that has read the small synthetic set."""
+    small = {"source": "synthetic", "synthetic_images": IMAGES, "val_size": 100, "batch_size": 50}
+    made = CIFAR10DataModule(str(data_dir), **{**small, **options})
+    made.setup()
+    return made
+
+
+def real(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Makes a small set that passes for the official CIFAR-10."""
+    folder = root / FOLDER
+    write_synthetic(folder, images_per_batch=10, seed=1)
+    sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    monkeypatch.setattr(files, "CIFAR10_SHA256", sums)
+    return root
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No download succeeds."""
+
+    def fail(*args: object, **options: object) -> Path:
+        raise DatasetError("cannot download")
+
+    monkeypatch.setattr(cifar10, "download_cifar10", fail)
+
+
+# ---- the split ------------------------------------------------------------------------------
+
+
+def rows(images: ImageSet) -> set[bytes]:
+    return {image.tobytes() for image in images.images}
+
+
+@pytest.mark.parametrize("val_size", [0, 10, 100, 990])
+def test_split_is_disjoint_and_stratified(data_dir: Path, val_size: int) -> None:
+    made = module(data_dir, val_size=val_size, batch_size=10)
+    assert np.bincount(made.val_set.labels, minlength=10).tolist() == [val_size // 10] * 10
+    assert np.bincount(made.train_set.labels).tolist() == [100 - val_size // 10] * 10
+    assert len(rows(made.train_set) | rows(made.val_set)) == 5 * IMAGES
+    assert len(made.test_set.labels) == IMAGES
+    assert made.label_names == [*SYNTHETIC_LABELS]
+
+
+def test_images_keep_their_labels_and_names(data_dir: Path) -> None:
+    made = module(data_dir)
+    for part in (made.train_set, made.val_set):
+        assert [name.split("_")[0] for name in part.names] == [
+            SYNTHETIC_LABELS[label] for label in part.labels
+        ]
+    assert not rows(made.test_set) & (rows(made.train_set) | rows(made.val_set))
+
+
+@pytest.mark.parametrize("shares", [(700, 200, 100), (5, 400, 3), (1, 1, 1)])
+@pytest.mark.parametrize("val_share", [0.0, 0.1, 0.5, 0.99])
+def test_classes_of_any_size_keep_their_share(shares: tuple[int, ...], val_share: float) -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], shares))
+    val_size = int(val_share * len(labels))
+    train, val = stratified_split(labels, val_size, seed=0)
+    assert sorted([*train, *val]) == [*range(len(labels))]
+    expected = np.array(shares) * val_size / len(labels)
+    assert np.abs(np.bincount(labels[val], minlength=3) - expected).max() < 1
+
+
+def test_split_depends_on_split_seed_only(data_dir: Path) -> None:
+    split = module(data_dir, seed=1).val_set.names
+    assert module(data_dir, seed=2, batch_size=20, normalization="channel").val_set.names == split
+    assert module(data_dir, seed=1, split_seed=1).val_set.names != split
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"val_size": 1000}, "val_size must be 0 to 999, got 1000"),
+        ({"val_size": -1}, "val_size must be at least 0, got -1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"eval_batch_size": 0}, "eval_batch_size must be at least 1"),
+        ({"split_seed": -1}, "split_seed must be at least 0"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"batch_size": 901}, "no full batch of 901 in 900 training images"),
+        ({"synthetic_images": 9}, "give at least 10"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(
+    tmp_path: Path, data_dir: Path, options: dict[str, int], complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        module(tmp_path if "synthetic_images" in options else data_dir, **options)
+
+
+# ---- normalisation --------------------------------------------------------------------------
+
+
+def expected_statistics(
+    images: NDArray[np.uint8], normalization: Normalization
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | float]:
+    x = images.astype(np.float64)
+    mean = x.mean((0, 2, 3), keepdims=True)[0] if normalization == "channel" else x.mean(0)
+    std = np.sqrt(np.square(x - mean).mean((0, 2, 3), keepdims=True))[0]
+    return mean, 1.0 if normalization == "mean_image" else std
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("split", ["train", "val", "test", "predict"])
+def test_images_are_normalised_with_the_training_split(
+    data_dir: Path, normalization: Normalization, split: str
+) -> None:
+    made = module(data_dir, normalization=normalization, eval_batch_size=70)
+    mean, std = expected_statistics(made.train_set.images, normalization)
+    for batch in getattr(made, f"{split}_dataloader")():
+        images, *labels = made.on_after_batch_transfer(batch, 0)
+        assert images.dtype == torch.float32
+        np.testing.assert_allclose(images, (batch[0].numpy() - mean) / std, rtol=1e-5, atol=1e-4)
+        assert all(torch.equal(a, b) for a, b in zip(labels, batch[1:], strict=True))
+        assert batch[0].dtype == torch.uint8
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_checkpoint_brings_statistics_and_names(
+    data_dir: Path, normalization: Normalization
+) -> None:
+    made = module(data_dir, normalization=normalization)
+    fresh = CIFAR10DataModule(normalization=normalization)
+    fresh.load_state_dict(pickle.loads(pickle.dumps(made.state_dict())))
+    images = torch.from_numpy(made.test_set.images)
+    assert torch.equal(fresh.normalize(images), made.normalize(images))
+    assert fresh.label_names == made.label_names
+
+
+def test_statistics_of_a_checkpoint_outlive_setup(data_dir: Path) -> None:
+    made, other = (
+        module(data_dir),
+        CIFAR10DataModule(
+            str(data_dir), source="synthetic", synthetic_images=IMAGES, val_size=500, batch_size=50
+        ),
+    )
+    other.load_state_dict(made.state_dict())
+    other.setup()
+    images = torch.from_numpy(made.test_set.images)
+    assert torch.equal(other.normalize(images), made.normalize(images))
+
+
+def test_another_normalisation_than_the_checkpoints_is_refused(data_dir: Path) -> None:
+    state = module(data_dir, normalization="channel").state_dict()
+    with pytest.raises(ValueError, match=r"trained with normalization channel.*mean_image is"):
+        CIFAR10DataModule().load_state_dict(state)
+
+
+# ---- where the data comes from --------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("offline")
+def test_auto_falls_back_to_synthetic_images_aloud(data_dir: Path) -> None:
+    made = CIFAR10DataModule(str(data_dir), source="auto", synthetic_images=IMAGES, val_size=100)
+    with pytest.warns(UserWarning, match="cannot download.*USING THE SYNTHETIC STAND-IN"):
+        made.prepare_data()
+    assert made.resolved_source == "synthetic"
+    made.setup()
+    assert len(made.test_set.labels) == IMAGES
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("source", ["auto", "cifar10"])
+def test_cifar10_on_disk_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    made = module(real(tmp_path, monkeypatch), source=source, val_size=10, batch_size=10)
+    assert made.resolved_source == "cifar10"
+    assert len(made.train_set.labels) == 40
+    assert not [w for w in recwarn if "SYNTHETIC" in str(w.message)]
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("download", [True, False])
+def test_missing_cifar10_is_an_error_with_the_remedy(tmp_path: Path, download: bool) -> None:
+    made = CIFAR10DataModule(str(tmp_path), download=download)
+    with pytest.raises(DatasetError, match=r"no such folder.*CIFAR10_DIR.*synthetic\.yaml") as e:
+        made.setup()
+    assert ("cannot download" in str(e.value)) is download
+    assert not [*tmp_path.iterdir()]  # no stand-in behind the user's back
+
+
+@pytest.mark.usefixtures("offline")
+def test_corrupted_cifar10_is_never_replaced_by_the_stand_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (real(tmp_path, monkeypatch) / FOLDER / "data_batch_1").write_bytes(b"")
+    with pytest.raises(DatasetError, match="data_batch_1 is corrupted"):
+        CIFAR10DataModule(str(tmp_path), source="auto").setup()
+
+
+def test_data_dir_beats_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert CIFAR10DataModule().data_dir == Path("data")
+    monkeypatch.setenv("CIFAR10_DIR", str(real(tmp_path / "env", monkeypatch)))
+    made = CIFAR10DataModule(val_size=0, batch_size=10)
+    made.setup()
+    assert made.resolved_source == "cifar10"
+    assert CIFAR10DataModule("mine").data_dir == Path("mine")
+
+
+def test_splits_before_setup_are_an_error() -> None:
+    with pytest.raises(DatasetError, match="setup"):
+        CIFAR10DataModule().train_dataloader()
+
+
+# ---- pictures to predict --------------------------------------------------------------------
+
+
+def test_pictures_of_any_size_and_mode_are_read(tmp_path: Path) -> None:
+    red = (200, 0, 0)
+    (tmp_path / "deeper").mkdir()
+    Image.new("RGB", (64, 48), red).save(tmp_path / "b.png")
+    Image.new("RGBA", (7, 32), (*red, 128)).save(tmp_path / "c.PNG")
+    Image.new("L", (1, 1), 90).save(tmp_path / "deeper" / "d.png")
+    Image.new("I;16", (40, 40), 90 * 256 + 7).save(tmp_path / "e.png")
+    Image.new("P", (32, 32), 0).save(tmp_path / "f.gif")
+    (tmp_path / "notes.txt").write_text("not a picture")
+    read = read_images(tmp_path)
+    assert read.names == ["b.png", "c.PNG", "deeper/d.png", "e.png", "f.gif"]
+    expected = np.array([red, red, [90] * 3, [90] * 3, [0] * 3], dtype=np.uint8)
+    np.testing.assert_array_equal(read.images, np.broadcast_to(expected.T, (32, 32, 3, 5)).T)
+    assert (read.labels.tolist(), read.images.shape) == ([-1] * 5, (5, 3, 32, 32))
+
+
+def test_picture_of_the_right_size_is_read_as_it_is(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_images(tmp_path).images[0], pixels.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "qoi"])
+@pytest.mark.parametrize("keep", [0, 20, 0.5])
+def test_broken_picture_is_named(tmp_path: Path, suffix: str, keep: float) -> None:
+    path = tmp_path / f"broken.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content)) if keep < 1 else int(keep)])
+    with pytest.raises(DatasetError, match=f"cannot read the image {path}"):
+        read_images(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "found"), [("", "holds no image"), ("none", "is no folder")])
+def test_nothing_to_predict_is_an_error(tmp_path: Path, name: str, found: str) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(DatasetError, match=f"{found}.*--data.predict_dir"):
+        read_images(tmp_path / name)
+
+
+# ---- with a Trainer -------------------------------------------------------------------------
+
+
+class Witness(LightningModule):
+    """Learns next to nothing and keeps the training batches it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(3072, 10)
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        self.seen.append(batch)
+        return torch.nn.functional.cross_entropy(self.linear(batch[0].flatten(1)), batch[1])
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.log("val/count", float(len(batch[1])), reduce_fx="sum")
+
+    def predict_step(self, batch: tuple[Tensor], batch_idx: int) -> Tensor:
+        logits: Tensor = self.linear(batch[0].flatten(1))
+        return logits
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1e-6)
+
+
+def trainer(**options: Any) -> Trainer:
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return Trainer(accelerator="cpu", enable_checkpointing=False, **quiet, **options)
+
+
+def test_trainer_announces_the_epochs(data_dir: Path) -> None:
+    model, made = Witness(), module(data_dir, batch_size=450, seed=3)
+    fit = trainer(max_steps=3)  # one and a half epochs
+    fit.fit(model, made)
+    assert fit.callback_metrics["val/count"] == 100
+    source = made.train_dataloader()
+
+    def expected() -> Iterator[tuple[Tensor, ...]]:
+        for epoch in (0, 1):
+            source.set_epoch(epoch)
+            yield from source
+
+    for (images, labels), (raw, true) in zip(model.seen, expected(), strict=False):
+        assert torch.equal(images, made.normalize(raw))
+        assert torch.equal(labels, true)
+    assert len(model.seen) == 3
+
+
+def test_trainer_goes_without_validation(data_dir: Path) -> None:
+    fit = trainer(max_steps=1)
+    fit.fit(Witness(), module(data_dir, val_size=0))
+    assert (fit.global_step, fit.callback_metrics) == (1, {})
+
+
+def test_checkpoint_predicts_pictures_without_the_data_set(data_dir: Path, tmp_path: Path) -> None:
+    model, made = Witness(), module(data_dir)
+    fit = trainer(max_steps=1)
+    fit.fit(model, made)
+    fit.save_checkpoint(tmp_path / "a.ckpt")
+    (tmp_path / "pictures").mkdir()
+    pixels = made.test_set.images[0]
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(tmp_path / "pictures" / "a.png")
+    bare = CIFAR10DataModule(str(tmp_path / "none"), predict_dir=str(tmp_path / "pictures"))
+    (logits,) = trainer().predict(Witness(), bare, ckpt_path=tmp_path / "a.ckpt") or []
+    expected = model.linear(made.normalize(torch.from_numpy(pixels[None])).flatten(1))
+    torch.testing.assert_close(logits, expected.detach())
+
+
+def test_pictures_without_a_checkpoint_are_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(DatasetError, match="ckpt_path"):
+        trainer().predict(Witness(), CIFAR10DataModule(predict_dir=str(tmp_path)))

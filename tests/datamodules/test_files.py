@@ -1,0 +1,388 @@
+"""From bytes to arrays: nothing incomplete, corrupted or malicious gets through."""
+
+import hashlib
+import io
+import os
+import pickle
+import shutil
+import struct
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from datamodules import files
+from datamodules.files import (
+    CIFAR10_SHA256,
+    FOLDER,
+    DatasetError,
+    download_cifar10,
+    find_cifar10,
+    make_synthetic,
+    read_label_names,
+    read_test,
+    read_train,
+)
+from datamodules.synthetic import SYNTHETIC_LABELS, write_synthetic
+
+FILES = [*CIFAR10_SHA256]
+Answer = Callable[[BaseHTTPRequestHandler], object]
+
+
+def trust(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes the files of a folder for the official ones."""
+    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
+    monkeypatch.setattr(files, "CIFAR10_SHA256", sums)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small set that passes for the official CIFAR-10."""
+    path = tmp_path / "data" / FOLDER
+    write_synthetic(path, images_per_batch=10)
+    trust(path, monkeypatch)
+    return path
+
+
+# ---- finding and reading --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gone", [FILES[:1], FILES[2:5], FILES[-1:], FILES])
+def test_find_names_every_missing_file(folder: Path, gone: list[str]) -> None:
+    assert find_cifar10(folder.parent) == folder
+    for name in gone:
+        (folder / name).unlink()
+    with pytest.raises(DatasetError, match=f"{FOLDER}: missing {', '.join(gone)}$"):
+        find_cifar10(folder.parent)
+
+
+def test_find_says_where_it_looked(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=f"{tmp_path / FOLDER}: no such folder"):
+        find_cifar10(tmp_path)
+
+
+def test_files_are_read_back_in_their_order(folder: Path) -> None:
+    contents = [pickle.loads((folder / name).read_bytes(), encoding="bytes") for name in FILES[:6]]
+    train, test = read_train(folder), read_test(folder)
+    rows = np.concatenate([train.images, test.images]).reshape(60, 3072)
+    np.testing.assert_array_equal(rows, np.concatenate([c[b"data"] for c in contents]))
+    assert [*train.labels, *test.labels] == [label for c in contents for label in c[b"labels"]]
+    assert train.names[10] == contents[1][b"filenames"][0].decode()
+    assert [train.images.dtype.name, train.labels.dtype.name] == ["uint8", "int64"]
+    assert read_label_names(folder) == [*SYNTHETIC_LABELS]
+
+
+def python2_pickle(value: Any) -> bytes:
+    """Pickles as Python 2 and NumPy 1 did, which is how the official files were made."""
+    if isinstance(value, bytes):
+        return b"T" + struct.pack("<i", len(value)) + value
+    if isinstance(value, int):
+        return b"J" + struct.pack("<i", value)
+    if isinstance(value, list):
+        return b"](" + b"".join(map(python2_pickle, value)) + b"e"
+    if isinstance(value, dict):
+        pairs = b"".join(python2_pickle(key) + python2_pickle(v) for key, v in value.items())
+        return b"}(" + pairs + b"u"
+    empty = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR"
+    minus_one = b"J\xff\xff\xff\xff"
+    dtype = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNN" + 2 * minus_one + b"K\x00tb"
+    shape = b"(" + b"".join(map(python2_pickle, value.shape)) + b"t"
+    return empty + b"(K\x01" + shape + dtype + b"\x89" + python2_pickle(value.tobytes()) + b"tb"
+
+
+def test_official_format_is_planes_of_red_green_blue(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    red = np.arange(1024) % 251
+    row = np.concatenate([red, np.full(1024, 7), np.full(1024, 9)]).astype(np.uint8)
+    batch = {b"data": np.stack([row, row[::-1]]), b"labels": [3, 8], b"filenames": [b"a", b"b"]}
+    (folder / "test_batch").write_bytes(b"\x80\x02" + python2_pickle(batch) + b".")
+    trust(folder, monkeypatch)
+    test = read_test(folder)
+    assert [test.images[0, 0, y, x] for y, x in [(0, 0), (0, 31), (1, 0)]] == [0, 31, 32]
+    assert [{*test.images[0, plane].flat} for plane in (1, 2)] == [{7}, {9}]
+    assert test.images[1, 2, 31, 30] == 1
+    assert (test.labels.tolist(), test.names) == ([3, 8], ["a", "b"])
+
+
+def flip(content: bytes) -> bytes:
+    return content[:99] + bytes([content[99] ^ 1]) + content[100:]
+
+
+@pytest.mark.parametrize("damage", [flip, lambda c: c[:-1], lambda c: b"", lambda c: c + b"\0"])
+@pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
+@pytest.mark.parametrize("official", [True, False])
+def test_damaged_file_is_named(
+    folder: Path, name: str, official: bool, damage: Callable[[bytes], bytes]
+) -> None:
+    place = folder if official else make_synthetic(folder.parent, 10)
+    (place / name).write_bytes(damage((place / name).read_bytes()))
+    with pytest.raises(DatasetError, match=f"{place / name} is corrupted: .* delete it"):
+        (read_train(place), read_test(place), read_label_names(place))
+
+
+def test_file_that_vanished_is_named(folder: Path) -> None:
+    (folder / "data_batch_2").unlink()
+    with pytest.raises(DatasetError, match=r"cannot read .*data_batch_2: No such file"):
+        read_train(folder)
+
+
+class Attack:
+    """Calls a function with arguments when it is unpickled."""
+
+    def __init__(self, call: Callable[..., object], *args: object) -> None:
+        self.call = (call, args)
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return self.call
+
+
+@pytest.mark.parametrize("call", [os.mkdir, eval])
+@pytest.mark.parametrize(("sum_is_right", "answer"), [(False, "is corrupted"), (True, "refused")])
+def test_no_code_in_a_pickle_is_run(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: Callable[..., object],
+    sum_is_right: bool,
+    answer: str,
+) -> None:
+    made = folder.parent / "made"
+    content = pickle.dumps({b"data": Attack(call, str(made) if call is os.mkdir else f"{1 / 3}")})
+    if call is os.mkdir:
+        pickle.loads(content)
+        made.rmdir()  # raises unless the attack works
+    (folder / "test_batch").write_bytes(content)
+    if sum_is_right:
+        trust(folder, monkeypatch)
+    with pytest.raises(DatasetError, match=f"test_batch .*{answer}"):
+        read_test(folder)
+    assert not made.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ([1, 2], "holds a list"),
+        ({b"labels": []}, "is no batch of CIFAR-10"),
+        ({b"data": [0] * 3071, b"labels": [1], b"filenames": [b"a"]}, "is no batch of CIFAR-10"),
+        ({b"data": [0] * 3072, b"labels": [1, 2], b"filenames": [b"a"]}, "1 images, 2 labels"),
+    ],
+)
+def test_something_else_in_the_file_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, content: object, complaint: str
+) -> None:
+    (folder / "test_batch").write_bytes(pickle.dumps(content, protocol=2))
+    trust(folder, monkeypatch)
+    with pytest.raises(DatasetError, match=f"test_batch .*{complaint}"):
+        read_test(folder)
+
+
+# ---- downloading ----------------------------------------------------------------------------
+
+
+class Server(ThreadingHTTPServer):
+    """Serves what ``answers`` says and notes what was asked."""
+
+    def __init__(self) -> None:
+        server = self
+        self.asked: list[str] = []
+        self.answers: dict[str, Answer] = {}
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.asked.append(self.path)
+                server.answers[self.path](self)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    def url(self, path: str, host: str = "127.0.0.1") -> str:
+        return f"http://{host}:{self.server_address[1]}{path}"
+
+
+def sends(content: bytes, size: int | None = None, stall: threading.Event | None = None) -> Answer:
+    """Announces ``size`` bytes and sends ``content``, then hangs while ``stall`` is not set."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(size or len(content)))
+        handler.end_headers()
+        handler.wfile.write(content)
+        if stall is not None:
+            stall.wait(20)
+
+    return answer
+
+
+def redirects(url: str) -> Answer:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(302)
+        handler.send_header("Location", url)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    return answer
+
+
+@pytest.fixture
+def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server on this machine with the archive of ``folder``, which itself is taken away."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        tar.add(folder, arcname=FOLDER)
+    archive = buffer.getvalue()
+    shutil.rmtree(folder.parent)
+    monkeypatch.setattr(files, "ARCHIVE_SHA256", hashlib.sha256(archive).hexdigest())
+    monkeypatch.setattr(files, "_TIMEOUT_S", 0.3)
+    monkeypatch.setenv("no_proxy", "*")
+    stall = threading.Event()
+    with Server() as made:
+        chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nshort"
+        made.answers = {
+            "/good": sends(archive),
+            "/other": sends(b"an error page"),
+            "/cut": sends(archive[:999], len(archive)),
+            "/stalled": sends(archive[:999], len(archive), stall),
+            "/missing": lambda handler: handler.send_error(404),
+            "/no-http": lambda handler: handler.wfile.write(b"220 ready\r\n"),
+            "/chunked": lambda handler: handler.wfile.write(chunked),
+            "/here": redirects("/good"),
+            "/elsewhere": redirects(made.url("/good", host="0.0.0.0")),
+        }
+        threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02}).start()
+        yield made
+        stall.set()
+        made.shutdown()
+
+
+@pytest.mark.parametrize("path", ["/good", "/here"])
+def test_download_puts_the_verified_files_in_place(folder: Path, server: Server, path: str) -> None:
+    assert download_cifar10(folder.parent, server.url(path)) == folder
+    assert read_train(folder).images.shape == (50, 3, 32, 32)
+    kept = {entry.name for entry in folder.parent.iterdir()} | {e.name for e in folder.iterdir()}
+    assert kept == {FOLDER, f".{FOLDER}.lock", *FILES}
+    asked = len(server.asked)
+    download_cifar10(folder.parent, server.url(path))  # all there
+    assert len(server.asked) == asked
+
+
+def test_download_completes_a_folder(folder: Path, server: Server) -> None:
+    download_cifar10(folder.parent, server.url("/good"))
+    (folder / "data_batch_4").unlink()
+    download_cifar10(folder.parent, server.url("/good"))
+    assert read_train(folder).labels.shape == (50,)
+
+
+@pytest.mark.parametrize(
+    ("path", "complaint"),
+    [
+        ("/other", "did not serve CIFAR-10: its SHA-256 is"),
+        ("/cut", "did not serve CIFAR-10"),
+        ("/stalled", "timed out"),
+        ("/missing", "Not Found"),
+        ("/no-http", "cannot download CIFAR-10"),
+        ("/chunked", "cannot download CIFAR-10"),
+        ("/elsewhere", "over https only"),
+    ],
+)
+def test_failed_download_leaves_nothing_behind(
+    folder: Path, server: Server, path: str, complaint: str
+) -> None:
+    with pytest.raises(DatasetError, match=complaint):
+        download_cifar10(folder.parent, server.url(path))
+    assert [entry.name for entry in folder.parent.iterdir()] == [f".{FOLDER}.lock"]
+    assert "/good" not in server.asked  # a refused redirect is not followed first
+
+
+def test_wrong_file_in_the_archive_is_not_put_in_place(
+    folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(files.CIFAR10_SHA256, "data_batch_1", "0" * 64)
+    with pytest.raises(DatasetError, match="data_batch_1 is corrupted"):
+        download_cifar10(folder.parent, server.url("/good"))
+    assert not [*folder.iterdir()]
+
+
+def test_download_gives_up_when_patience_would_run_out(
+    folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_JUDGE_AFTER_S", 0.0)
+    monkeypatch.setattr("tqdm.tqdm.update", lambda bar, n: None)  # as with TQDM_DISABLE
+    with pytest.raises(DatasetError, match=r"is slow: .* kB/s"):
+        download_cifar10(folder.parent, server.url("/good"), patience_s=0.0)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "url", ["http://example.invalid/x", "ftp://example.invalid/x", "file:///x"]
+)
+def test_only_https_leaves_this_machine(tmp_path: Path, url: str) -> None:
+    with pytest.raises(DatasetError, match=f"over https only, not from {url}"):
+        download_cifar10(tmp_path, url)
+
+
+def test_downloads_at_once_ask_the_server_once(folder: Path, server: Server) -> None:
+    good = server.answers["/good"]
+
+    def slow(handler: BaseHTTPRequestHandler) -> None:
+        time.sleep(0.1)
+        good(handler)
+
+    server.answers["/good"] = slow
+    with ThreadPoolExecutor(2) as pool:
+        found = [*pool.map(lambda _: download_cifar10(folder.parent, server.url("/good")), "ab")]
+    assert (found, server.asked) == ([folder, folder], ["/good"])
+
+
+# ---- the synthetic set ----------------------------------------------------------------------
+
+
+def test_synthetic_set_is_made_once(tmp_path: Path) -> None:
+    place = make_synthetic(tmp_path / "new", 10)
+    before = {path.name: path.stat().st_mtime_ns for path in place.iterdir()}
+    assert make_synthetic(tmp_path / "new", 10) == place
+    assert {path.name: path.stat().st_mtime_ns for path in place.iterdir()} == before
+    assert make_synthetic(tmp_path / "new", 11) != place  # another size is another set
+    assert len(read_train(place).labels) == 50
+
+
+def test_half_built_synthetic_set_is_rebuilt(tmp_path: Path) -> None:
+    place = make_synthetic(tmp_path, 10)
+    whole = {path.name: path.read_bytes() for path in place.iterdir()}
+    (place / "sha256.json").unlink()
+    (place / "data_batch_1").write_bytes(b"half")
+    (place / "stray").touch()
+    assert {
+        path.name: path.read_bytes() for path in make_synthetic(tmp_path, 10).iterdir()
+    } == whole
+
+
+def test_failed_build_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="give at least 10"):
+        make_synthetic(tmp_path, 9)
+    assert [path.name for path in tmp_path.iterdir()] == [".synthetic.lock"]
+
+
+@pytest.mark.parametrize("make", [lambda d: make_synthetic(d, 10), download_cifar10])
+def test_data_dir_that_cannot_be_made_is_named(
+    tmp_path: Path, make: Callable[[Path], object]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DatasetError, match=f"cannot write .* to {tmp_path / 'file'}"):
+        make(tmp_path / "file")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_data_dir_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(DatasetError, match=f"cannot write .* to {tmp_path}.*--data.data_dir"):
+        make_synthetic(tmp_path, 10)

@@ -1,0 +1,219 @@
+"""What every model inherits: logged means, confusion matrices, schedules and checkpoints."""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.cli import LRSchedulerCallable, ReduceLROnPlateau
+from pytorch_lightning.loggers.logger import DummyLogger
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import SGD
+from torch.optim.lr_scheduler import StepLR
+
+from datamodules import BatchSource
+from lightning_modules import CNN, MLP, Classifier, NumPyMLP
+
+generator = torch.Generator().manual_seed(0)
+IMAGES = torch.randn(10, 3, 32, 32, generator=generator)
+LABELS = torch.tensor([0, 1, 2, 2, 1, 0, 2, 2, 1, 2])
+MODELS: list[type[Classifier]] = [MLP, NumPyMLP]
+
+
+class Memory(DummyLogger):
+    """Keeps what is logged: (step, metrics)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries: list[tuple[int | None, dict[str, float]]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.entries.append((step, metrics))
+
+
+def trainer(**options: Any) -> Trainer:
+    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(
+        accelerator="cpu", enable_checkpointing=False, **quiet, **{"logger": False, **options}
+    )
+
+
+def batches(batch_size: int = 4) -> BatchSource:
+    """Batches of 4, 4 and 2 images."""
+    return BatchSource(IMAGES, LABELS, batch_size=batch_size)
+
+
+def model(kind: type[Classifier] = MLP, lr: float = 0.0, **options: Any) -> Any:
+    """A small model of three classes; by default one that stands still."""
+    torch.manual_seed(0)
+    size: dict[str, Any] = {} if kind is CNN else {"hidden_units": [5], "weight_std": 0.1}
+    return kind(num_classes=3, optimizer=partial(SGD, lr=lr), **size, **options)
+
+
+def means(net: Classifier, images: slice | list[int]) -> Any:
+    """Loss and accuracy of a slice of the images, computed at once."""
+    logits, labels = net(IMAGES[images]), LABELS[images]
+    accuracy = (logits.argmax(1) == labels).double().mean()
+    return pytest.approx((F.cross_entropy(logits, labels).item(), accuracy.item()), rel=1e-5)
+
+
+def train_entries(memory: Memory) -> list[tuple[int | None, tuple[float, float]]]:
+    return [
+        (step, (float(entry["train/loss"]), float(entry["train/acc"])))
+        for step, entry in memory.entries
+        if "train/loss" in entry
+    ]
+
+
+# ---- metrics --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_train_entries_are_means_since_the_last_entry(kind: type[Classifier]) -> None:
+    net, memory = model(kind), Memory()
+    trainer(max_epochs=2, logger=memory, log_every_n_steps=2).fit(net, batches())
+    # Steps 0 to 5 see images 0-3, 4-7, 8-9, 0-3, 4-7, 8-9: unequal batches weigh by their size.
+    assert train_entries(memory) == [
+        (1, means(net, slice(8))),
+        (3, means(net, [8, 9, 0, 1, 2, 3])),
+        (5, means(net, slice(4, 10))),
+    ]
+
+
+def test_entries_count_optimiser_steps_not_batches() -> None:
+    net, memory = model(), Memory()
+    options: dict[str, Any] = {"accumulate_grad_batches": 2, "log_every_n_steps": 1}
+    trainer(max_epochs=1, logger=memory, **options).fit(net, batches(2))
+    assert train_entries(memory) == [
+        (0, means(net, slice(4))),
+        (1, means(net, slice(4, 8))),
+        (2, means(net, slice(8, 10))),  # Lightning steps on an epoch's last batch
+    ]
+
+
+def test_a_second_fit_forgets_what_was_not_logged() -> None:
+    net, memory = model(), Memory()
+    trainer(max_steps=3, log_every_n_steps=2).fit(net, batches())
+    trainer(max_steps=2, logger=memory, log_every_n_steps=2).fit(net, batches())
+    assert train_entries(memory) == [(1, means(net, slice(8)))]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("stage", ["val", "test"])
+def test_evaluation_logs_means_over_all_images(kind: type[Classifier], stage: str) -> None:
+    net, run = model(kind), trainer()
+    evaluate = run.validate if stage == "val" else run.test
+    for count in (10, 7):  # the second must not remember the first
+        data = BatchSource(IMAGES[:count], LABELS[:count], batch_size=4)
+        (figures,) = evaluate(net, data, verbose=False)
+        assert (figures[f"{stage}/loss"], figures[f"{stage}/acc"]) == means(net, slice(count))
+        assert set(figures) == {f"{stage}/loss", f"{stage}/acc"}
+        assert net.confusion[stage].sum() == count
+
+
+def test_confusion_has_true_classes_as_rows() -> None:
+    net = model()
+    with torch.no_grad():
+        net.layers[-1].weight.zero_()
+        net.layers[-1].bias.copy_(torch.tensor([0.0, 1.0, 0.0]))  # always class 1
+    trainer().test(net, batches(), verbose=False)
+    assert net.confusion["test"].tolist() == [[0, 2, 0], [0, 3, 0], [0, 5, 0]]
+
+
+def test_predictions_are_probabilities() -> None:
+    net = model()
+    chunks = trainer().predict(net, BatchSource(IMAGES, batch_size=4)) or []
+    torch.testing.assert_close(torch.cat(chunks), net(IMAGES).softmax(1).detach())  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("error:.*nan.*:UserWarning")
+def test_one_nan_among_the_images_shows_in_the_means() -> None:
+    net, memory = model(), Memory()
+    images = IMAGES.clone()
+    images[0] = torch.nan
+    data = BatchSource(images, LABELS, batch_size=10)
+    trainer(max_steps=1, logger=memory, log_every_n_steps=1).fit(net, data)
+    (figures,) = trainer().test(net, data, verbose=False)
+    assert math.isnan(memory.entries[0][1]["train/loss"])
+    assert math.isnan(figures["test/loss"])
+
+
+# ---- schedules ------------------------------------------------------------------------------
+
+
+def plateau(optimizer: Any) -> ReduceLROnPlateau:
+    """Cuts the rate after every epoch: no loss is ever counted as better."""
+    return ReduceLROnPlateau(optimizer, "val/loss", factor=0.1, patience=0, threshold=1.0)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    ("interval", "schedule", "rates"),
+    [
+        ("step", partial(StepLR, step_size=1, gamma=0.5), [0.5**3, 0.5**6]),
+        ("epoch", partial(StepLR, step_size=1, gamma=0.5), [0.5, 0.5**2]),
+        ("epoch", plateau, [0.1, 0.1**2]),
+    ],
+)
+def test_schedule_counts_what_it_is_told_to(
+    kind: type[Classifier], interval: str, schedule: LRSchedulerCallable, rates: list[float]
+) -> None:
+    for epochs, rate in enumerate(rates, start=1):  # of three steps
+        net = model(kind, lr=1.0, lr_scheduler=schedule, lr_interval=interval)
+        run = trainer(max_epochs=epochs)
+        run.fit(net, batches(), batches())
+        assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_plateau_without_its_metric_is_an_error(kind: type[Classifier]) -> None:
+    net = model(kind, lr_scheduler=plateau)  # per step, before any validation
+    with pytest.raises(Exception, match="val/loss"):
+        trainer(max_steps=1).fit(net, batches(), batches())
+
+
+# ---- arguments and checkpoints --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [MLP, NumPyMLP, CNN])
+@pytest.mark.parametrize("num_classes", [1, 0, -1])
+def test_fewer_than_two_classes_are_refused(kind: type[Classifier], num_classes: int) -> None:
+    with pytest.raises(ValueError, match=f"num_classes must be at least 2, got {num_classes}"):
+        kind(num_classes=num_classes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (MLP, {"hidden_units": [7, 6], "activation": "tanh", "norm": "layer", "weight_std": None}),
+        (NumPyMLP, {"hidden_units": [7, 6], "lr_interval": "epoch"}),
+        (CNN, {"block_order": "bn_conv_relu", "final_norm": False}),
+    ],
+)
+def test_checkpoint_holds_plain_data_and_restores_the_model(
+    tmp_path: Path, kind: type[Classifier], options: dict[str, Any]
+) -> None:
+    net = kind(num_classes=3, lr_scheduler=partial(StepLR, step_size=1), **options)
+    run = trainer(max_steps=1)
+    run.fit(net, batches())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    saved = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert saved["model_class"] == kind.__name__
+    loaded = kind.load_from_checkpoint(tmp_path / "a.ckpt", map_location="cpu").eval()
+    assert {name: loaded.hparams[name] for name in options} == options
+    logits: Tensor = loaded(IMAGES)
+    torch.testing.assert_close(logits, net.eval()(IMAGES))
+
+
+@pytest.mark.parametrize("kind", [MLP, NumPyMLP, CNN])
+def test_the_seed_decides_the_weights(kind: type[Classifier]) -> None:
+    nets = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        nets.append(torch.cat([p.detach().flatten() for p in kind().parameters()]))
+    assert torch.equal(nets[0], nets[1])
+    assert not torch.equal(nets[0], nets[2])
