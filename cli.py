@@ -4,6 +4,7 @@ Each run keeps everything in ``runs/<name>/``; later commands find it by name:
 ``python cli.py test --name <name>``.
 """
 
+import signal
 import sys
 
 try:
@@ -21,6 +22,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from datamodules import CIFAR10DataModule
 from experiments.callbacks import RunProgressBar, best_checkpoint
@@ -119,6 +121,8 @@ def main(args: ArgsType = None) -> None:
         )
     except UsageError as error:
         fail(error)
+    except SIGTERMException as error:
+        raise SystemExit(128 + signal.SIGTERM) from error  # Lightning would exit with 0
 
 
 if __name__ == "__main__":

@@ -99,6 +99,7 @@ class CIFAR10DataModule(LightningDataModule):
         self.predict_dir = predict_dir
         self._folder: Path | None = None
         self._train: ImageSet | None = None
+        self._predict_set: ImageSet | None = None
         self._statistics: dict[str, Tensor] = {}
 
     # ---- where the data is ------------------------------------------------------------------
@@ -159,7 +160,7 @@ class CIFAR10DataModule(LightningDataModule):
             ValueError: if ``val_size`` or ``batch_size`` leaves nothing to train on.
         """
         if self.predict_dir is not None and stage in {"predict", None}:
-            self.predict_set = read_images(Path(self.predict_dir))
+            self.images_to_predict  # noqa: B018 - read now
         if self._train is not None or self._predicts_folder:
             return
         self.prepare_data()
@@ -265,7 +266,11 @@ class CIFAR10DataModule(LightningDataModule):
     @property
     def images_to_predict(self) -> ImageSet:
         """The images of ``predict_dir`` (labels -1), else the test set."""
-        return self.test_set if self.predict_dir is None else self.predict_set
+        if self.predict_dir is None:
+            return self.test_set
+        if self._predict_set is None:
+            self._predict_set = read_images(Path(self.predict_dir))
+        return self._predict_set
 
     def _source(self, images: ImageSet, batch_size: int, seed: int | None = None) -> BatchSource:
         trainer = self.trainer

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from tqdm import tqdm
 
@@ -40,6 +41,7 @@ class RunProgressBar(ProgressBar):
         self._terminal = sys.stderr.isatty() if stream_is_terminal is None else stream_is_terminal
         self._bar: Any = None
         self._enabled = True
+        self._logged = False
 
     def disable(self) -> None:
         """Turns the bar off, on all processes but the first."""
@@ -62,19 +64,16 @@ class RunProgressBar(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Advances the bar; new figures come with each entry of the log."""
-        self._bar.update(trainer.global_step - self._bar.n)
-        if is_log_step(trainer) and not self._bar.disable:
+        """Advances the bar; new figures come with the step after each entry of the log."""
+        if self._logged and not self._bar.disable:
             self._bar.set_postfix_str(_figures(self.get_metrics(trainer, pl_module)), refresh=False)
+        self._bar.update(trainer.global_step - self._bar.n)
+        self._logged = is_log_step(trainer)  # the model's own hook, which logs, comes after this
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints a line per validation where there is no bar."""
-        if (
-            not self._terminal
-            and self._enabled
-            and trainer.training
-            and not trainer.sanity_checking
-        ):
+        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if fitting and self._enabled and not self._terminal:
             total = trainer.estimated_stepping_batches
             figures = _figures(self.get_metrics(trainer, pl_module))
             print(f"step {trainer.global_step}/{total:.0f}  {figures}", file=sys.stderr, flush=True)
@@ -128,32 +127,28 @@ class TrainMonitor(Callback):
         self.seconds = 0.0
         self.images = 0
         self._since = (0.0, 0)
-        self._started: float | None = None
+        self._mark = 0.0
 
-    def _pause(self) -> None:
-        if self._started is not None:
-            self.seconds += time.perf_counter() - self._started
-            self._started = None
-
-    def _resume(self) -> None:
-        self._started = time.perf_counter()
+    def _lap(self) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self._mark
+        self._mark = now
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
-        self._resume()
+        self._mark = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops the clock."""
-        self._pause()
+        self._lap()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock again."""
-        if trainer.training:
-            self._resume()
+        self._mark = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops the clock."""
-        self._pause()
+        self._lap()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -161,12 +156,56 @@ class TrainMonitor(Callback):
         """Counts images; logs when the trainer is to log this step."""
         self.images += len(batch[0]) * trainer.world_size
         if is_log_step(trainer):
-            self._pause()
-            self._resume()
+            self._lap()
             seconds, images = self.seconds - self._since[0], self.images - self._since[1]
             self._since = (self.seconds, self.images)
             pl_module.log("images_per_s", images / seconds, prog_bar=True)
             pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"])
+
+
+class TrainingSettings(Callback):
+    """Lets the optimiser's settings that are asked for beat those of the checkpoint gone on from.
+
+    An optimiser restored from a checkpoint has the checkpoint's settings, the learning rate
+    included. The settings in which this run differs from the checkpoint's are set again here; a
+    schedule goes on from the new learning rate.
+
+    Args:
+        ours: what `training_settings` says of this run.
+    """
+
+    def __init__(self, ours: dict[str, Any]) -> None:
+        self.ours = ours
+        self._theirs: dict[str, Any] | None = None
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Writes the settings into the checkpoint."""
+        checkpoint["training"] = self.ours
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Takes note of the checkpoint's settings."""
+        self._theirs = checkpoint.get("training")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sets what differs from the checkpoint."""
+        if self._theirs is None:
+            return
+        ours, theirs = self.ours["settings"], self._theirs["settings"]
+        changed = {name: value for name, value in ours.items() if value != theirs.get(name)}
+        factor = 1.0
+        if "lr" in changed and theirs["lr"]:
+            factor = changed.pop("lr") / theirs["lr"]
+        for group in trainer.optimizers[0].param_groups:
+            group.update(changed)
+            for name in {"lr", "initial_lr"} & group.keys():
+                group[name] *= factor
+        for config in trainer.lr_scheduler_configs:
+            if hasattr(config.scheduler, "base_lrs"):
+                config.scheduler.base_lrs = [lr * factor for lr in config.scheduler.base_lrs]
 
 
 class EvaluationReport(Callback):
@@ -259,6 +298,7 @@ def best_checkpoint() -> ModelCheckpoint:
         mode="max",
         auto_insert_metric_name=False,
         enable_version_counter=False,
+        save_on_train_epoch_end=False,  # before `LastCheckpoint` saves what is known of the best
     )
 
 
@@ -351,10 +391,16 @@ def write_predictions(
 
 
 class RunStatus(Callback):
-    """Writes into the record, and tells W&B, when a run fails or is interrupted."""
+    """Writes into the record, and tells W&B, when a run fails or is interrupted.
 
-    def __init__(self, record: RunRecord) -> None:
+    Args:
+        record: the run's record.
+        changes_status: whether the run itself fails, and not just an evaluation of it.
+    """
+
+    def __init__(self, record: RunRecord, changes_status: bool = True) -> None:
         self.record = record
+        self.changes_status = changes_status
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -362,9 +408,10 @@ class RunStatus(Callback):
         """Marks the run."""
         if not trainer.is_global_zero:
             return
-        self.record.fields["error"] = repr(exception)
-        stopped = isinstance(exception, KeyboardInterrupt)
-        self.record.finish("interrupted" if stopped else "failed")
+        stopped = isinstance(exception, KeyboardInterrupt | SIGTERMException)
+        if self.changes_status:
+            self.record.fields["error"] = repr(exception)
+            self.record.finish("interrupted" if stopped else "failed")
         if logger := wandb_logger(trainer):
             logger.close(exit_code=130 if stopped else 1)
 

@@ -1,10 +1,12 @@
 """Checkpoints of a run: found by name, and refused unless whole and of the right model."""
 
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning import LightningModule
 from torch import nn
 
 from experiments.record import RunError
@@ -47,6 +49,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except RunError:
         raise
+    except pickle.UnpicklingError as error:
+        raise RunError(
+            f"{path} is refused: it holds more than weights, and loading that could run code"
+        ) from error
     except Exception as error:
         size = path.stat().st_size
         raise RunError(
@@ -74,6 +80,52 @@ def check_model(path: Path, checkpoint: dict[str, Any], model: nn.Module) -> Non
             raise RunError(
                 f"{path} holds another {ours}: {name} is {found.get(name, 'missing')} there and "
                 f"{asked.get(name, 'missing')} in the model asked for; use the run's own config"
+            )
+
+
+def training_settings(model: LightningModule) -> dict[str, Any]:
+    """Describes the optimiser and the schedule that a model asks for, as checkpoints keep them.
+
+    Returns:
+        The optimiser's class and its settings by name, and the schedule in words.
+    """
+    made: Any = model.configure_optimizers()
+    plan = made if isinstance(made, dict) else {"optimizer": made}
+    optimizer, schedule = plan["optimizer"], plan.get("lr_scheduler")
+    return {
+        "optimizer": type(optimizer).__name__,
+        "settings": dict(optimizer.defaults),
+        "schedule": _describe(schedule["scheduler"]) if schedule else "none",
+    }
+
+
+def _describe(scheduler: Any) -> str:
+    settings = {
+        name: value
+        for name, value in sorted(scheduler.state_dict().items())
+        if not name.startswith("_") and name not in {"base_lrs", "last_epoch"}
+    }
+    shown = ", ".join(f"{name}={value}" for name, value in settings.items())
+    return f"{type(scheduler).__name__}({shown})"
+
+
+def check_training(path: Path, checkpoint: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Refuses to go on from a checkpoint with another optimiser or schedule, whose state it holds.
+
+    Args:
+        path: the checkpoint's file.
+        checkpoint: its content.
+        ours: the `training_settings` asked for.
+
+    Raises:
+        RunError: naming what differs.
+    """
+    theirs = checkpoint.get("training")
+    for key in ("optimizer", "schedule"):
+        if theirs is not None and theirs[key] != ours[key]:
+            raise RunError(
+                f"{path} goes on with {key} {theirs[key]}, but {ours[key]} is asked for; "
+                f"take the run's own config, or start anew without --ckpt_path"
             )
 
 

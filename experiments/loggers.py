@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import pytorch_lightning.loggers
+import wandb
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -70,7 +71,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         notes: a description.
 
     Raises:
-        ValueError: for a mode that W&B does not know.
+        ValueError: for a mode that W&B does not know, or if online lacks an account.
     """
 
     def __init__(
@@ -86,6 +87,8 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         self.mode = mode or os.environ.get("WANDB_MODE") or "offline"
         if self.mode not in {"offline", "online", "disabled"}:
             raise ValueError(f"WANDB_MODE must be offline, online or disabled, got {self.mode!r}")
+        if self.mode == "online":
+            _check_account()
         super().__init__(
             project=project,
             entity=entity,
@@ -126,7 +129,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         except Exception as error:
             raise RunError(
                 f"W&B can't start in {self.mode} mode: {' '.join(str(error).split())}; "
-                "set WANDB_API_KEY, or run offline with WANDB_MODE=offline"
+                "run without its server with --trainer.logger.mode offline"
             ) from error
         record.fields["wandb_id"] = self.experiment.id
         self.experiment.define_metric("val/acc", summary="max")
@@ -151,7 +154,11 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
     def close(self, exit_code: int) -> None:
         """Ends the W&B run, so that it is marked finished (0) or failed (anything else)."""
         if self._experiment is not None:
-            self._try(lambda: self.experiment.finish(exit_code=exit_code))
+            warned, self._broken = self._broken, False  # end also what failed before
+            with warnings.catch_warnings():
+                if warned:
+                    warnings.simplefilter("ignore")
+                self._try(lambda: self.experiment.finish(exit_code=exit_code))
             self._experiment = None
 
     def _try(self, action: Callable[..., Any], *args: Any, **kw: Any) -> None:
@@ -165,3 +172,16 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
                 f"W&B stopped logging ({error!r}); training and the run's own record go on",
                 stacklevel=3,
             )
+
+
+def _check_account() -> None:
+    """Refuses to go online without an API key, where W&B would ask for one and wait."""
+    try:
+        reason = "" if wandb.login(prompt=False, verify=False) else "no API key configured"
+    except wandb.Error as error:
+        reason = " ".join(str(error).split())
+    if reason:
+        raise ValueError(
+            f"W&B needs an account to log online: {reason}; set WANDB_API_KEY, run wandb login, "
+            "or log offline with --trainer.logger.mode offline"
+        )

@@ -90,6 +90,13 @@ class RunRecord:
         except (OSError, ValueError) as error:
             raise RunError(f"{path / RECORD} can't be read: {error}") from error
 
+    def resume(self, config: str, facts: Mapping[str, Any]) -> None:
+        """Marks a run that goes on as running, with the configuration it goes on with."""
+        (self.path / CONFIG).write_text(config)
+        self.fields.update(facts, status="running")
+        self.fields.pop("error", None)
+        self.save()
+
     @property
     def name(self) -> str:
         """The run's name, its folder's."""
@@ -142,6 +149,19 @@ class RunRecord:
         self.fields["ended"] = _now()
         self.fields["seconds"] = round(time.perf_counter() - self._opened, 3)
         self.save()
+
+
+def run_folder(root: Path, name: str) -> Path:
+    """Returns the folder of the run of this name.
+
+    Raises:
+        RunError: for a name that isn't a plain folder name and could lead elsewhere.
+    """
+    if name in {"", ".", ".."} or Path(name).name != name:
+        raise RunError(
+            f"--name must be a plain folder name, got {name!r}; its place is --runs_dir's to say"
+        )
+    return root / name
 
 
 def _known_runs(root: Path) -> str:

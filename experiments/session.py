@@ -20,18 +20,29 @@ from experiments.callbacks import (
     LastCheckpoint,
     PredictionWriter,
     RunStatus,
+    TrainingSettings,
     TrainMonitor,
     wandb_logger,
 )
-from experiments.checkpoints import BEST, LAST, check_model, find_checkpoint, load_checkpoint
+from experiments.checkpoints import (
+    BEST,
+    LAST,
+    check_model,
+    check_training,
+    find_checkpoint,
+    load_checkpoint,
+    training_settings,
+)
 from experiments.loggers import RecordLogger
-from experiments.record import RECORD, RunError, RunRecord
+from experiments.record import RECORD, RunError, RunRecord, run_folder
 from experiments.summary import summary_table
 from lightning_modules import Classifier
 
 if TYPE_CHECKING:
     from pytorch_lightning.cli import LightningCLI
 
+# Not of the run: a later command that takes the run's configuration must not take these.
+_OF_ONE_COMMAND = {"ckpt_path": None, "name": None, "overwrite": False}
 _RUN_VARIABLE = "CIFAR10_LIGHTNING_RUN"  # tells the other processes of a run its name
 
 
@@ -63,6 +74,7 @@ class RunSession:
         self.data: CIFAR10DataModule = cli.datamodule
         self.monitor = TrainMonitor()
         self.steps_of_weights: int | None = None
+        self.changes_status = True
 
     # ---- before -------------------------------------------------------------------------------
 
@@ -77,43 +89,78 @@ class RunSession:
         """
         checkpoint = _checkpoint(cli.config[subcommand], subcommand)
         session = cls(cli, subcommand, checkpoint, None)
-        if subcommand != "predict" or session.data.predict_dir is None:
+        session._check_trainer()
+        settings = training_settings(session.model)  # a bad learning rate is an error here
+        if subcommand == "predict" and session.data.predict_dir is not None:
+            session.data.images_to_predict  # noqa: B018 - an unreadable one is an error here
+        else:
             session.data.prepare_data()
             session.data.setup()
         if checkpoint is not None:
             content = load_checkpoint(checkpoint)
             check_model(checkpoint, content, session.model)
+            if subcommand == "fit":
+                check_training(checkpoint, content, settings)
             if state := content.get(type(session.data).__qualname__):
                 session.data.load_state_dict(state)
+        session._check_classes()
         if subcommand == "fit":
-            session.model.configure_optimizers()  # so that a bad learning rate is found here
+            session.trainer.callbacks.append(TrainingSettings(settings))  # type: ignore[attr-defined]
         if not session.trainer.fast_dev_run:  # type: ignore[attr-defined]
             session._open_record(cli._parser(subcommand))
         return session
 
+    def _check_trainer(self) -> None:
+        if self.trainer.val_check_interval == 0:
+            raise ValueError(
+                "trainer.val_check_interval must be positive, got 0; "
+                "data.val_size 0 trains without validation"
+            )
+        tests = self.subcommand == "fit" and self.config.test_after_fit
+        if tests and self.config.trainer.enable_checkpointing is False:
+            raise ValueError(
+                "test_after_fit tests a checkpoint: leave trainer.enable_checkpointing on"
+            )
+
+    def _check_classes(self) -> None:
+        ours, theirs = int(self.model.hparams["num_classes"]), len(self.data.label_names)
+        if ours != theirs:
+            raise ValueError(f"model.num_classes is {ours}, but the data has {theirs} classes")
+
     def _open_record(self, parser: Any) -> None:
-        dumped = parser.dump(self.config, skip_none=False)
+        kept = self.config.clone()
+        for key, value in _OF_ONE_COMMAND.items():
+            kept[key] = value
+        dumped = parser.dump(kept, skip_none=False)
         resolved: dict[str, Any] = yaml.safe_load(dumped)
         facts = self._facts(resolved)
         resuming = self.subcommand == "fit" and self.checkpoint is not None
         path = self._run_folder()
+        if not self.trainer.is_global_zero:  # the first process writes the record
+            self._attach(RunRecord(path, {"summary": {}}), resolved)
+            return
         if self.subcommand == "fit" and not resuming:
             _make_room(path, self.config.overwrite)
         exists = (path / RECORD).is_file()
         record = RunRecord.open(path) if exists else RunRecord.create(path, dumped, facts)
         if exists:
             self._check_data(record, facts)
-        self.record = record
-        self._attach(record, {**resolved, "run": facts})
+        if exists and resuming:
+            record.resume(dumped, facts)
+        self.changes_status = self.subcommand == "fit" or not exists
+        try:
+            self._attach(record, {**resolved, "run": facts})
+        except RunError:
+            if not exists:
+                shutil.rmtree(path, ignore_errors=True)  # nothing ran: the name stays free
+            raise
 
     def _run_folder(self) -> Path:
         root = Path(self.config.runs_dir)
         name: str | None = self.config.name
         beside = self.checkpoint.parent if self.checkpoint else None
         if name is not None:
-            if Path(name).name != name:
-                raise ValueError(f"name must be a plain folder name, got {name!r}")
-            return root / name
+            return run_folder(root, name)
         if beside is not None and (beside / RECORD).is_file():
             return beside
         name = os.environ.get(_RUN_VARIABLE) if self.trainer.global_rank else None
@@ -137,7 +184,7 @@ class RunSession:
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "optimizer": str(optimizer.get("class_path", "")).rpartition(".")[2],
             "lr": optimizer.get("init_args", {}).get("lr"),
-            "seed": self.config.seed_everything,
+            "seed": int(self.config.seed_everything),  # W&B would make a string of a `Seed`
             "data": self.data.resolved_source,
         }
         if self.data.is_set_up:
@@ -153,13 +200,14 @@ class RunSession:
 
     def _attach(self, record: RunRecord, config: dict[str, Any]) -> None:
         """Gives the trainer its loggers, callbacks and the places they write to."""
-        trainer = self.trainer
+        trainer, self.record = self.trainer, record
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(record.path.resolve())
                 if not self.data.val_size:
                     callback.monitor, callback.save_top_k = None, 0
-        added: list[Callback] = [self.monitor, EvaluationReport(record), RunStatus(record)]
+        added: list[Callback] = [self.monitor, EvaluationReport(record)]
+        added.append(RunStatus(record, self.changes_status))
         if self.subcommand == "predict":
             added.append(PredictionWriter(self._predictions))
         if trainer.checkpoint_callbacks:
@@ -173,7 +221,7 @@ class RunSession:
         if trainer.is_global_zero and (wandb := wandb_logger(trainer)):
             wandb.start(record, config)
             wandb.summarize({"model_summary": str(ModelSummary(self.model))})
-            record.save()
+            record.save()  # with W&B's name of the run
 
     def _step(self) -> int:
         """Optimiser steps behind the weights that are trained or evaluated."""
@@ -247,7 +295,10 @@ class RunSession:
             record.summary["test/checkpoint"] = self.checkpoint.name
         if self.subcommand != "predict":
             plots.curves(record.metrics(), record.path / "curves.png", title=record.name)
-        record.finish("finished")
+        if self.changes_status:
+            record.finish("finished")
+        else:
+            record.save()
         if logger := wandb_logger(self.trainer):
             best = {k: v for k, v in record.summary.items() if k.startswith(("best/", "train/"))}
             logger.summarize(best)
@@ -269,7 +320,7 @@ def _checkpoint(config: Any, subcommand: str) -> Path | None:
         return Path(asked)
     if config.name is None:
         raise RunError(f"--ckpt_path {asked} of which run? Name it with --name")
-    run = RunRecord.open(Path(config.runs_dir) / config.name).path
+    run = RunRecord.open(run_folder(Path(config.runs_dir), config.name)).path
     return find_checkpoint(run, asked or BEST)
 
 
@@ -299,6 +350,9 @@ def _silence_expected_warnings() -> None:
     for message in (
         "Checkpoint directory .* exists and is not empty",  # the run's folder holds its record
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 with torch 2.14
+        "The dirpath has changed from",  # a new run that starts from another's checkpoint
+        "Total length of `list` across ranks is zero",  # data.val_size 0
+        "It is recommended to use .*sync_dist=True",  # torchmetrics has synchronised them
         "The number of training batches .* is smaller than the logging interval",
     ):
         warnings.filterwarnings("ignore", message)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from experiments.checkpoints import BEST, LAST
 from experiments.record import RunRecord
 
 _NO_VALUE = "-"
@@ -24,6 +25,7 @@ def summary_table(record: RunRecord, command: str, seconds: float, predictions: 
     else:
         rows = [("data", _data(record)), *_results(record)]
     rows += [("time", f"{seconds:.1f} s for {command}"), ("run", str(record.path))]
+    rows.append(("W&B", _upload(record)))
     rows += [("look at", _files(record)), ("next", _next(record, command))]
     width = max(len(key) for key, _ in rows)
     lines = [f"  {key:<{width}}  {value}" for key, value in rows if value]
@@ -68,7 +70,14 @@ def _files(record: RunRecord) -> str:
     return ", ".join(name for name in wanted if (record.path / name).is_file())
 
 
+def _upload(record: RunRecord) -> str:
+    folder = record.path / "wandb"
+    offline = any(folder.glob("offline-run-*"))
+    return f"offline; upload with: wandb sync {folder}/offline-run-*" if offline else ""
+
+
 def _next(record: RunRecord, command: str) -> str:
     where = f" --runs_dir {record.path.parent}" if str(record.path.parent) != "runs" else ""
     following = "predict" if "test/acc" in record.summary else "test"
-    return f"python cli.py {following} --name {record.name}{where}"
+    which = "" if (record.path / f"{BEST}.ckpt").is_file() else f" --ckpt_path {LAST}"
+    return f"python cli.py {following} --name {record.name}{where}{which}"

@@ -2,6 +2,10 @@
 
 import functools
 import os
+
+# Before torch is imported: on tiny tensors and a busy machine, threads wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +15,7 @@ import pytest
 
 from cli import main
 from datamodules.files import make_synthetic
+from experiments import plots
 from experiments.record import RunRecord
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -95,8 +100,10 @@ def runs(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def fit(runs: Path, data_dir: Path) -> Cli:
-    """`short_fit` into this test's own folder."""
+def fit(runs: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """`short_fit` into this test's own folder, without pictures, which take half of its time."""
+    for picture in ("curves", "confusion_matrix", "image_grid"):
+        monkeypatch.setattr(plots, picture, lambda *args, **kwargs: None)
     return functools.partial(short_fit, runs, data_dir)
 
 

@@ -1,0 +1,89 @@
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pytorch_lightning import Trainer
+from tqdm import tqdm
+
+from cli import main
+from datamodules import CIFAR10DataModule
+from experiments import callbacks
+from experiments.callbacks import RunProgressBar, TrainMonitor, write_predictions
+from experiments.record import RunRecord
+from lightning_modules import MLP
+from tests.conftest import IMAGES, SHORT, Cli
+
+TINY = ["--model=MLP", "--model.hidden_units=[2]"]
+
+
+def test_without_a_terminal_each_validation_is_a_line(
+    synthetic: list[str], runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = [flag for flag in SHORT if "progress_bar" not in flag]
+    main(["fit", *TINY, *short, *synthetic, "--trainer.logger=false", f"--runs_dir={runs}"])
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in lines] == ["2/4", "4/4"]
+    assert all(
+        re.search(r"images_per_s \S+ .*train/loss \d.* val/acc 0\.\d", line) for line in lines
+    )
+
+
+def test_on_a_terminal_there_is_a_bar(
+    data_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Steps this quick would not be drawn one by one.
+    eager = {"mininterval": 0.0, "miniters": 1}
+    monkeypatch.setattr(callbacks, "tqdm", lambda **kwargs: tqdm(**{**kwargs, **eager}))
+    data = CIFAR10DataModule(
+        str(data_dir), "synthetic", batch_size=50, val_size=100, synthetic_images=IMAGES
+    )
+    trainer = Trainer(
+        max_steps=4,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=[RunProgressBar(stream_is_terminal=True), TrainMonitor()],
+        log_every_n_steps=2,
+    )
+    model = MLP(hidden_units=[2])
+    trainer.fit(model, data)
+    trainer.test(model, data, verbose=False)
+    shown = capsys.readouterr().err
+    assert re.search(r"fit: +75%.* 3/4 .*images_per_s [\d,]+.*train/loss \d", shown)
+    assert re.search(r"fit: 100%.* 4/4 ", shown)
+    assert re.search(r"test: 100%.* 1/1 ", shown)
+    assert not re.search(r"^step ", shown, re.MULTILINE)
+
+
+def write(path: Path, labels: list[str | None]) -> list[list[str]]:
+    probabilities = np.array([[0.25, 0.75], [1.0, 0.0]], dtype=np.float32)
+    write_predictions(path, ["a,1.png", "b.png"], labels, probabilities, ["cat", "dog"])
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_predictions_of_known_images_have_their_label(tmp_path: Path) -> None:
+    assert write(tmp_path / "p.csv", ["dog", "dog"]) == [
+        ["file", "label", "prediction", "confidence", "cat", "dog"],
+        ["a,1.png", "dog", "dog", "0.750000", "0.250000", "0.750000"],
+        ["b.png", "dog", "cat", "1.000000", "1.000000", "0.000000"],
+    ]
+
+
+def test_predictions_of_other_images_have_none(tmp_path: Path) -> None:
+    assert write(tmp_path / "p.csv", [None, None])[0] == [
+        "file",
+        "prediction",
+        "confidence",
+        "cat",
+        "dog",
+    ]
+
+
+def test_throughput_counts_every_image(fit: Cli) -> None:
+    record: RunRecord = fit(*TINY, "--trainer.max_steps=5")
+    summary = record.summary
+    assert summary["train/images_per_s"] * summary["train/seconds"] == pytest.approx(250, rel=0.2)

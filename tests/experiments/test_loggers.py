@@ -1,0 +1,140 @@
+import functools
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+
+from cli import main
+from experiments.record import RunRecord
+from tests.conftest import Cli, short_fit
+
+TINY = ["--model=MLP", "--model.hidden_units=[2]"]
+
+
+def inspect(file: Path) -> dict[str, Any]:
+    """What W&B's own reader finds in an offline run."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", str(file), "--summary", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> RunRecord:
+    """A run with W&B offline, ended by a test, then tested again by another command."""
+    runs = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("asked for something"))
+        record = short_fit(runs, data_dir, *TINY, "--test_after_fit=true", wandb=True)
+        main(["test", f"--runs_dir={runs}", "--name=run"])
+    return record
+
+
+@pytest.fixture
+def fit(runs: Path, data_dir: Path) -> Cli:
+    """A fit with its pictures, which W&B wants too."""
+    return functools.partial(short_fit, runs, data_dir, *TINY, wandb=True)
+
+
+def wandb_files(record: RunRecord) -> list[Path]:
+    return sorted(record.path.glob("wandb/offline-run-*/run-*.wandb"))
+
+
+def test_wandb_keeps_config_summary_and_status_in_the_runs_folder(logged: RunRecord) -> None:
+    run = inspect(wandb_files(logged)[0])
+    assert (run["name"], run["run_id"]) == ("run", logged.fields["wandb_id"])
+    assert (run["state"], run["exit_code"]) == ("finished", 0)
+    config = run["config"]
+    assert config["model"]["class_path"] == "lightning_modules.MLP"
+    assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 1e-3
+    facts = {"model": "MLP", "optimizer": "SGD", "lr": 1e-3, "seed": 42, "data": "synthetic"}
+    assert facts.items() <= config["run"].items()
+    summary = run["summary"]
+    assert summary["val/acc"]["max"] == logged.summary["best/val/acc"]
+    assert summary["test/acc"] == logged.summary["test/acc"]
+    assert summary["best/step"] == logged.summary["best/step"]
+    assert {"test/acc/disc", "test/confusion_matrix", "test/per_class"} <= summary.keys()
+
+
+def test_a_later_test_goes_on_in_the_same_wandb_run(logged: RunRecord) -> None:
+    fit, test = wandb_files(logged)
+    assert fit.name == test.name == f"run-{logged.fields['wandb_id']}.wandb"
+    run = inspect(test)
+    assert (run["state"], run["exit_code"]) == ("finished", 0)
+    assert run["summary"]["test/acc"] == logged.summary["test/acc"]
+
+
+def test_disabled_wandb_writes_nothing(fit: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    record = fit()
+    assert record.fields["status"] == "finished"
+    assert not list(record.path.glob("wandb*"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        ("bogus", "WANDB_MODE must be offline, online or disabled, got 'bogus'"),
+        ("online", "set WANDB_API_KEY"),
+    ],
+)
+def test_a_mode_that_cannot_work_is_an_error(
+    mode: str,
+    message: str,
+    synthetic: list[str],
+    runs: Path,
+    error_of: Callable[[list[str]], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
+    monkeypatch.setenv("NETRC", str(runs / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(runs))
+    assert message in error_of(["fit", *TINY, *synthetic, f"--runs_dir={runs}"])
+    assert not (runs / "run").exists()
+
+
+def test_a_wandb_that_cannot_start_leaves_no_run(
+    fit: Cli, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unreachable(*args: Any, **kwargs: Any) -> None:
+        raise wandb.errors.CommError("timed out")
+
+    monkeypatch.setattr(wandb, "init", unreachable)
+    with pytest.raises(SystemExit):
+        fit()
+    assert "W&B can't start in offline mode: timed out" in capsys.readouterr().err
+    assert not (runs / "run").exists()
+
+
+def test_a_wandb_that_fails_does_not_end_training(
+    fit: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+
+    class Failing:
+        id = "abc"
+
+        def __getattr__(self, name: str) -> Any:
+            return self
+
+        def __call__(self, *args: Any, **kwargs: Any) -> "Failing":
+            return self
+
+        def log(self, *args: Any, **kwargs: Any) -> None:
+            raise ConnectionResetError("gone")
+
+        def finish(self, exit_code: int) -> None:
+            ended.append(exit_code)
+
+    monkeypatch.setattr(wandb, "init", lambda **kwargs: Failing())
+    monkeypatch.setattr(wandb.sdk.wandb_run, "Run", Failing)
+    with pytest.warns(UserWarning, match="W&B stopped logging") as warned:
+        record = fit("--test_after_fit=true")
+    assert sum("W&B stopped" in str(warning.message) for warning in warned) == 1
+    assert (record.fields["status"], ended) == ("finished", [0])
+    assert [entry["step"] for entry in record.metrics() if "train/loss" in entry] == [2, 4]

@@ -1,0 +1,130 @@
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from experiments.environment import git_state, hardware, versions
+from experiments.record import RECORD, RunError, RunRecord, run_folder
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> RunRecord:
+    return RunRecord.create(tmp_path / "runs" / "mine", "model: MLP\n", {"seed": 1})
+
+
+def test_a_new_record_is_running_and_can_be_opened(record: RunRecord) -> None:
+    opened = RunRecord.open(record.path)
+    assert (opened.name, opened.fields["status"], opened.fields["seed"]) == ("mine", "running", 1)
+    assert (record.path / "config.yaml").read_text() == "model: MLP\n"
+
+
+def test_readers_never_see_half_a_record(record: RunRecord) -> None:
+    record.fields["filler"] = "x" * 500_000
+    done = threading.Event()
+
+    def write() -> None:
+        for _ in range(30):
+            record.save()
+        done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    reads = 0
+    while not done.is_set() or not reads:
+        json.loads((record.path / RECORD).read_text())
+        reads += 1
+    writer.join()
+    assert [path.name for path in record.path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_failed_save_leaves_the_old_record(
+    record: RunRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    record.fields["seed"] = 2
+    with pytest.raises(OSError, match="No space"):
+        record.save()
+    assert RunRecord.open(record.path).fields["seed"] == 1
+
+
+def test_values_that_are_not_finite_are_null(record: RunRecord) -> None:
+    record.log({"train/loss": float("nan"), "val/loss": float("inf"), "lr": 0.5}, step=3)
+    record.save()
+    entry = json.loads((record.path / "metrics.jsonl").read_text())
+    assert (entry["step"], entry["train/loss"], entry["val/loss"], entry["lr"]) == (
+        3,
+        None,
+        None,
+        0.5,
+    )
+    assert RunRecord.open(record.path).summary["train/loss"] is None
+
+
+def test_the_best_validation_is_the_first_of_the_highest(record: RunRecord) -> None:
+    for step, accuracy in enumerate([0.2, float("nan"), 0.5, 0.5, 0.4]):
+        record.log({"val/acc": accuracy}, step)
+    assert (record.summary["best/val/acc"], record.summary["best/step"]) == (0.5, 2)
+    assert record.summary["val/acc"] == 0.4
+    assert [entry["step"] for entry in record.metrics()] == [0, 1, 2, 3, 4]
+
+
+def test_a_finished_record_tells_when_and_how_long(record: RunRecord) -> None:
+    record.finish("failed")
+    fields = RunRecord.open(record.path).fields
+    assert fields["status"] == "failed"
+    assert fields["seconds"] >= 0
+    assert fields["started"] <= fields["ended"]
+
+
+def test_going_on_replaces_what_the_run_is(record: RunRecord) -> None:
+    record.fields["error"] = "KeyboardInterrupt()"
+    record.finish("interrupted")
+    record.resume("model: CNN\n", {"seed": 2})
+    fields = RunRecord.open(record.path).fields
+    assert (fields["status"], fields["seed"], "error" in fields) == ("running", 2, False)
+    assert (record.path / "config.yaml").read_text() == "model: CNN\n"
+
+
+def test_a_missing_run_lists_the_latest(record: RunRecord) -> None:
+    with pytest.raises(RunError, match=r"no run .*other: latest runs in .*: mine$"):
+        RunRecord.open(record.path.parent / "other")
+    with pytest.raises(RunError, match=r"no runs in .* yet"):
+        RunRecord.open(record.path / "none" / "other")
+
+
+def test_a_broken_record_is_named(record: RunRecord) -> None:
+    (record.path / RECORD).write_text('{"name": ')
+    with pytest.raises(RunError, match=r"record\.json can't be read"):
+        RunRecord.open(record.path)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "../a", "a/"])
+def test_a_name_is_a_plain_folder_name(name: str, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="plain folder name"):
+        run_folder(tmp_path, name)
+    assert run_folder(tmp_path, "a-1") == tmp_path / "a-1"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_place_is_an_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(RunError, match="--runs_dir"):
+        RunRecord.create(tmp_path / "run", "", {})
+
+
+def test_a_place_that_is_a_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    with pytest.raises(RunError, match="--runs_dir"):
+        RunRecord.create(tmp_path / "runs" / "run", "", {})
+
+
+def test_the_environment_is_known_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert git_state() == {"commit": None, "dirty": None}
+    assert hardware()["cpu"]
+    assert {"python", "torch", "pytorch-lightning", "wandb"} <= versions().keys()

@@ -1,0 +1,282 @@
+import functools
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+
+from datamodules.files import make_synthetic
+from tests.conftest import Cli, short_fit
+
+ErrorOf = Callable[[list[str]], str]
+MLP = "--model=MLP"
+
+
+@pytest.fixture
+def refused(
+    error_of: ErrorOf, synthetic: list[str], runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """Runs a command that must end in one line before anything is trained, loaded or written."""
+
+    def forbid(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)  # its arguments are the command's flags
+        def forbidden(*args: Any, **kwargs: Any) -> NoReturn:
+            raise AssertionError("the trainer was started")
+
+        return forbidden
+
+    for name in ("fit", "validate", "test", "predict"):
+        monkeypatch.setattr(Trainer, name, forbid(getattr(Trainer, name)))
+
+    def run(*args: str, command: str = "fit") -> str:
+        models = [arg for arg in args if arg.startswith(("--config=", "--model="))]
+        flags = [arg for arg in args if arg not in models]
+        places = [f"--runs_dir={runs}", "--trainer.logger=false"]
+        message = error_of([command, *models, *synthetic, *places, *flags])
+        assert not runs.exists()
+        return message
+
+    return run
+
+
+# ---- options -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flag", "near"),
+    [
+        ("--model.hiden_units=[3]", "hidden_units"),
+        ("--model.init_args.hiden_units=[3]", "hidden_units"),
+        ("--trainer.max_stepz=3", "trainer.max_steps"),
+        ("--data.batchsize=3", "batch_size"),
+        ("--model.optimizer.momentm=0.9", "momentum"),
+        ("--modle.lr=3", "model.lr"),
+        ("--test_after_fitt=true", "test_after_fit"),
+    ],
+)
+def test_an_unknown_flag_names_the_nearest(
+    flag: str, near: str, refused: Callable[..., str]
+) -> None:
+    assert re.fullmatch(rf"unknown key '.+', did you mean '{near}'\?", refused(MLP, flag))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("trainr: {max_steps: 3}", "unknown key 'trainr.max_steps', did you mean 'trainer"),
+        (
+            "model: {class_path: lightning_modules.MLP, init_args: {hiden_units: [3]}}",
+            "unknown key 'hiden_units', did you mean 'hidden_units'",
+        ),
+        ("model: {class_path: lightning_modules.MPL}", "lightning_modules.MPL.*no attribute"),
+        (
+            "model: {class_path: lightning_modules.MLP, init_args: {hidden_units: many}}",
+            "hidden_units: expected list, got many",
+        ),
+        ("trainer:\n\tmax_steps: 3\n", r"config\.yaml, line 2: not YAML"),
+        ("model:\n  class_path: lightning_modules.MLP\n init_args: [\n", r"config\.yaml, line 3"),
+        ("just words", r"config\.yaml: no configuration"),
+        ("", r"config\.yaml: no configuration"),
+    ],
+)
+def test_a_wrong_config_file_is_an_error(
+    content: str, message: str, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    assert re.search(message, refused(MLP, f"--config={tmp_path / 'config.yaml'}"))
+
+
+def test_a_missing_config_file_is_named(refused: Callable[..., str]) -> None:
+    assert re.search(r"File does not exist: '.*nope\.yaml'", refused("--config=nope.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--data.batch_size=many", "batch_size: expected int, got many"),
+        ("--data.batch_size=0", "data.batch_size must be at least 1, got 0"),
+        ("--data.batch_size=-1", "data.batch_size must be at least 1, got -1"),
+        ("--data.batch_size=5000", "no full batch of 5000 in 900"),
+        ("--data.val_size=1000", "val_size must be 0 to 999, got 1000"),
+        ("--data.source=mnist", "source: expected one of cifar10, synthetic, auto"),
+        ("--model.norm=group", "norm: expected one of none, batch, layer, layer_native"),
+        ("--model.activation=gelu", "activation: expected one of elu, relu, tanh"),
+        ("--model.hidden_units=[0]", "model.hidden_units must be positive widths, got [0]"),
+        ("--model.weight_std=-1", "model.weight_std must not be negative"),
+        ("--model.num_classes=5", "model.num_classes is 5, but the data has 10 classes"),
+        ("--model.block_order=bn", "no option 'block_order'"),
+        ("--model.lr=-1", "Invalid learning rate: -1.0"),
+        ("--model.lr=fast", "lr: expected float"),
+        ("--model.optimizer=Addam", "optimizer: expected the name of a class, got Addam"),
+        ("--seed_everything=-1", "seed_everything: expected an integer from 0 to 2^32 - 1, got -1"),
+        ("--seed_everything=4294967296", "seed_everything: expected an integer from 0 to 2^32"),
+        ("--trainer.max_steps=many", "trainer.max_steps: expected int, got many"),
+        ("--trainer.val_check_interval=0", "trainer.val_check_interval must be positive"),
+        ("--trainer.accelerator=gqu", "invalid accelerator name"),
+        ("--trainer.precision=7", "trainer.precision: expected one of"),
+        ("--trainer.logger=wand", "trainer.logger: expected"),
+        ("--name=a/b", "must be a plain folder name, got 'a/b'"),
+        ("--name=..", "must be a plain folder name, got '..'"),
+        ("--name=", "must be a plain folder name, got ''"),
+    ],
+)
+def test_a_wrong_value_is_an_error(flag: str, message: str, refused: Callable[..., str]) -> None:
+    assert message in refused(MLP, flag)
+
+
+def test_a_test_after_fit_needs_checkpoints(refused: Callable[..., str]) -> None:
+    flags = ["--test_after_fit=true", "--trainer.enable_checkpointing=false"]
+    assert "leave trainer.enable_checkpointing on" in refused(MLP, *flags)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_an_error(refused: Callable[..., str]) -> None:
+    assert "--trainer.accelerator cpu" in refused(MLP, "--trainer.accelerator=gpu")
+
+
+@pytest.mark.parametrize("flag", [[], ["--model.lr=0.1"]])
+def test_a_model_must_be_named(flag: list[str], refused: Callable[..., str]) -> None:
+    assert "which model? Add --config configs/mlp.yaml" in refused(*flag)
+
+
+def test_an_unknown_model_names_the_known(refused: Callable[..., str]) -> None:
+    assert refused("--model=MPL") == "model: expected one of CNN, MLP, NumPyMLP, got MPL"
+
+
+def test_a_config_without_its_flag_is_explained(refused: Callable[..., str]) -> None:
+    assert "a configuration is given with --config" in refused("configs/mlp.yaml", MLP)
+
+
+def test_a_command_must_be_named(error_of: ErrorOf) -> None:
+    assert "fit" in error_of([])
+    assert "fit" in error_of(["fti"])
+
+
+# ---- data ----------------------------------------------------------------------------------------
+
+
+def test_missing_data_names_the_remedies(refused: Callable[..., str], tmp_path: Path) -> None:
+    data = ["--data.source=cifar10", f"--data.data_dir={tmp_path}", "--data.download=false"]
+    message = refused(MLP, *data)
+    for part in (str(tmp_path), "CIFAR10_DIR", "configs/data/synthetic.yaml"):
+        assert part in message
+
+
+def test_a_corrupted_data_file_is_named(refused: Callable[..., str], tmp_path: Path) -> None:
+    file = make_synthetic(tmp_path, 20) / "data_batch_3"
+    content = bytearray(file.read_bytes())
+    content[1000] ^= 1
+    file.write_bytes(content)
+    data = [f"--data.data_dir={tmp_path}", "--data.synthetic_images=20"]
+    assert f"{file} is corrupted" in refused(MLP, *data)
+
+
+@pytest.mark.parametrize("content", [None, b"no picture"])
+def test_an_unusable_folder_to_predict_is_an_error(
+    content: bytes | None, fit: Cli, error_of: ErrorOf, tmp_path: Path
+) -> None:
+    record = fit(MLP, "--model.hidden_units=[2]")
+    (tmp_path / "pictures").mkdir()
+    if content is not None:
+        (tmp_path / "pictures" / "a.png").write_bytes(content)
+    asked = ["--name=run", f"--runs_dir={record.path.parent}"]
+    message = error_of(["predict", *asked, f"--data.predict_dir={tmp_path / 'pictures'}"])
+    assert str(tmp_path / "pictures") in message
+    assert (record.path / "record.json").read_text().count('"status": "finished"') == 1
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+    record = short_fit(tmp_path_factory.mktemp("runs"), data_dir, MLP, "--model.hidden_units=[2]")
+    return record.path / "best.ckpt"
+
+
+def flip_a_byte(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content: content[: len(content) // 2], "is truncated or no checkpoint"),
+        (lambda content: b"", "(0 bytes) is truncated or no checkpoint"),
+        (lambda content: b"some words\n", "is truncated or no checkpoint"),
+        (flip_a_byte, "is corrupted"),
+    ],
+    ids=["truncated", "empty", "text", "flipped byte"],
+)
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_a_damaged_checkpoint_is_refused(
+    command: str,
+    damage: Callable[[bytes], bytes],
+    message: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    refused: Callable[..., str],
+) -> None:
+    damaged = tmp_path / "damaged.ckpt"
+    damaged.write_bytes(damage(checkpoint.read_bytes()))
+    asked = [f"--ckpt_path={damaged}", "--model.hidden_units=[2]"]
+    error = refused(MLP, *asked, command=command)
+    assert str(damaged) in error
+    assert message in error
+
+
+def test_a_missing_checkpoint_is_named(refused: Callable[..., str]) -> None:
+    assert "no checkpoint nope.ckpt" in refused(MLP, "--ckpt_path=nope.ckpt", command="test")
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("harmed"),)
+
+
+def test_a_checkpoint_cannot_run_code(
+    refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Harmful()}, tmp_path / "harmful.ckpt")
+    assert "more than weights" in refused(MLP, "--ckpt_path=harmful.ckpt", command="test")
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_a_file_without_weights_is_no_checkpoint(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    torch.save({"a": 1}, tmp_path / "other.ckpt")
+    asked = f"--ckpt_path={tmp_path / 'other.ckpt'}"
+    assert "it has no state_dict" in refused(MLP, asked, command="test")
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_random_weights_are_never_evaluated(command: str, refused: Callable[..., str]) -> None:
+    assert "random weights are never evaluated" in refused(MLP, command=command)
+    assert "of which run?" in refused(MLP, "--ckpt_path=best", command=command)
+
+
+def test_an_unknown_run_lists_the_known(error_of: ErrorOf, checkpoint: Path) -> None:
+    runs = f"--runs_dir={checkpoint.parent.parent}"
+    assert error_of(["test", "--name=nope", runs]).endswith(": run")
+    assert "plain folder name" in error_of(["test", "--name=../run", runs])
+
+
+def test_a_run_without_checkpoints_says_so(
+    error_of: ErrorOf, checkpoint: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoint.parent, tmp_path / "bare", ignore=shutil.ignore_patterns("*.ckpt"))
+    asked = ["test", "--name=bare", f"--runs_dir={tmp_path}"]
+    assert "no checkpoint best.ckpt: it has none" in error_of(asked)
+
+
+def test_a_run_is_not_mixed_with_other_data(error_of: ErrorOf, checkpoint: Path) -> None:
+    asked = ["test", "--name=run", f"--runs_dir={checkpoint.parent.parent}"]
+    message = error_of([*asked, "--data.source=cifar10", "--data.download=false"])
+    assert "CIFAR-10 not found" in message
