@@ -25,8 +25,9 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from datamodules import CIFAR10DataModule
-from experiments.callbacks import RunProgressBar, best_checkpoint
+from experiments.checkpoints import best_checkpoint
 from experiments.parsing import RunParser, Seed, UsageError, fail, prepare_arguments, user_errors
+from experiments.progress import RunProgressBar
 from experiments.session import RunSession, quiet_lightning
 from lightning_modules import CNN, MLP, Classifier, NumPyMLP  # noqa: F401 - known by short name
 

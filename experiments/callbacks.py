@@ -1,8 +1,6 @@
-"""What a run shows and keeps besides its metrics."""
+"""What a run keeps besides its metrics: reports, predictions, how it ended."""
 
 import csv
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,202 +8,19 @@ from typing import Any
 import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
-from tqdm import tqdm
 
 from datamodules import CIFAR10DataModule
 from experiments import plots
-from experiments.checkpoints import BEST
 from experiments.loggers import WandbLogger
 from experiments.record import RunRecord
 from lightning_modules import Classifier
-from lightning_modules.classifier import is_log_step
 
 
 def wandb_logger(trainer: Trainer) -> WandbLogger | None:
     """The trainer's W&B logger, if it has one."""
     return next((log for log in trainer.loggers if isinstance(log, WandbLogger)), None)
-
-
-class RunProgressBar(ProgressBar):
-    """One bar for a whole fit, test or prediction; plain lines where there is no terminal.
-
-    Args:
-        stream_is_terminal: draw a bar (default: whether standard error is a terminal).
-    """
-
-    def __init__(self, stream_is_terminal: bool | None = None) -> None:
-        super().__init__()
-        self._terminal = sys.stderr.isatty() if stream_is_terminal is None else stream_is_terminal
-        self._bar: Any = None
-        self._enabled = True
-        self._logged = False
-
-    def disable(self) -> None:
-        """Turns the bar off, on all processes but the first."""
-        self._enabled = False
-
-    def _open(self, description: str, total: float, done: int = 0) -> None:
-        self._bar = tqdm(
-            total=None if total == float("inf") else int(total),
-            initial=done,
-            desc=description,
-            disable=not (self._enabled and self._terminal),
-            mininterval=0.2,
-            leave=False,
-        )
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Opens the bar over all optimiser steps."""
-        self._open("fit", trainer.estimated_stepping_batches, trainer.global_step)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Advances the bar; new figures come with the step after each entry of the log."""
-        if self._logged and not self._bar.disable:
-            self._bar.set_postfix_str(_figures(self.get_metrics(trainer, pl_module)), refresh=False)
-        self._bar.update(trainer.global_step - self._bar.n)
-        self._logged = is_log_step(trainer)  # the model's own hook, which logs, comes after this
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints a line per validation where there is no bar."""
-        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if fitting and self._enabled and not self._terminal:
-            total = trainer.estimated_stepping_batches
-            figures = _figures(self.get_metrics(trainer, pl_module))
-            print(f"step {trainer.global_step}/{total:.0f}  {figures}", file=sys.stderr, flush=True)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Closes the bar."""
-        self._bar.close()
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Opens the bar over the test batches."""
-        self._open("test", sum(trainer.num_test_batches))
-
-    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Advances the bar."""
-        self._bar.update()
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Closes the bar."""
-        self._bar.close()
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Opens the bar over the batches to predict."""
-        self._open("predict", sum(trainer.num_predict_batches))
-
-    def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Advances the bar."""
-        self._bar.update()
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Closes the bar."""
-        self._bar.close()
-
-
-def _figures(metrics: dict[str, Any]) -> str:
-    figures = {key: value for key, value in metrics.items() if isinstance(value, float)}
-    return "  ".join(
-        f"{key} {value:,.0f}" if abs(value) >= 100 else f"{key} {value:.4f}"
-        for key, value in figures.items()
-    )
-
-
-class TrainMonitor(Callback):
-    """Logs the learning rate and the throughput in images/s, at each entry of the log.
-
-    Attributes:
-        seconds: time spent in training steps, without validation.
-        images: images trained on.
-    """
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.images = 0
-        self._since = (0.0, 0)
-        self._mark = 0.0
-
-    def _lap(self) -> None:
-        now = time.perf_counter()
-        self.seconds += now - self._mark
-        self._mark = now
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock."""
-        self._mark = time.perf_counter()
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stops the clock."""
-        self._lap()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock again."""
-        self._mark = time.perf_counter()
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stops the clock."""
-        self._lap()
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Counts images; logs when the trainer is to log this step."""
-        self.images += len(batch[0]) * trainer.world_size
-        if is_log_step(trainer):
-            self._lap()
-            seconds, images = self.seconds - self._since[0], self.images - self._since[1]
-            self._since = (self.seconds, self.images)
-            pl_module.log("images_per_s", images / seconds, prog_bar=True)
-            pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"])
-
-
-class TrainingSettings(Callback):
-    """Lets the optimiser's settings that are asked for beat those of the checkpoint gone on from.
-
-    An optimiser restored from a checkpoint has the checkpoint's settings, the learning rate
-    included. The settings in which this run differs from the checkpoint's are set again here; a
-    schedule goes on from the new learning rate.
-
-    Args:
-        ours: what `training_settings` says of this run.
-    """
-
-    def __init__(self, ours: dict[str, Any]) -> None:
-        self.ours = ours
-        self._theirs: dict[str, Any] | None = None
-
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Writes the settings into the checkpoint."""
-        checkpoint["training"] = self.ours
-
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Takes note of the checkpoint's settings."""
-        self._theirs = checkpoint.get("training")
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sets what differs from the checkpoint."""
-        if self._theirs is None:
-            return
-        ours, theirs = self.ours["settings"], self._theirs["settings"]
-        changed = {name: value for name, value in ours.items() if value != theirs.get(name)}
-        factor = 1.0
-        if "lr" in changed and theirs["lr"]:
-            factor = changed.pop("lr") / theirs["lr"]
-        for group in trainer.optimizers[0].param_groups:
-            group.update(changed)
-            for name in {"lr", "initial_lr"} & group.keys():
-                group[name] *= factor
-        for config in trainer.lr_scheduler_configs:
-            if hasattr(config.scheduler, "base_lrs"):
-                config.scheduler.base_lrs = [lr * factor for lr in config.scheduler.base_lrs]
 
 
 class EvaluationReport(Callback):
@@ -288,46 +103,6 @@ class EvaluationReport(Callback):
         plots.image_grid(images, captions, self.record.path / "mistakes_test.png")
         if (logger := wandb_logger(trainer)) and images:
             logger.log_image("test/mistakes", images, caption=captions)
-
-
-def best_checkpoint() -> ModelCheckpoint:
-    """Keeps the checkpoint with the best validation accuracy as ``best.ckpt``."""
-    return ModelCheckpoint(
-        filename=BEST,
-        monitor="val/acc",
-        mode="max",
-        auto_insert_metric_name=False,
-        enable_version_counter=False,
-        save_on_train_epoch_end=False,  # before `LastCheckpoint` saves what is known of the best
-    )
-
-
-class LastCheckpoint(Checkpoint):
-    """Keeps the newest state as a checkpoint: at each validation and when training ends.
-
-    Lightning's ``save_last`` writes only when a new best one is found.
-
-    Args:
-        path: the checkpoint's file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._step: int | None = None
-
-    def _save(self, trainer: Trainer) -> None:
-        if self._step != trainer.global_step:
-            self._step = trainer.global_step
-            trainer.save_checkpoint(self.path, weights_only=False)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves after a validation within a fit."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._save(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the final state."""
-        self._save(trainer)
 
 
 class PredictionWriter(Callback):

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from torch import nn
 
 from experiments.record import RunError
@@ -132,3 +133,88 @@ def check_training(path: Path, checkpoint: dict[str, Any], ours: dict[str, Any])
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def best_checkpoint() -> ModelCheckpoint:
+    """Keeps the checkpoint with the best validation accuracy as ``best.ckpt``."""
+    return ModelCheckpoint(
+        filename=BEST,
+        monitor="val/acc",
+        mode="max",
+        auto_insert_metric_name=False,
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,  # before `LastCheckpoint` saves what is known of the best
+    )
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps the newest state as a checkpoint: at each validation and when training ends.
+
+    Lightning's ``save_last`` writes only when a new best one is found.
+
+    Args:
+        path: the checkpoint's file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._step: int | None = None
+
+    def _save(self, trainer: Trainer) -> None:
+        if self._step != trainer.global_step:
+            self._step = trainer.global_step
+            trainer.save_checkpoint(self.path, weights_only=False)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves after a validation within a fit."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the final state."""
+        self._save(trainer)
+
+
+class TrainingSettings(Callback):
+    """Lets the optimiser's settings that are asked for beat those of the checkpoint gone on from.
+
+    An optimiser restored from a checkpoint has the checkpoint's settings, the learning rate
+    included. The settings in which this run differs from the checkpoint's are set again here; a
+    schedule goes on from the new learning rate.
+
+    Args:
+        ours: what `training_settings` says of this run.
+    """
+
+    def __init__(self, ours: dict[str, Any]) -> None:
+        self.ours = ours
+        self._theirs: dict[str, Any] | None = None
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Writes the settings into the checkpoint."""
+        checkpoint["training"] = self.ours
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Takes note of the checkpoint's settings."""
+        self._theirs = checkpoint.get("training")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sets what differs from the checkpoint."""
+        if self._theirs is None:
+            return
+        ours, theirs = self.ours["settings"], self._theirs["settings"]
+        changed = {name: value for name, value in ours.items() if value != theirs.get(name)}
+        factor = 1.0
+        if "lr" in changed and theirs["lr"]:
+            factor = changed.pop("lr") / theirs["lr"]
+        for group in trainer.optimizers[0].param_groups:
+            group.update(changed)
+            for name in {"lr", "initial_lr"} & group.keys():
+                group[name] *= factor
+        for config in trainer.lr_scheduler_configs:
+            if hasattr(config.scheduler, "base_lrs"):
+                config.scheduler.base_lrs = [lr * factor for lr in config.scheduler.base_lrs]

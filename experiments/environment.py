@@ -53,7 +53,7 @@ def hardware() -> dict[str, Any]:
     """The processor, the threads torch may use, and the GPUs."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
         "gpus": gpus,

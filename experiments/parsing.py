@@ -1,52 +1,26 @@
 """The command line's manners: errors of one line, help that fits a screen, short forms."""
 
-import difflib
 import inspect
 import os
-import re
 import sys
 from argparse import SUPPRESS, Action
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn
 
 import yaml
 from jsonargparse.typing import restricted_number_type
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser
 
-from datamodules import CIFAR10DataModule, DatasetError
+from datamodules import DatasetError
+from experiments.messages import one_line, project_classes
 from experiments.record import CONFIG, RunError, RunRecord, run_folder
-from lightning_modules import Classifier
 
 Seed = restricted_number_type(
     "Seed", int, [(">=", 0), ("<", 2**32)], join="and", docstring="An integer from 0 to 2^32 - 1."
 )
-_SEED = "expected an integer from 0 to 2^32 - 1"
-
-_REWORDED = (
-    (
-        "No supported gpu backend found",
-        "torch finds no GPU here; run with --trainer.accelerator cpu, or auto",
-    ),
-    (
-        r'arguments are required: \w+\.model|Key "\w+\.model" is required|'
-        r"Not a valid subclass of Classifier[\s\S]*NestedArg",
-        "which model? Add --config configs/mlp.yaml, or --model MLP before its options",
-    ),
-)
-_LOST_CHOICES = "Cannot take a Union of no types"  # jsonargparse 4.39 of a word it doesn't know
-_UNHELPFUL = (
-    "expected NoneType",
-    "Expected a path but",
-    "Expected a config path but",
-    "Does not validate against",
-    _LOST_CHOICES,
-    "a class path (str)",
-    "a dict with",
-)
-_UNKNOWN_KEY = re.compile(r"(?:[Oo]ption|[Kk]ey) '([^']+)'|nrecognized arguments: (\S+)")
 _EVALUATIONS = {"validate", "test", "predict"}
 _COMMON = {
     "accelerator",
@@ -100,87 +74,6 @@ def fail(error: UsageError) -> NoReturn:
         raise error
     print(f"error: {error}", file=sys.stderr)
     raise SystemExit(2)
-
-
-def one_line(message: str, keys: Iterable[str] = ()) -> str:
-    """Shortens a parser's or library's message to one line with a remedy.
-
-    Args:
-        message: the message, perhaps over many lines.
-        keys: the keys that exist, to name the nearest to one that doesn't.
-
-    Returns:
-        What is wrong, where, and what to do.
-    """
-    for pattern, text in _REWORDED:
-        if re.search(pattern, message):
-            return text
-    if unknown := _UNKNOWN_KEY.search(message):
-        return _unknown_key(unknown[1] or unknown[2], keys)
-    key_match = re.search(r'Parser key "([^"]+)":\s*(.*)', message)
-    key = key_match[1] if key_match else ""
-    listed = re.sub(r":\n\s+(?!\s*- )", ": ", message)  # a reason over two lines
-    reasons = [_plain(r) for r in re.findall(r"^\s+- (.+)$", listed, re.MULTILINE)]
-    if key_match and not reasons:
-        reasons = [_plain(key_match[2])]
-    reasons = [r for r in reasons if not r.startswith(_UNHELPFUL)]
-    if _LOST_CHOICES in message and (choices := _choices(key, message)):
-        reasons = [f"expected one of {', '.join(choices)}"]
-    if not reasons:
-        return " ".join(_plain(message).split())
-    given = re.search(r"(?:Given value|dot import path string): (.+)", message)
-    reasons = [r for r in reasons if not r.startswith("expected")] or reasons  # a class's own
-    of_parser = all(r.startswith("expected") and ", got " not in r for r in reasons)
-    if key == "model":
-        models = ", ".join(sorted(known.__name__ for known in Classifier.__subclasses__()))
-        reasons = [r.replace("the name of a class", f"one of {models}") for r in reasons]
-    where = f"{key}: " if key else ""
-    return where + "; or ".join(reasons) + (f", got {given[1]}" if given and of_parser else "")
-
-
-def _unknown_key(argument: str, keys: Iterable[str]) -> str:
-    if "/" in argument and not argument.startswith("-"):
-        return f"unexpected argument {argument!r}; a configuration is given with --config"
-    key = argument.lstrip("-").partition("=")[0]
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-    if near == [key]:
-        return f"the class that is asked for has no option {key!r}; see --model.help CLASS"
-    return f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else "")
-
-
-def _project_classes() -> list[type]:
-    return [CIFAR10DataModule, *Classifier.__subclasses__(), Classifier]
-
-
-def _choices(key: str, message: str) -> list[str]:
-    """What an option may be that is one of a few words, by the message or the option's class."""
-    if named := re.findall(r"Literal\[(.*?)\]", message):
-        return list(dict.fromkeys(", ".join(named).replace("'", "").split(", ")))
-    for known in _project_classes():
-        kind = get_type_hints(known.__init__).get(key)  # type: ignore[misc]
-        if get_origin(kind) is Literal:
-            return [str(choice) for choice in get_args(kind)]
-    return []
-
-
-def _plain(reason: str) -> str:
-    """Rewords a parser's complaint about a type for people who don't read Python's."""
-    for pattern, text in (
-        (r"^Validation failed: ", ""),
-        (r'Parser key "([^"]+)":\s*', r"\1: "),
-        (r"[Ee]xpected a dot import path string: .+", "expected the name of a class"),
-        (r"Problem with given class_path '([\w.]+)': ", r"can't use the class \1: "),
-        (r"Not of type Seed: (\S+) does not .+", rf"{_SEED}, got \1"),
-        (r"Not of type Seed: .+: '(.*)'", rf"{_SEED}, got \1"),
-        (r"[Ee]xpected a <class '([\w.]+)'>", r"expected \1"),
-        (r"\.? Got value: ", ", got "),
-    ):
-        reason = re.sub(pattern, text, reason)
-    return re.sub(
-        r"[Ee]xpected a typing\.Literal\[(.*?)\]",
-        lambda found: "expected one of " + found[1].replace("'", ""),
-        reason,
-    )
 
 
 def prepare_arguments(args: list[str] | None) -> list[str]:
@@ -263,7 +156,7 @@ class RunParser(LightningArgumentParser):
                 for parser in action.choices.values():
                     keys |= {found.dest for found in parser._actions}
         keys.add(_LEARNING_RATE.removeprefix("--"))
-        return keys.union(*(inspect.signature(known).parameters for known in _project_classes()))
+        return keys.union(*(inspect.signature(known).parameters for known in project_classes()))
 
     def format_help(self, *args: Any) -> str:
         """Formats the help without the Trainer's rarer options and without their usage."""

@@ -17,16 +17,15 @@ from datamodules import CIFAR10DataModule
 from experiments import plots
 from experiments.callbacks import (
     EvaluationReport,
-    LastCheckpoint,
     PredictionWriter,
     RunStatus,
-    TrainingSettings,
-    TrainMonitor,
     wandb_logger,
 )
 from experiments.checkpoints import (
     BEST,
     LAST,
+    LastCheckpoint,
+    TrainingSettings,
     check_model,
     check_training,
     find_checkpoint,
@@ -34,6 +33,7 @@ from experiments.checkpoints import (
     training_settings,
 )
 from experiments.loggers import RecordLogger
+from experiments.progress import TrainMonitor
 from experiments.record import RECORD, RunError, RunRecord, run_folder
 from experiments.summary import summary_table
 from lightning_modules import Classifier

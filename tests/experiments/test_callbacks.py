@@ -9,8 +9,9 @@ from tqdm import tqdm
 
 from cli import main
 from datamodules import CIFAR10DataModule
-from experiments import callbacks
-from experiments.callbacks import RunProgressBar, TrainMonitor, write_predictions
+from experiments import progress
+from experiments.callbacks import write_predictions
+from experiments.progress import RunProgressBar, TrainMonitor
 from experiments.record import RunRecord
 from lightning_modules import MLP
 from tests.conftest import IMAGES, SHORT, Cli
@@ -35,7 +36,7 @@ def test_on_a_terminal_there_is_a_bar(
 ) -> None:
     # Steps this quick would not be drawn one by one.
     eager = {"mininterval": 0.0, "miniters": 1}
-    monkeypatch.setattr(callbacks, "tqdm", lambda **kwargs: tqdm(**{**kwargs, **eager}))
+    monkeypatch.setattr(progress, "tqdm", lambda **kwargs: tqdm(**{**kwargs, **eager}))
     data = CIFAR10DataModule(
         str(data_dir), "synthetic", batch_size=50, val_size=100, synthetic_images=IMAGES
     )

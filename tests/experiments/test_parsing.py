@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.parsing import UsageError, fail, one_line, prepare_arguments, user_errors
+from experiments.messages import one_line
+from experiments.parsing import UsageError, fail, prepare_arguments, user_errors
 from experiments.record import RunError, RunRecord
 
 KEYS = ["hidden_units", "trainer.max_steps", "batch_size", "block_order"]

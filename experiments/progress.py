@@ -1,0 +1,145 @@
+"""What a run shows while it goes on: the bar, the learning rate, the throughput."""
+
+import sys
+import time
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import ProgressBar
+from tqdm import tqdm
+
+from lightning_modules.classifier import is_log_step
+
+
+class RunProgressBar(ProgressBar):
+    """One bar for a whole fit, test or prediction; plain lines where there is no terminal.
+
+    Args:
+        stream_is_terminal: draw a bar (default: whether standard error is a terminal).
+    """
+
+    def __init__(self, stream_is_terminal: bool | None = None) -> None:
+        super().__init__()
+        self._terminal = sys.stderr.isatty() if stream_is_terminal is None else stream_is_terminal
+        self._bar: Any = None
+        self._enabled = True
+        self._logged = False
+
+    def disable(self) -> None:
+        """Turns the bar off, on all processes but the first."""
+        self._enabled = False
+
+    def _open(self, description: str, total: float, done: int = 0) -> None:
+        self._bar = tqdm(
+            total=None if total == float("inf") else int(total),
+            initial=done,
+            desc=description,
+            disable=not (self._enabled and self._terminal),
+            mininterval=0.2,
+            leave=False,
+        )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Opens the bar over all optimiser steps."""
+        self._open("fit", trainer.estimated_stepping_batches, trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Advances the bar; new figures come with the step after each entry of the log."""
+        if self._logged and not self._bar.disable:
+            self._bar.set_postfix_str(_figures(self.get_metrics(trainer, pl_module)), refresh=False)
+        self._bar.update(trainer.global_step - self._bar.n)
+        self._logged = is_log_step(trainer)  # the model's own hook, which logs, comes after this
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints a line per validation where there is no bar."""
+        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if fitting and self._enabled and not self._terminal:
+            total = trainer.estimated_stepping_batches
+            figures = _figures(self.get_metrics(trainer, pl_module))
+            print(f"step {trainer.global_step}/{total:.0f}  {figures}", file=sys.stderr, flush=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Closes the bar."""
+        self._bar.close()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Opens the bar over the test batches."""
+        self._open("test", sum(trainer.num_test_batches))
+
+    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Advances the bar."""
+        self._bar.update()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Closes the bar."""
+        self._bar.close()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Opens the bar over the batches to predict."""
+        self._open("predict", sum(trainer.num_predict_batches))
+
+    def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Advances the bar."""
+        self._bar.update()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Closes the bar."""
+        self._bar.close()
+
+
+def _figures(metrics: dict[str, Any]) -> str:
+    figures = {key: value for key, value in metrics.items() if isinstance(value, float)}
+    return "  ".join(
+        f"{key} {value:,.0f}" if abs(value) >= 100 else f"{key} {value:.4f}"
+        for key, value in figures.items()
+    )
+
+
+class TrainMonitor(Callback):
+    """Logs the learning rate and the throughput in images/s, at each entry of the log.
+
+    Attributes:
+        seconds: time spent in training steps, without validation.
+        images: images trained on.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.images = 0
+        self._since = (0.0, 0)
+        self._mark = 0.0
+
+    def _lap(self) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self._mark
+        self._mark = now
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        self._mark = time.perf_counter()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops the clock."""
+        self._lap()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock again."""
+        self._mark = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops the clock."""
+        self._lap()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Counts images; logs when the trainer is to log this step."""
+        self.images += len(batch[0]) * trainer.world_size
+        if is_log_step(trainer):
+            self._lap()
+            seconds, images = self.seconds - self._since[0], self.images - self._since[1]
+            self._since = (self.seconds, self.images)
+            pl_module.log("images_per_s", images / seconds, prog_bar=True)
+            pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"])
