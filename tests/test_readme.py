@@ -1,0 +1,83 @@
+"""Every command in the README and in the configs' table runs, on small data."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import start
+from cli import main
+from tests.conftest import PROJECT, SHORT
+
+README = (PROJECT / "README.md").read_text()
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
+INLINE = re.findall(r"`(python3? [^`]*?)`", README.replace("\n", " "))
+# A flag with a value; the name of a flag alone is no use of it.
+OVERRIDES = re.findall(r"`(--[a-z_.]+ [^`]*)`", README)
+
+
+def arguments(command: str) -> list[str]:
+    return shlex.split(command, comments=True)
+
+
+def commands_of(program: str) -> list[list[str]]:
+    found = [arguments(command) for command in [*COMMANDS, *INLINE]]
+    return [words[2:] for words in found if words[:2] == program.split()]
+
+
+def test_every_block_is_understood() -> None:
+    programs = {" ".join(arguments(command)[:2]) for command in COMMANDS}
+    assert programs <= {"python cli.py", "python3 start.py", "python -m"}
+    assert len(commands_of("python cli.py")) >= 5
+
+
+@pytest.mark.parametrize("words", commands_of("python3 start.py"), ids=" ".join)
+def test_start_understands(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "set_up", lambda **_: None)
+    monkeypatch.setattr(start, "run", lambda command: 0 if command else 1)
+    assert start.main(words) == 0
+
+
+def test_the_story_of_a_run(
+    tmp_path: Path, synthetic: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The blocks' commands, in their order, as a reader types them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(PROJECT / "configs")
+    small = [*SHORT, *synthetic, "--trainer.logger=false"]
+    for words in (arguments(c)[2:] for c in COMMANDS if c.startswith("python cli.py")):
+        main([*words, *small] if words[0] == "fit" else words)
+    run = tmp_path / "runs" / "my-mlp"
+    assert {"best.ckpt", "curves.png", "predictions.csv", "confusion_test.png"} <= {
+        path.name for path in run.iterdir()
+    }
+
+
+def is_by_itself(words: list[str]) -> bool:
+    """Whether a command is no part of the story of a run, which is executed above."""
+    return words[:1] == ["fit"] and "--name" not in words
+
+
+BY_THEMSELVES = [words for words in commands_of("python cli.py") if is_by_itself(words)]
+
+
+@pytest.mark.parametrize("words", BY_THEMSELVES, ids=" ".join)
+def test_inline_commands_parse(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(PROJECT)
+    shows = [] if any("help" in word for word in words) else ["--print_config"]
+    with pytest.raises(SystemExit) as done:
+        main([*words, *shows])
+    assert done.value.code in {0, None}
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", OVERRIDES)
+def test_every_flag_in_the_text_parses(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROJECT)
+    with pytest.raises(SystemExit) as done:
+        main(["fit", "--config", "configs/mlp.yaml", *shlex.split(flags), "--print_config"])
+    assert done.value.code in {0, None}
