@@ -51,6 +51,7 @@ more:
   --help_all                   every option, with all of Lightning's Trainer
   --model.lr X                 short for --model.init_args.optimizer.init_args.lr X
 """
+_BEFORE_OTHERS = {"-c": 0, "--config": 0, "--trainer": 1, "--model": 1, "--data": 1}
 _LEARNING_RATE = "--model.lr"
 _LEARNING_RATE_LONG = "--model.init_args.optimizer.init_args.lr"
 
@@ -79,6 +80,8 @@ def fail(error: UsageError) -> NoReturn:
 def prepare_arguments(args: list[str] | None) -> list[str]:
     """Writes out the short forms that LightningCLI doesn't know, and checks the config files.
 
+    Configs move to the front, then the choices of classes: LightningCLI lets whatever comes later
+    win, but a flag is meant to beat a file wherever it stands.
     ``--model.lr`` stands for the optimiser's learning rate; an evaluation with ``--name`` and no
     ``--config`` uses the run's own configuration.
 
@@ -102,12 +105,25 @@ def prepare_arguments(args: list[str] | None) -> list[str]:
         arguments[1:1] = ["--config", str(run.path / CONFIG)]
     for config in configs:
         _check_yaml(Path(config))
-    return arguments
+    return arguments[:1] + _in_order(arguments[1:])
 
 
 def _expand_learning_rate(argument: str) -> str:
     flag, equals, value = argument.partition("=")
     return _LEARNING_RATE_LONG + equals + value if flag == _LEARNING_RATE else argument
+
+
+def _in_order(arguments: list[str]) -> list[str]:
+    """Sorts flags, each with its value: configs, choices of classes, the rest."""
+    groups: list[list[str]] = []
+    for argument in arguments:
+        takes_value = bool(groups) and len(groups[-1]) == 1 and groups[-1][0] in _BEFORE_OTHERS
+        if takes_value:
+            groups[-1].append(argument)
+        else:
+            groups.append([argument])
+    groups.sort(key=lambda group: _BEFORE_OTHERS.get(group[0].partition("=")[0], 2))
+    return [argument for group in groups for argument in group]
 
 
 def _values(arguments: list[str], *flags: str) -> list[str]:

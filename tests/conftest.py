@@ -89,7 +89,7 @@ def short_fit(
     """Runs a short ``fit`` through the real command line and returns its record."""
     logger = [] if wandb else ["--trainer.logger=false"]
     places = [f"--runs_dir={runs}", f"--name={name}"]
-    main(["fit", *_configs(args), *SHORT, *small(data_dir), *logger, *places, *_flags(args)])
+    main(["fit", *SHORT, *small(data_dir), *logger, *places, *args])
     return RunRecord.open(runs / name)
 
 
@@ -105,15 +105,6 @@ def fit(runs: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
     for picture in ("curves", "confusion_matrix", "image_grid"):
         monkeypatch.setattr(plots, picture, lambda *args, **kwargs: None)
     return functools.partial(short_fit, runs, data_dir)
-
-
-def _configs(args: tuple[str, ...]) -> list[str]:
-    """Config files first: a flag before a config would be overridden by it."""
-    return [arg for arg in args if arg.startswith(("--config=", "--model=", "--data="))]
-
-
-def _flags(args: tuple[str, ...]) -> list[str]:
-    return [arg for arg in args if arg not in _configs(args)]
 
 
 @pytest.fixture

@@ -90,8 +90,28 @@ def test_an_evaluation_takes_the_runs_config(form: list[str], tmp_path: Path) ->
     where = [*form, "--runs_dir", str(tmp_path)]
     assert prepare_arguments(["test", *where]) == ["test", "--config", str(config), *where]
     assert prepare_arguments(["fit", *where]) == ["fit", *where]
-    own = ["test", *where, "-c", str(config)]
-    assert prepare_arguments(own) == own
+    own = ["-c", str(config)]
+    assert prepare_arguments(["test", *where, *own]) == ["test", *own, *where]
+
+
+def test_a_flag_may_stand_before_the_file_it_beats(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("trainer: {max_steps: 1}")
+    given = [
+        "fit",
+        "--seed_everything",
+        "3",
+        "--model.norm=batch",
+        "--model",
+        "MLP",
+        "-c",
+        str(config),
+    ]
+    sorted_ = ["-c", str(config), "--model", "MLP", "--seed_everything", "3", "--model.norm=batch"]
+    assert prepare_arguments(given) == ["fit", *sorted_]
+    given = ["fit", "--print_config", f"--config={config}", "--config=a", "--data=B"]
+    sorted_ = [f"--config={config}", "--config=a", "--data=B", "--print_config"]
+    assert prepare_arguments(given) == ["fit", *sorted_]
 
 
 def test_the_arguments_of_the_process_are_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
