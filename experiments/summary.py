@@ -1,5 +1,8 @@
 """The few lines a person reads when a command ends."""
 
+import os
+import shutil
+import sys
 from pathlib import Path
 
 from experiments.checkpoints import BEST, LAST
@@ -72,12 +75,19 @@ def _files(record: RunRecord) -> str:
 
 def _upload(record: RunRecord) -> str:
     folder = record.path / "wandb"
-    offline = any(folder.glob("offline-run-*"))
-    return f"offline; upload with: wandb sync {folder}/offline-run-*" if offline else ""
+    if not any(folder.glob("offline-run-*")):
+        return ""
+    return f"offline; upload with: {_python()} -m wandb sync {folder}/offline-run-*"
+
+
+def _python() -> str:
+    """What to type for this Python: its path where ``python`` is another one."""
+    found = shutil.which("python")
+    return "python" if found == sys.executable else os.path.relpath(sys.executable)
 
 
 def _next(record: RunRecord, command: str) -> str:
     where = f" --runs_dir {record.path.parent}" if str(record.path.parent) != "runs" else ""
     following = "predict" if "test/acc" in record.summary else "test"
     which = "" if (record.path / f"{BEST}.ckpt").is_file() else f" --ckpt_path {LAST}"
-    return f"python cli.py {following} --name {record.name}{where}{which}"
+    return f"{_python()} cli.py {following} --name {record.name}{where}{which}"
