@@ -155,6 +155,7 @@ class RunParser(LightningArgumentParser):
     """LightningCLI's parser with errors of one line and a help that fits a few screens."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)  # --ov true must not mean --overwrite true
         super().__init__(*args, **kwargs)
         self.add_argument("--help_all", action=_HelpAll, help="Show every option and exit.")
 

@@ -54,9 +54,9 @@ def curves(entries: Iterable[Mapping[str, Any]], path: Path, title: str) -> None
 
 
 def _draw(ax: Axes, entries: list[Mapping[str, Any]], key: str, **style: Any) -> None:
-    points = [(e["step"], e[key]) for e in entries if e.get(key) is not None]
+    points = {e["step"]: e[key] for e in entries if e.get(key) is not None}  # latest per step
     if points:
-        steps, values = zip(*points, strict=True)
+        steps, values = zip(*sorted(points.items()), strict=True)
         ax.plot(steps, values, label=f"{key.partition('/')[0]} ({values[-1]:.3f})", **style)
 
 

@@ -94,6 +94,8 @@ class RunRecord:
         """Marks a run that goes on as running, with the configuration it goes on with."""
         (self.path / CONFIG).write_text(config)
         self.fields.update(facts, status="running")
+        for key in [key for key in self.summary if key.startswith("test/")]:
+            del self.summary[key]  # of weights that will be trained on
         self.fields.pop("error", None)
         self.save()
 

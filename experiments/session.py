@@ -134,8 +134,10 @@ class RunSession:
         dumped = parser.dump(kept, skip_none=False)
         resolved: dict[str, Any] = yaml.safe_load(dumped)
         facts = self._facts(resolved)
-        resuming = self.subcommand == "fit" and self.checkpoint is not None
         path = self._run_folder()
+        # Weights of another run only start a new one: they must not overwrite the run named.
+        inside = self.checkpoint is not None and self.checkpoint.resolve().parent == path.resolve()
+        resuming = self.subcommand == "fit" and inside
         if not self.trainer.is_global_zero:  # the first process writes the record
             self._attach(RunRecord(path, {"summary": {}}), resolved)
             return

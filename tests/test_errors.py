@@ -280,3 +280,19 @@ def test_a_run_is_not_mixed_with_other_data(error_of: ErrorOf, checkpoint: Path)
     asked = ["test", "--name=run", f"--runs_dir={checkpoint.parent.parent}"]
     message = error_of([*asked, "--data.source=cifar10", "--data.download=false"])
     assert "CIFAR-10 not found" in message
+
+
+def test_an_abbreviated_flag_is_unknown(error_of: Callable[[list[str]], str]) -> None:
+    assert error_of(["fit", "--model=MLP", "--ov=true"]).startswith("unknown key 'ov'")
+
+
+def test_weights_of_another_run_do_not_overwrite_a_run(
+    fit: Cli, error_of: Callable[[list[str]], str], runs: Path, synthetic: list[str]
+) -> None:
+    fit("--model=MLP", name="a")
+    fit("--model=MLP", name="b")
+    before = (runs / "b" / "best.ckpt").read_bytes()
+    asked = ["fit", "--model=MLP", *synthetic, f"--runs_dir={runs}", "--name=b"]
+    message = error_of([*asked, f"--ckpt_path={runs / 'a' / 'last.ckpt'}"])
+    assert "exists" in message
+    assert (runs / "b" / "best.ckpt").read_bytes() == before
