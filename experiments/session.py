@@ -101,6 +101,8 @@ class RunSession:
             check_model(checkpoint, content, session.model)
             if subcommand == "fit":
                 check_training(checkpoint, content, settings)
+            else:
+                session.steps_of_weights = int(content["global_step"])
             if state := content.get(type(session.data).__qualname__):
                 session.data.load_state_dict(state)
         session._check_classes()
@@ -253,8 +255,6 @@ class RunSession:
             arguments["verbose"] = False
         if self.subcommand == "predict":
             arguments["return_predictions"] = False
-        if self.subcommand != "fit" and self.checkpoint is not None:
-            self._evaluates(self.checkpoint)
         with warnings.catch_warnings():
             _silence_expected_warnings()
             getattr(self.trainer, self.subcommand)(**arguments)
@@ -264,9 +264,6 @@ class RunSession:
                     self._test_after_fit()
         if self.record is not None and self.trainer.is_global_zero:
             self._close(time.perf_counter() - started)
-
-    def _evaluates(self, checkpoint: Path) -> None:
-        self.steps_of_weights = int(load_checkpoint(checkpoint)["global_step"])
 
     def _note_fit(self) -> None:
         assert self.record is not None
@@ -280,7 +277,7 @@ class RunSession:
         assert self.record is not None
         has_best = (self.record.path / f"{BEST}.ckpt").is_file()
         checkpoint = find_checkpoint(self.record.path, BEST if has_best else LAST)
-        self._evaluates(checkpoint)
+        self.steps_of_weights = int(load_checkpoint(checkpoint)["global_step"])
         self.record.summary["test/checkpoint"] = checkpoint.name
         self.trainer.test(
             self.model,
