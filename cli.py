@@ -26,6 +26,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from datamodules import CIFAR10DataModule
 from experiments.checkpoints import best_checkpoint
+from experiments.help import COMMANDS, DESCRIPTION
 from experiments.parsing import RunParser, Seed, UsageError, fail, prepare_arguments, user_errors
 from experiments.progress import RunProgressBar
 from experiments.session import RunSession, quiet_lightning
@@ -109,6 +110,10 @@ def main(args: ArgsType = None) -> None:
             subclass_mode_model=True,
             subclass_mode_data=True,
             parser_class=RunParser,
+            parser_kwargs={
+                "description": DESCRIPTION,
+                **{name: {"description": text} for name, text in COMMANDS.items()},
+            },
             save_config_callback=None,
             auto_configure_optimizers=False,
             trainer_defaults={

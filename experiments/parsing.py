@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from jsonargparse import DefaultHelpFormatter
 from jsonargparse.typing import restricted_number_type
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser
 
 from datamodules import DatasetError
+from experiments.help import ShortHelpFormatter, closing, title
 from experiments.messages import one_line, project_classes
 from experiments.record import CONFIG, RunError, RunRecord, run_folder
 
@@ -22,38 +24,12 @@ Seed = restricted_number_type(
     "Seed", int, [(">=", 0), ("<", 2**32)], join="and", docstring="An integer from 0 to 2^32 - 1."
 )
 _EVALUATIONS = {"validate", "test", "predict"}
-_COMMON = {
-    "accelerator",
-    "callbacks",
-    "devices",
-    "logger",
-    "log_every_n_steps",
-    "max_epochs",
-    "max_steps",
-    "precision",
-    "strategy",
-    "val_check_interval",
-}
-_SET_HERE = {"weights_only", "return_predictions", "verbose"}  # by experiments.session
-_HELP = {"ckpt_path": "Weights to start from or to evaluate: best, last (of run --name) or a file."}
-_EXAMPLES = """
-examples:
-  python cli.py fit --config configs/mlp.yaml --test_after_fit true
-  python cli.py fit --config configs/cnn.yaml --trainer.accelerator gpu
-  python cli.py test --name RUN
-  python cli.py predict --name RUN --data.predict_dir FOLDER
-"""
-_MORE_HELP = """
-more:
-  --model.help MLP             options of a model (MLP, NumPyMLP, CNN)
-  --data.help                  options of the data
-  --print_config               the configuration that the other arguments make
-  --help_all                   every option, with all of Lightning's Trainer
-  --model.lr X                 short for --model.init_args.optimizer.init_args.lr X
-"""
 _BEFORE_OTHERS = {"-c": 0, "--config": 0, "--trainer": 1, "--model": 1, "--data": 1}
 _LEARNING_RATE = "--model.lr"
 _LEARNING_RATE_LONG = "--model.init_args.optimizer.init_args.lr"
+
+
+USER_ERRORS = (ValueError, TypeError, MisconfigurationException, DatasetError, RunError)
 
 
 class UsageError(Exception):
@@ -65,7 +41,7 @@ def user_errors() -> Iterator[None]:
     """Turns errors about the user's input, raised while a run is set up, into a `UsageError`."""
     try:
         yield
-    except (ValueError, TypeError, MisconfigurationException, DatasetError, RunError) as error:
+    except USER_ERRORS as error:
         raise UsageError(one_line(str(error))) from error
 
 
@@ -176,18 +152,18 @@ class RunParser(LightningArgumentParser):
         return keys.union(*(inspect.signature(known).parameters for known in project_classes()))
 
     def format_help(self, *args: Any) -> str:
-        """Formats the help without the Trainer's rarer options and without their usage."""
-        replaced = {a: a.help for a in self._actions if _is_rare(a) or a.dest in _HELP}
-        for action in replaced:
-            action.help = _HELP.get(action.dest, SUPPRESS)
-        if replaced:
+        """Formats the help without the rarer options and without their usage."""
+        of_command = any(action.dest == "trainer" for action in self._actions)
+        if of_command:
             self.usage = f"{self.prog.replace(' [options]', '')} [--config FILE ...] [options]"
+        for group in self._action_groups:
+            group.title = title(group._group_actions, group.title)
+        self.formatter_class = ShortHelpFormatter
         try:
-            return super().format_help(*args) + (_MORE_HELP if replaced else _EXAMPLES)
+            return super().format_help(*args) + closing(of_command)
         finally:
             self.usage = None
-            for action, text in replaced.items():
-                action.help = text
+            self.formatter_class = DefaultHelpFormatter
 
     def format_full_help(self) -> str:
         """Formats the help with every option."""
@@ -203,8 +179,3 @@ class _HelpAll(Action):
     def __call__(self, parser: Any, *args: Any, **kwargs: Any) -> NoReturn:
         print(parser.format_full_help())
         raise SystemExit(0)
-
-
-def _is_rare(action: Action) -> bool:
-    group, _, key = action.dest.partition(".")
-    return (group == "trainer" and bool(key) and key not in _COMMON) or action.dest in _SET_HERE
