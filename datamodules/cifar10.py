@@ -2,7 +2,7 @@
 
 import math
 import os
-import warnings
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from datamodules.batches import BatchSource
@@ -22,6 +23,7 @@ from datamodules.files import (
     read_label_names,
     read_test,
     read_train,
+    synthetic_folder,
 )
 
 Source = Literal["cifar10", "synthetic", "auto"]
@@ -113,7 +115,7 @@ class CIFAR10DataModule(LightningDataModule):
         if self._folder is not None or self._predicts_folder:
             return
         if self.source == "synthetic":
-            self._folder = make_synthetic(self.data_dir, self.synthetic_images)
+            self._make_synthetic()
             return
         try:
             # Whoever says "auto" wants to see something run, not to wait for a slow server.
@@ -121,11 +123,17 @@ class CIFAR10DataModule(LightningDataModule):
         except DatasetError as error:
             if self.source != "auto":
                 raise DatasetError(f"{error}. {_REMEDY}") from error
-            warnings.warn(
-                f"{error}. USING THE SYNTHETIC STAND-IN: its accuracies say nothing about CIFAR-10",
-                stacklevel=2,
+            _say(
+                f"{error}. USING THE SYNTHETIC STAND-IN: its accuracies say nothing about CIFAR-10"
             )
-            self._folder = make_synthetic(self.data_dir, self.synthetic_images)
+            self._make_synthetic()
+
+    def _make_synthetic(self) -> None:
+        is_new = not synthetic_folder(self.data_dir, self.synthetic_images).exists()
+        self._folder = make_synthetic(self.data_dir, self.synthetic_images)
+        if is_new:
+            size = sum(file.stat().st_size for file in self._folder.iterdir()) / 1e6
+            _say(f"made the synthetic set in {self._folder}, {size:,.0f} MB")
 
     def _locate_cifar10(self, patience_s: float) -> Path:
         try:
@@ -376,6 +384,11 @@ def _read_image(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
 def _subset(images: ImageSet, indices: np.ndarray[Any, Any]) -> ImageSet:
     names = [images.names[i] for i in indices]
     return ImageSet(images.images[indices], images.labels[indices], names)
+
+
+@rank_zero_only
+def _say(message: str) -> None:
+    print(f"note: {message}", file=sys.stderr, flush=True)
 
 
 def _at_least(minimum: int, **values: int) -> None:

@@ -4,6 +4,7 @@ Nothing is unpickled before its SHA-256 is right, and then only NumPy arrays, li
 strings are: the reader refuses every other pickled object.
 """
 
+import contextlib
 import hashlib
 import http.client
 import io
@@ -121,9 +122,11 @@ def download_cifar10(data_dir: Path, url: str = URL, patience_s: float = math.in
     Raises:
         DatasetError: no connection, a stalled or lying server, or a folder that can't be written.
     """
+    is_new = not data_dir.exists()
+    lock = data_dir / f".{FOLDER}.lock"
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(data_dir / f".{FOLDER}.lock", timeout=_LOCK_TIMEOUT_S):
+        with FileLock(lock, timeout=_LOCK_TIMEOUT_S):
             try:
                 return find_cifar10(data_dir)
             except DatasetError:
@@ -131,10 +134,20 @@ def download_cifar10(data_dir: Path, url: str = URL, patience_s: float = math.in
                     archive = Path(temporary) / "archive.tar.gz"
                     _download(url, archive, patience_s)
                     return _extract(archive, data_dir / FOLDER)
+    except DatasetError:
+        if is_new:  # perhaps a mistyped name: no folder is to be left behind
+            lock.unlink(missing_ok=True)
+            _remove_if_empty(data_dir)
+        raise
     except Timeout as error:
         raise DatasetError(f"another process holds {error.lock_file} for an hour") from error
     except OSError as error:
         raise DatasetError(f"cannot write CIFAR-10 to {data_dir}: {error}") from error
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _download(url: str, target: Path, patience_s: float) -> None:
@@ -214,11 +227,16 @@ def _extract(archive: Path, folder: Path) -> Path:
     return folder
 
 
+def synthetic_folder(data_dir: Path, images_per_batch: int) -> Path:
+    """Where a synthetic set lies, or would: the name holds its version and size."""
+    return data_dir / f"synthetic-v{VERSION}-{images_per_batch}"
+
+
 def make_synthetic(data_dir: Path, images_per_batch: int) -> Path:
     """Generates the synthetic stand-in below ``data_dir`` unless it is there already.
 
     Args:
-        data_dir: where the folder is made; its name holds the set's version and size.
+        data_dir: where the folder is made, see `synthetic_folder`.
         images_per_batch: images in each of the five training files and in the test file.
 
     Returns:
@@ -228,7 +246,7 @@ def make_synthetic(data_dir: Path, images_per_batch: int) -> Path:
         DatasetError: if the folder can't be written.
         ValueError: if ``images_per_batch`` is too small.
     """
-    folder = data_dir / f"synthetic-v{VERSION}-{images_per_batch}"
+    folder = synthetic_folder(data_dir, images_per_batch)
     if (folder / _MANIFEST).is_file():
         return folder
     try:
