@@ -1,7 +1,7 @@
 """What a run keeps besides its metrics: reports, predictions, how it ended."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,17 @@ def wandb_logger(trainer: Trainer) -> WandbLogger | None:
 class EvaluationReport(Callback):
     """Confusion matrix, accuracy per class and the worst mistakes, in the run's folder and W&B.
 
-    Drawn for the validation at the end of a fit and for every test.
+    Drawn for the last validation of a fit, and for every validation and test asked for by itself.
 
     Args:
         record: where the plots and the figures go.
+        step: tells how many optimiser steps the evaluated weights have behind them.
         mistakes: how many misclassified images to show, the most confident first.
     """
 
-    def __init__(self, record: RunRecord, mistakes: int = 32) -> None:
+    def __init__(self, record: RunRecord, step: Callable[[], int], mistakes: int = 32) -> None:
         self.record = record
+        self.step = step
         self.mistakes = mistakes
         self._logits: list[Tensor] = []
 
@@ -46,7 +48,7 @@ class EvaluationReport(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports on a validation that was asked for by itself."""
         if trainer.state.fn == "validate" and trainer.is_global_zero:
-            self._report("val", trainer, pl_module)
+            self._report("validate", trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets an earlier test."""
@@ -80,8 +82,10 @@ class EvaluationReport(Callback):
         names = _label_names(trainer)
         per_class = dict(zip(names, plots.accuracy_per_class(matrix), strict=True))
         self.record.summary[f"{stage}/per_class"] = per_class
+        self.record.summary[f"{stage}/images"] = int(matrix.sum())
         path = self.record.path / f"confusion_{stage}.png"
-        plots.confusion_matrix(matrix, names, path, title=f"{self.record.name}: {stage}")
+        title = f"{self.record.name}\n{stage}, weights of step {self.step():,}"
+        plots.confusion_matrix(matrix, names, path, title=title)
         if logger := wandb_logger(trainer):
             logger.log_image(f"{stage}/confusion_matrix", [str(path)])
             rows = [[name, accuracy] for name, accuracy in per_class.items()]

@@ -48,7 +48,7 @@ class RecordLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Appends an entry to the record."""
-        self.record.log(metrics, self._step())
+        self.record.log(_without_epoch_of_evaluation(metrics), self._step())
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any) -> None:
         """Does nothing: the record holds the whole configuration already."""
@@ -137,7 +137,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Logs metrics; a W&B that fails is reported once and then left alone."""
-        self._try(super().log_metrics, dict(metrics), step)
+        self._try(super().log_metrics, _without_epoch_of_evaluation(metrics), step)
 
     def log_image(self, key: str, images: list[Any], step: int | None = None, **kw: Any) -> None:
         """Logs images; never fatal, as `log_metrics`."""
@@ -172,6 +172,12 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
                 f"W&B stopped logging ({error!r}); training and the run's own record go on",
                 stacklevel=3,
             )
+
+
+def _without_epoch_of_evaluation(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Leaves out the epoch that Lightning adds to a test: the next one, not that of the weights."""
+    evaluated = any(key.startswith(("test/", "validate/")) for key in metrics)
+    return {key: value for key, value in metrics.items() if not (evaluated and key == "epoch")}
 
 
 def _check_account() -> None:

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable
+from inspect import signature
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from datamodules import CIFAR10DataModule
@@ -11,6 +12,15 @@ from lightning_modules import Classifier
 _SEED = "expected an integer from 0 to 2^32 - 1"
 
 _REWORDED = (
+    (
+        'expected "subcommand" to be one of',
+        "which command? fit, validate, test or predict; see --help",
+    ),
+    (
+        "You selected an invalid strategy name",
+        "trainer.strategy: expected auto, ddp or another strategy of Lightning; auto suits one "
+        "device",
+    ),
     (
         "No supported gpu backend found",
         "torch finds no GPU here; run with --trainer.accelerator cpu, or auto",
@@ -50,24 +60,36 @@ def one_line(message: str, keys: Iterable[str] = ()) -> str:
     if unknown := _UNKNOWN_KEY.search(message):
         return _unknown_key(unknown[1] or unknown[2], keys)
     key_match = re.search(r'Parser key "([^"]+)":\s*(.*)', message)
-    key = key_match[1] if key_match else ""
+    name = key_match[1] if key_match else ""
+    key = _full_key(name)
     listed = re.sub(r":\n\s+(?!\s*- )", ": ", message)  # a reason over two lines
     reasons = [_plain(r) for r in re.findall(r"^\s+- (.+)$", listed, re.MULTILINE)]
     if key_match and not reasons:
         reasons = [_plain(key_match[2])]
     reasons = [r for r in reasons if not r.startswith(_UNHELPFUL)]
-    if _LOST_CHOICES in message and (choices := _choices(key, message)):
+    if _LOST_CHOICES in message and (choices := _choices(name, message)):
         reasons = [f"expected one of {', '.join(choices)}"]
     if not reasons:
         return " ".join(_plain(message).split())
     given = re.search(r"(?:Given value|dot import path string): (.+)", message)
     reasons = [r for r in reasons if not r.startswith("expected")] or reasons  # a class's own
     of_parser = all(r.startswith("expected") and ", got " not in r for r in reasons)
+    if key == "model.lr":
+        reasons = [r for r in reasons if "the name of a class" not in r] or reasons
     if key == "model":
         models = ", ".join(sorted(known.__name__ for known in Classifier.__subclasses__()))
         reasons = [r.replace("the name of a class", f"one of {models}") for r in reasons]
     where = f"{key}: " if key else ""
     return where + "; or ".join(reasons) + (f", got {given[1]}" if given and of_parser else "")
+
+
+def _full_key(key: str) -> str:
+    """A key as typed on the command line: the parser of a class leaves out what leads to it."""
+    if key in signature(CIFAR10DataModule).parameters:
+        return f"data.{key}"
+    if any(key in signature(known).parameters for known in project_classes()):
+        return f"model.{key}"
+    return "model.lr" if key == "lr" else key
 
 
 def _unknown_key(argument: str, keys: Iterable[str]) -> str:

@@ -14,6 +14,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 _DPI = 120
+_TITLE_WIDTH = 70  # characters
 
 
 def accuracy_per_class(confusion: npt.NDArray[np.int64]) -> list[float]:
@@ -81,7 +82,9 @@ def confusion_matrix(
     ticks = range(len(names))
     ax.set_xticks(ticks, names, rotation=45, ha="right")
     ax.set_yticks(ticks, names)
-    ax.set(xlabel="predicted", ylabel="true", title=f"{title}, accuracy {accuracy:.4f}")
+    ax.set(xlabel="predicted", ylabel="true")
+    lines = f"{title}, accuracy {accuracy:.4f}".splitlines()
+    ax.set_title("\n".join(textwrap.fill(line, _TITLE_WIDTH) for line in lines), fontsize=10)
     figure.savefig(path, dpi=_DPI)
     plt.close(figure)
 

@@ -1,5 +1,6 @@
 """What a run shows while it goes on: the bar, the learning rate, the throughput."""
 
+import shutil
 import sys
 import time
 from typing import Any
@@ -37,6 +38,8 @@ class RunProgressBar(ProgressBar):
             disable=not (self._enabled and self._terminal),
             mininterval=0.2,
             leave=False,
+            ncols=shutil.get_terminal_size().columns,  # tqdm draws nothing where it reads 0
+            bar_format="{desc} {n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining}{postfix}",
         )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -89,11 +92,14 @@ class RunProgressBar(ProgressBar):
         self._bar.close()
 
 
+# Shortened, and in this order, so that a terminal of 80 columns shows them all.
+_SHOWN = {"val/acc": "val", "train/loss": "loss", "train/acc": "acc", "images_per_s": "img/s"}
+
+
 def _figures(metrics: dict[str, Any]) -> str:
-    figures = {key: value for key, value in metrics.items() if isinstance(value, float)}
+    known = [(short, metrics[key]) for key, short in _SHOWN.items() if key in metrics]
     return "  ".join(
-        f"{key} {value:,.0f}" if abs(value) >= 100 else f"{key} {value:.4f}"
-        for key, value in figures.items()
+        f"{key} {value:,.0f}" if abs(value) >= 100 else f"{key} {value:.4f}" for key, value in known
     )
 
 
@@ -101,13 +107,15 @@ class TrainMonitor(Callback):
     """Logs the learning rate and the throughput in images/s, at each entry of the log.
 
     Attributes:
-        seconds: time spent in training steps, without validation.
-        images: images trained on.
+        seconds: time spent in training steps, without validation; a resumed fit goes on counting.
+        images: images trained on, likewise.
+        started: whether training has begun.
     """
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self.images = 0
+        self.started = False
         self._since = (0.0, 0)
         self._mark = 0.0
 
@@ -116,8 +124,18 @@ class TrainMonitor(Callback):
         self.seconds += now - self._mark
         self._mark = now
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that a resumed fit counts on."""
+        return {"seconds": self.seconds, "images": self.images}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the counts of a checkpoint."""
+        self.seconds, self.images = state_dict["seconds"], state_dict["images"]
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
+        self.started = True
+        self._since = (self.seconds, self.images)
         self._mark = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -23,6 +23,8 @@ RECORD = "record.json"
 METRICS = "metrics.jsonl"
 CONFIG = "config.yaml"
 
+_LONGEST_NAME = 128  # W&B's limit for the name of a run; file systems allow about 255
+
 
 class RunError(RuntimeError):
     """A run or its files can't be used as asked; the message names the remedy."""
@@ -94,7 +96,7 @@ class RunRecord:
         """Marks a run that goes on as running, with the configuration it goes on with."""
         (self.path / CONFIG).write_text(config)
         self.fields.update(facts, status="running")
-        for key in [key for key in self.summary if key.startswith("test/")]:
+        for key in [key for key in self.summary if key.startswith(("test/", "validate/"))]:
             del self.summary[key]  # of weights that will be trained on
         self.fields.pop("error", None)
         self.save()
@@ -163,6 +165,8 @@ def run_folder(root: Path, name: str) -> Path:
         raise RunError(
             f"--name must be a plain folder name, got {name!r}; its place is --runs_dir's to say"
         )
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        raise RunError(f"--name is {len(os.fsencode(name))} bytes long; {_LONGEST_NAME} at most")
     return root / name
 
 

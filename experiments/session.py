@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -32,7 +33,10 @@ from experiments.checkpoints import (
     load_checkpoint,
     training_settings,
 )
+from experiments.checks import check_fit, check_progress, check_validation
 from experiments.loggers import RecordLogger
+from experiments.messages import one_line
+from experiments.parsing import USER_ERRORS, UsageError
 from experiments.progress import TrainMonitor
 from experiments.record import RECORD, RunError, RunRecord, run_folder
 from experiments.summary import summary_table
@@ -74,6 +78,7 @@ class RunSession:
         self.data: CIFAR10DataModule = cli.datamodule
         self.monitor = TrainMonitor()
         self.steps_of_weights: int | None = None
+        self.is_new = False
         self.changes_status = True
 
     # ---- before -------------------------------------------------------------------------------
@@ -89,13 +94,19 @@ class RunSession:
         """
         checkpoint = _checkpoint(cli.config[subcommand], subcommand)
         session = cls(cli, subcommand, checkpoint, None)
-        session._check_trainer()
+        if subcommand == "fit":
+            check_fit(session.trainer, session.model, session.config.test_after_fit)
+        else:
+            session.model.check_trainer(session.trainer)
         settings = training_settings(session.model)  # a bad learning rate is an error here
         if subcommand == "predict" and session.data.predict_dir is not None:
             session.data.images_to_predict  # noqa: B018 - an unreadable one is an error here
         else:
             session.data.prepare_data()
             session.data.setup()
+        _keep_no_best_without_validation(session.trainer, session.data)
+        if subcommand == "fit":
+            check_validation(session.trainer, session.data)
         if checkpoint is not None:
             content = load_checkpoint(checkpoint)
             check_model(checkpoint, content, session.model)
@@ -105,24 +116,14 @@ class RunSession:
                 session.steps_of_weights = int(content["global_step"])
             if state := content.get(type(session.data).__qualname__):
                 session.data.load_state_dict(state)
+            if subcommand == "fit":
+                check_progress(checkpoint, content, session.trainer, session.data)
         session._check_classes()
         if subcommand == "fit":
             session.trainer.callbacks.append(TrainingSettings(settings))  # type: ignore[attr-defined]
         if not session.trainer.fast_dev_run:  # type: ignore[attr-defined]
             session._open_record(cli._parser(subcommand))
         return session
-
-    def _check_trainer(self) -> None:
-        if self.trainer.val_check_interval == 0:
-            raise ValueError(
-                "trainer.val_check_interval must be positive, got 0; "
-                "data.val_size 0 trains without validation"
-            )
-        tests = self.subcommand == "fit" and self.config.test_after_fit
-        if tests and self.config.trainer.enable_checkpointing is False:
-            raise ValueError(
-                "test_after_fit tests a checkpoint: leave trainer.enable_checkpointing on"
-            )
 
     def _check_classes(self) -> None:
         ours, theirs = int(self.model.hparams["num_classes"]), len(self.data.label_names)
@@ -145,19 +146,35 @@ class RunSession:
             return
         if self.subcommand == "fit" and not resuming:
             _make_room(path, self.config.overwrite)
-        exists = (path / RECORD).is_file()
-        record = RunRecord.open(path) if exists else RunRecord.create(path, dumped, facts)
-        if exists:
+        self.is_new = not (path / RECORD).is_file()
+        if self.is_new:
+            record = RunRecord.create(path, dumped, facts)
+        else:
+            record = RunRecord.open(path)
             self._check_data(record, facts)
-        if exists and resuming:
+        if resuming:
             record.resume(dumped, facts)
-        self.changes_status = self.subcommand == "fit" or not exists
+        self.changes_status = self.subcommand == "fit" or self.is_new
         try:
             self._attach(record, {**resolved, "run": facts})
         except RunError:
-            if not exists:
-                shutil.rmtree(path, ignore_errors=True)  # nothing ran: the name stays free
+            self._forget_new_run(path)
             raise
+        self._announce(record)
+
+    def _forget_new_run(self, path: Path) -> None:
+        """Removes the folder of a run in which nothing ran: its name stays free."""
+        if self.is_new and self.trainer.is_global_zero:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _announce(self, record: RunRecord) -> None:
+        fields = record.fields
+        device = self.trainer.strategy.root_device
+        print(
+            f"{self.subcommand} {record.name}: {fields['model']}, {fields['parameters']:,} "
+            f"parameters, on {device} in {self.trainer.precision}, seed {fields['seed']}",
+            file=sys.stderr,
+        )
 
     def _run_folder(self) -> Path:
         root = Path(self.config.runs_dir)
@@ -208,9 +225,7 @@ class RunSession:
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(record.path.resolve())
-                if not self.data.val_size:
-                    callback.monitor, callback.save_top_k = None, 0
-        added: list[Callback] = [self.monitor, EvaluationReport(record)]
+        added: list[Callback] = [self.monitor, EvaluationReport(record, self._step)]
         added.append(RunStatus(record, self.changes_status))
         if self.subcommand == "predict":
             added.append(PredictionWriter(self._predictions))
@@ -223,7 +238,8 @@ class RunSession:
         logger = RecordLogger(record, self._step)
         trainer.loggers = [logger, *trainer.loggers]
         if trainer.is_global_zero and (wandb := wandb_logger(trainer)):
-            wandb.start(record, config)
+            kept = {key: value for key, value in config.items() if key not in _OF_ONE_COMMAND}
+            wandb.start(record, kept)
             wandb.summarize({"model_summary": str(ModelSummary(self.model))})
             record.save()  # with W&B's name of the run
 
@@ -257,13 +273,24 @@ class RunSession:
             arguments["return_predictions"] = False
         with warnings.catch_warnings():
             _silence_expected_warnings()
-            getattr(self.trainer, self.subcommand)(**arguments)
+            self._run_trainer(arguments)
             if self.subcommand == "fit" and self.record is not None:
                 self._note_fit()
                 if self.config.test_after_fit:
                     self._test_after_fit()
         if self.record is not None and self.trainer.is_global_zero:
             self._close(time.perf_counter() - started)
+
+    def _run_trainer(self, arguments: dict[str, Any]) -> None:
+        """Runs the trainer; what it refuses to start is the user's to know, and leaves no run."""
+        try:
+            getattr(self.trainer, self.subcommand)(**arguments)
+        except USER_ERRORS as error:
+            if self.subcommand != "fit" or self.monitor.started:
+                raise
+            if self.record is not None:
+                self._forget_new_run(self.record.path)
+            raise UsageError(one_line(str(error))) from error
 
     def _note_fit(self) -> None:
         assert self.record is not None
@@ -290,8 +317,8 @@ class RunSession:
     def _close(self, seconds: float) -> None:
         record = self.record
         assert record is not None
-        if self.subcommand == "test" and self.checkpoint is not None:
-            record.summary["test/checkpoint"] = self.checkpoint.name
+        if self.subcommand in {"test", "validate"} and self.checkpoint is not None:
+            record.summary[f"{self.subcommand}/checkpoint"] = self.checkpoint.name
         if self.subcommand != "predict":
             plots.curves(record.metrics(), record.path / "curves.png", title=record.name)
         if self.changes_status:
@@ -310,6 +337,8 @@ def _checkpoint(config: Any, subcommand: str) -> Path | None:
     asked = config.ckpt_path
     if asked is None and subcommand == "fit":
         return None
+    if config.overwrite:
+        raise RunError("--overwrite replaces a run, --ckpt_path starts from one: leave one out")
     if asked is None and config.name is None:
         raise RunError(
             f"{subcommand} of which weights? Name a run with --name (its best checkpoint is "
@@ -321,6 +350,12 @@ def _checkpoint(config: Any, subcommand: str) -> Path | None:
         raise RunError(f"--ckpt_path {asked} of which run? Name it with --name")
     run = RunRecord.open(run_folder(Path(config.runs_dir), config.name)).path
     return find_checkpoint(run, asked or BEST)
+
+
+def _keep_no_best_without_validation(trainer: Trainer, data: CIFAR10DataModule) -> None:
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and not data.val_size:
+            callback.monitor, callback.save_top_k = None, 0
 
 
 def _make_room(path: Path, overwrite: bool) -> None:
@@ -337,11 +372,19 @@ def _make_room(path: Path, overwrite: bool) -> None:
     shutil.rmtree(path)
 
 
+# Tips; and devices and seed, which the run's first line and its record name.
+_ADVERTISED = ("💡", "TPU available", "GPU available", "HPU available", "Seed set to")
+
+
 def quiet_lightning() -> None:
-    """Keeps Lightning's advertisements out of the output."""
-    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.rank_zero"):
+    """Keeps Lightning's advertisements, and what this project says itself, out of the output."""
+    for name in (
+        "pytorch_lightning.utilities.rank_zero",
+        "lightning_fabric.utilities.rank_zero",
+        "lightning_fabric.utilities.seed",
+    ):
         logging.getLogger(name).addFilter(
-            lambda record: not record.getMessage().startswith(("💡", "TPU available"))
+            lambda record: not record.getMessage().startswith(_ADVERTISED)
         )
 
 

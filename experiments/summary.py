@@ -1,6 +1,7 @@
 """The few lines a person reads when a command ends."""
 
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ def summary_table(record: RunRecord, command: str, seconds: float, predictions: 
         rows = [("data", _data(record)), *_results(record)]
     rows += [("time", f"{seconds:.1f} s for {command}"), ("run", str(record.path))]
     rows.append(("W&B", _upload(record)))
-    rows += [("look at", _files(record)), ("next", _next(record, command))]
+    rows += [("look at", _files(record, command)), ("next", _next(record, command))]
     width = max(len(key) for key, _ in rows)
     lines = [f"  {key:<{width}}  {value}" for key, value in rows if value]
     return "\n".join(["", f"{record.name}: {command} done", *lines])
@@ -57,9 +58,20 @@ def _results(record: RunRecord) -> list[tuple[str, str]]:
     if "best/step" in summary:
         best = f"best acc {summary['best/val/acc']:.4f} at step {summary['best/step']:,}"
         rows.append(("val", f"{_figures(record, 'val')}, {best}"))
-    if "test/acc" in summary:
-        rows.append(("test", f"{_figures(record, 'test')} ({summary.get('test/checkpoint')})"))
+    rows += [
+        (stage, f"{_figures(record, stage)} ({_of_what(record, stage)})")
+        for stage in ("validate", "test")
+        if f"{stage}/loss" in summary
+    ]
     return rows
+
+
+def _of_what(record: RunRecord, stage: str) -> str:
+    """Which weights were evaluated, and on which part of the images if not on all."""
+    images = record.summary.get(f"{stage}/images")
+    whole = record.fields.get("images", {}).get("test" if stage == "test" else "val")
+    part = "" if images in {None, whole} else f", only {images:,} of {whole:,} images"
+    return f"{record.summary.get(f'{stage}/checkpoint')}{part}"
 
 
 def _figures(record: RunRecord, stage: str) -> str:
@@ -68,8 +80,10 @@ def _figures(record: RunRecord, stage: str) -> str:
     return f"acc {texts[0]}, loss {texts[1]}"
 
 
-def _files(record: RunRecord) -> str:
-    wanted = ("curves.png", "confusion_test.png", "mistakes_test.png", "record.json")
+def _files(record: RunRecord, command: str) -> str:
+    tested = "test/acc" in record.summary and command != "validate"
+    stage = "test" if tested else {"fit": "val"}.get(command, command)
+    wanted = ("curves.png", f"confusion_{stage}.png", "mistakes_test.png", "record.json")
     return ", ".join(name for name in wanted if (record.path / name).is_file())
 
 
@@ -77,17 +91,29 @@ def _upload(record: RunRecord) -> str:
     folder = record.path / "wandb"
     if not any(folder.glob("offline-run-*")):
         return ""
-    return f"offline; upload with: {_python()} -m wandb sync {folder}/offline-run-*"
+    where = shlex.quote(str(folder))
+    return f"offline; upload with: {_python()} -m wandb sync {where}/offline-run-*"
 
 
 def _python() -> str:
     """What to type for this Python: its path where ``python`` is another one."""
-    found = shutil.which("python")
-    return "python" if found == sys.executable else os.path.relpath(sys.executable)
+    if shutil.which("python") == sys.executable:
+        return "python"
+    path = os.path.relpath(sys.executable)
+    return sys.executable if path.startswith("..") else path
 
 
 def _next(record: RunRecord, command: str) -> str:
-    where = f" --runs_dir {record.path.parent}" if str(record.path.parent) != "runs" else ""
-    following = "predict" if "test/acc" in record.summary else "test"
-    which = "" if (record.path / f"{BEST}.ckpt").is_file() else f" --ckpt_path {LAST}"
-    return f"{_python()} cli.py {following} --name {record.name}{where}{which}"
+    """The evaluation that is still to be made, if there are weights to make it with."""
+    missing = "predict" if "test/acc" in record.summary else "test"
+    kept = [name for name in (BEST, LAST) if (record.path / f"{name}.ckpt").is_file()]
+    if not kept or command == "predict":
+        return ""
+    started_as = Path(sys.argv[0]).name
+    program = "cifar10" if started_as == "cifar10" else f"{_python()} cli.py"
+    arguments = [missing, "--name", record.name]
+    if str(record.path.parent) != "runs":
+        arguments += ["--runs_dir", str(record.path.parent)]
+    if BEST not in kept:
+        arguments += ["--ckpt_path", LAST]
+    return f"{program} {shlex.join(arguments)}"

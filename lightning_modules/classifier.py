@@ -7,7 +7,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import SGD
 from torchmetrics import MeanMetric
@@ -30,8 +30,9 @@ class Classifier(LightningModule, ABC):
 
     Logs ``train/loss`` and ``train/acc`` (means over the steps since the last entry, every
     ``trainer.log_every_n_steps``), ``val/loss``, ``val/acc``, ``test/loss`` and ``test/acc``
-    (means over the whole set). Sums stay on the device between entries: nothing in a training
-    step waits for it.
+    (means over the whole set); a validation asked for by itself logs ``validate/loss`` and
+    ``validate/acc``, so that it does not change the fit's. Sums stay on the device between
+    entries: nothing in a training step waits for it.
 
     Args:
         num_classes: number of classes, the size of the logits.
@@ -40,8 +41,9 @@ class Classifier(LightningModule, ABC):
         lr_interval: whether the schedule counts optimiser steps or epochs.
 
     Attributes:
-        confusion: per stage, the confusion matrix of the last evaluation: int64
-            ``(num_classes, num_classes)``, rows true, columns predicted.
+        confusion: per name of an evaluation (``val``, ``validate``, ``test``), the confusion
+            matrix of the last one: int64 ``(num_classes, num_classes)``, rows true, columns
+            predicted.
 
     Raises:
         ValueError: if ``num_classes`` is below 2.
@@ -64,11 +66,8 @@ class Classifier(LightningModule, ABC):
         self.lr_interval = lr_interval
         self.example_input_array = torch.zeros(2, 3, 32, 32)
         self.confusion: dict[str, Tensor] = {}
-        matrices = {s: MulticlassConfusionMatrix(num_classes) for s in ("val", "test")}
-        self._matrices = nn.ModuleDict(matrices)
-        self._mean_losses = nn.ModuleDict(
-            {s: MeanMetric(nan_strategy="disable") for s in ("val", "test")}
-        )
+        # In a dict, not as submodules: they would come first in every summary of the model.
+        self._metrics: dict[str, tuple[MulticlassConfusionMatrix, MeanMetric]] = {}
         self._loss_sum: Tensor | float = 0.0
         self._correct: Tensor | float = 0.0
         self._images = 0
@@ -76,6 +75,16 @@ class Classifier(LightningModule, ABC):
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
         """Computes logits ``(B, num_classes)`` from images ``(B, 3, 32, 32)``."""
+
+    def check_trainer(self, trainer: Trainer) -> None:
+        """Refuses a trainer that this model can't be run by; called before anything is written.
+
+        Args:
+            trainer: with its accelerator, precision and other settings.
+
+        Raises:
+            ValueError: naming the setting and the remedy.
+        """
 
     # ---- training -----------------------------------------------------------------------------
 
@@ -127,32 +136,33 @@ class Classifier(LightningModule, ABC):
     def _evaluate(self, stage: Stage, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
         logits: Tensor = self(images)
-        matrix, mean_loss = self._metrics(stage)
+        matrix, mean_loss = self._metrics_of(stage)
         mean_loss.update(F.cross_entropy(logits, labels, reduction="none"))
         matrix.update(logits.argmax(1), labels)
         return logits
 
-    def _metrics(self, stage: Stage) -> tuple[MulticlassConfusionMatrix, MeanMetric]:
-        matrix, mean_loss = self._matrices[stage], self._mean_losses[stage]
-        assert isinstance(matrix, MulticlassConfusionMatrix)
-        assert isinstance(mean_loss, MeanMetric)
-        return matrix, mean_loss
+    def _metrics_of(self, stage: Stage) -> tuple[MulticlassConfusionMatrix, MeanMetric]:
+        if stage not in self._metrics:
+            matrix = MulticlassConfusionMatrix(self.hparams["num_classes"])
+            self._metrics[stage] = matrix, MeanMetric(nan_strategy="disable")
+        matrix, mean_loss = self._metrics[stage]
+        return matrix.to(self.device), mean_loss.to(self.device)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the validation metrics."""
-        self._log_evaluation("val")
+        """Logs the validation metrics: of a fit as ``val``, by itself as ``validate``."""
+        self._log_evaluation("val", "validate" if self.trainer.state.fn == "validate" else "val")
 
     def on_test_epoch_end(self) -> None:
         """Logs the test metrics."""
-        self._log_evaluation("test")
+        self._log_evaluation("test", "test")
 
-    def _log_evaluation(self, stage: Stage) -> None:
-        matrix, mean_loss = self._metrics(stage)
+    def _log_evaluation(self, stage: Stage, name: str) -> None:
+        matrix, mean_loss = self._metrics_of(stage)
         confusion: Tensor = matrix.compute()
         accuracy = confusion.trace() / confusion.sum()
         loss = mean_loss.compute()
-        self.log_dict({f"{stage}/loss": loss, f"{stage}/acc": accuracy}, prog_bar=stage == "val")
-        self.confusion[stage] = confusion
+        self.log_dict({f"{name}/loss": loss, f"{name}/acc": accuracy}, prog_bar=stage == "val")
+        self.confusion[name] = confusion
         matrix.reset()
         mean_loss.reset()
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pytorch_lightning import Trainer
 from pytorch_lightning.cli import ReduceLROnPlateau
 from torch import Tensor, nn
 
@@ -75,12 +76,26 @@ class NumPyMLP(Classifier):
         self.activations = [numpy_ops.ELU() for _ in hidden_units]
         self.criterion = numpy_ops.SoftmaxCrossEntropy()
 
-    def setup(self, stage: str) -> None:
-        """Refuses any accelerator but the CPU and any precision but float32."""
-        if self.trainer.strategy.root_device.type != "cpu":
+    def check_trainer(self, trainer: Trainer) -> None:
+        """Refuses any accelerator but the CPU, any precision but float32, and clipped gradients.
+
+        Raises:
+            ValueError: naming the flag to leave alone.
+        """
+        if trainer.strategy.root_device.type != "cpu":
             raise ValueError("NumPyMLP computes with NumPy: run it with --trainer.accelerator cpu")
-        if self.trainer.precision != "32-true":
+        if trainer.precision != "32-true":
             raise ValueError("NumPyMLP computes in float32: leave --trainer.precision at 32-true")
+        for name, default in (("gradient_clip_val", None), ("accumulate_grad_batches", 1)):
+            if getattr(trainer, name) != default:
+                raise ValueError(
+                    f"NumPyMLP takes a step with every batch's own gradients: leave "
+                    f"--trainer.{name} out"
+                )
+
+    def setup(self, stage: str) -> None:
+        """Refuses what NumPy can't do, for a Trainer that did not ask before."""
+        self.check_trainer(self.trainer)
 
     def _operations(self) -> list[numpy_ops.Linear | numpy_ops.ELU]:
         linears = [layer.bind() for layer in self.linears if isinstance(layer, NumPyLinear)]

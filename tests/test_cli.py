@@ -122,9 +122,12 @@ def test_test_gives_the_figure_of_the_test_after_fit(trained: Trained) -> None:
 
 def test_validate_gives_the_best_validation_of_the_fit(trained: Trained) -> None:
     main(["validate", *arguments(trained)])
-    last = list(RunRecord.open(trained.record.path).metrics())[-1]
-    summary = trained.record.summary
-    assert (last["step"], last["val/acc"]) == (summary["best/step"], summary["best/val/acc"])
+    record, before = RunRecord.open(trained.record.path), trained.record.summary
+    last = list(record.metrics())[-1]
+    assert (last["step"], last["validate/acc"]) == (before["best/step"], before["best/val/acc"])
+    for metric in ("val/acc", "val/loss", "val/per_class"):  # the fit's, of its last step
+        assert record.summary[metric] == before[metric]
+    assert (record.path / "confusion_validate.png").is_file()
 
 
 def test_predict_writes_a_row_per_test_image(trained: Trained) -> None:

@@ -97,7 +97,7 @@ def test_a_missing_config_file_is_named(refused: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--data.batch_size=many", "batch_size: expected int, got many"),
+        ("--data.batch_size=many", "data.batch_size: expected int, got many"),
         ("--data.batch_size=0", "data.batch_size must be at least 1, got 0"),
         ("--data.batch_size=-1", "data.batch_size must be at least 1, got -1"),
         ("--data.batch_size=5000", "no full batch of 5000 in 900"),
@@ -110,22 +110,66 @@ def test_a_missing_config_file_is_named(refused: Callable[..., str]) -> None:
         ("--model.num_classes=5", "model.num_classes is 5, but the data has 10 classes"),
         ("--model.block_order=bn", "no option 'block_order'"),
         ("--model.lr=-1", "Invalid learning rate: -1.0"),
-        ("--model.lr=fast", "lr: expected float"),
+        ("--model.lr=fast", "model.lr: expected float, got fast"),
         ("--model.optimizer=Addam", "optimizer: expected the name of a class, got Addam"),
         ("--seed_everything=-1", "seed_everything: expected an integer from 0 to 2^32 - 1, got -1"),
         ("--seed_everything=4294967296", "seed_everything: expected an integer from 0 to 2^32"),
         ("--trainer.max_steps=many", "trainer.max_steps: expected int, got many"),
         ("--trainer.val_check_interval=0", "trainer.val_check_interval must be positive"),
+        ("--trainer.val_check_interval=500", "more than the 18 batches of an epoch"),
+        ("--trainer.max_steps=0", "trainer.max_steps must be positive, got 0"),
+        ("--trainer.max_epochs=0", "trainer.max_epochs must be positive, got 0"),
+        ("--trainer.limit_train_batches=0", "trainer.limit_train_batches must be positive"),
+        ("--trainer.limit_train_batches=0.01", "0.01 leaves none of 18 batches"),
+        ("--trainer.log_every_n_steps=0", "trainer.log_every_n_steps must be at least 1, got 0"),
+        ("--trainer.strategy=fast", "trainer.strategy: expected auto, ddp"),
         ("--trainer.accelerator=gqu", "invalid accelerator name"),
         ("--trainer.precision=7", "trainer.precision: expected one of"),
         ("--trainer.logger=wand", "trainer.logger: expected"),
         ("--name=a/b", "must be a plain folder name, got 'a/b'"),
         ("--name=..", "must be a plain folder name, got '..'"),
         ("--name=", "must be a plain folder name, got ''"),
+        (f"--name={'n' * 300}", "--name is 300 bytes long; 128 at most"),
     ],
 )
 def test_a_wrong_value_is_an_error(flag: str, message: str, refused: Callable[..., str]) -> None:
     assert message in refused(MLP, flag)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--trainer.precision=bf16-mixed", "computes in float32: leave --trainer.precision"),
+        ("--trainer.gradient_clip_val=1", "leave --trainer.gradient_clip_val out"),
+        ("--trainer.accumulate_grad_batches=2", "leave --trainer.accumulate_grad_batches out"),
+    ],
+)
+def test_what_numpy_cannot_do_is_an_error(
+    flag: str, message: str, refused: Callable[..., str]
+) -> None:
+    assert message in refused("--model=NumPyMLP", flag)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "val_size"), [("val/accuracy", 100), ("val/acc", 0)], ids=["unknown", "not here"]
+)
+def test_a_monitor_of_no_metric_is_an_error(
+    monitor: str, val_size: int, refused: Callable[..., str]
+) -> None:
+    stopping = ["--trainer.callbacks=EarlyStopping", f"--trainer.callbacks.monitor={monitor}"]
+    message = refused(MLP, *stopping, f"--data.val_size={val_size}")
+    assert f"EarlyStopping monitors {monitor}, which is not logged here" in message
+
+
+def test_what_only_the_trainer_finds_is_an_error_and_leaves_no_run(
+    error_of: ErrorOf, synthetic: list[str], runs: Path
+) -> None:
+    asked = [MLP, *synthetic, f"--runs_dir={runs}", "--trainer.logger=false", "--name=a"]
+    accumulate = ["--trainer.callbacks=GradientAccumulationScheduler"]
+    accumulate.append("--trainer.callbacks.scheduling={0: 2}")
+    message = error_of(["fit", *asked, *accumulate, "--trainer.accumulate_grad_batches=2"])
+    assert "accumulate_grad_batches" in message
+    assert not (runs / "a").exists()
 
 
 def test_a_test_after_fit_needs_checkpoints(refused: Callable[..., str]) -> None:
@@ -152,7 +196,7 @@ def test_a_config_without_its_flag_is_explained(refused: Callable[..., str]) -> 
 
 
 def test_a_command_must_be_named(error_of: ErrorOf) -> None:
-    assert "fit" in error_of([])
+    assert error_of([]).startswith("which command? fit, validate, test or predict")
     assert "fit" in error_of(["fti"])
 
 
@@ -228,6 +272,25 @@ def test_a_damaged_checkpoint_is_refused(
     error = refused(MLP, *asked, command=command)
     assert str(damaged) in error
     assert message in error
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ("max_steps=4", "last.ckpt has 4 steps behind it: raise --trainer.max_steps above"),
+        ("max_epochs=1", "last.ckpt has 1 epochs behind it: raise --trainer.max_epochs above"),
+    ],
+)
+def test_a_training_that_has_ended_does_not_go_on(
+    limit: str, message: str, fit: Cli, error_of: ErrorOf, synthetic: list[str], runs: Path
+) -> None:
+    fit(MLP, "--trainer.max_steps=-1", "--trainer.max_epochs=1", "--data.batch_size=200")
+    asked = ["fit", MLP, *synthetic, f"--runs_dir={runs}", "--name=run", "--ckpt_path=last"]
+    assert error_of([*asked, "--data.batch_size=200", f"--trainer.{limit}"]).endswith(message)
+
+
+def test_a_run_is_replaced_or_gone_on_with(refused: Callable[..., str]) -> None:
+    assert "leave one out" in refused(MLP, "--overwrite=true", "--ckpt_path=last")
 
 
 def test_a_missing_checkpoint_is_named(refused: Callable[..., str]) -> None:

@@ -35,11 +35,11 @@ def test_an_unknown_key_without_a_neighbour_has_no_advice() -> None:
     [
         (
             "Parser key \"norm\":\n  Expected a typing.Literal['none', 'batch']. Got value: foo",
-            "norm: expected one of none, batch, got foo",
+            "model.norm: expected one of none, batch, got foo",
         ),
         (
             'Parser key "norm":\n  Cannot take a Union of no types.',
-            "norm: expected one of none, batch, layer, layer_native",
+            "model.norm: expected one of none, batch, layer, layer_native",
         ),
         (
             'Parser key "mode":\n  Does not validate against any of the Union subtypes\n'
@@ -50,12 +50,12 @@ def test_an_unknown_key_without_a_neighbour_has_no_advice() -> None:
         ),
         (
             "Parser key \"batch_size\":\n  Expected a <class 'int'>. Got value: abc",
-            "batch_size: expected int, got abc",
+            "data.batch_size: expected int, got abc",
         ),
         (
             'Parser key "optimizer":\n\n  - Expected a path but Foo either not accessible or '
             "invalid\n  - Expected a dot import path string: Foo",
-            "optimizer: expected the name of a class, got Foo",
+            "model.optimizer: expected the name of a class, got Foo",
         ),
         (
             "Does not validate against any of the Union subtypes\nErrors:\n  - WANDB_MODE is odd\n"

@@ -103,10 +103,10 @@ def test_a_second_fit_forgets_what_was_not_logged() -> None:
 
 
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("stage", ["val", "test"])
+@pytest.mark.parametrize("stage", ["validate", "test"])
 def test_evaluation_logs_means_over_all_images(kind: type[Classifier], stage: str) -> None:
     net, run = model(kind), trainer()
-    evaluate = run.validate if stage == "val" else run.test
+    evaluate = run.validate if stage == "validate" else run.test
     for count in (10, 7):  # the second must not remember the first
         data = BatchSource(IMAGES[:count], LABELS[:count], batch_size=4)
         (figures,) = evaluate(net, data, verbose=False)

@@ -1,0 +1,83 @@
+"""What can be wrong with a command as asked for, found before a run has a folder."""
+
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Trainer
+
+from datamodules import CIFAR10DataModule
+from experiments.record import RunError
+from lightning_modules import Classifier
+
+# Logged by `lightning_modules.Classifier` and `experiments.progress.TrainMonitor`.
+_TRAIN_METRICS = ("train/loss", "train/acc", "lr", "images_per_s")
+_VAL_METRICS = ("val/loss", "val/acc")
+
+
+def check_fit(trainer: Trainer, model: Classifier, test_after_fit: bool) -> None:
+    """Refuses settings of the trainer under which nothing would be trained, logged or kept.
+
+    Raises:
+        ValueError: naming the setting and the remedy.
+    """
+    settings: Any = trainer
+    for name in ("max_steps", "max_epochs", "limit_train_batches", "val_check_interval"):
+        if getattr(settings, name) == 0:
+            hint = "; data.val_size 0 trains without validation" if "val" in name else ""
+            raise ValueError(f"trainer.{name} must be positive, got 0{hint}")
+    if settings.log_every_n_steps < 1:
+        raise ValueError(
+            f"trainer.log_every_n_steps must be at least 1, got {settings.log_every_n_steps}"
+        )
+    if test_after_fit and not trainer.checkpoint_callbacks:
+        raise ValueError("test_after_fit tests a checkpoint: leave trainer.enable_checkpointing on")
+    model.check_trainer(trainer)
+
+
+def check_validation(trainer: Trainer, data: CIFAR10DataModule) -> None:
+    """Refuses a validation interval that an epoch never reaches, and monitors of no metric.
+
+    Raises:
+        ValueError: naming the setting and the remedy.
+    """
+    settings: Any = trainer
+    every, batches = settings.val_check_interval, _batches_of_an_epoch(trainer, data)
+    by_epoch = data.val_size and settings.check_val_every_n_epoch is not None
+    if by_epoch and isinstance(every, int) and every > batches:
+        raise ValueError(
+            f"trainer.val_check_interval {every} is more than the {batches} batches of an "
+            "epoch; count over epochs with --trainer.check_val_every_n_epoch null"
+        )
+    metrics = _TRAIN_METRICS + (_VAL_METRICS if data.val_size else ())
+    for callback in settings.callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if monitor is not None and monitor not in metrics:
+            raise ValueError(
+                f"{type(callback).__name__} monitors {monitor}, which is not logged here: "
+                f"take one of {', '.join(metrics)}"
+            )
+
+
+def _batches_of_an_epoch(trainer: Trainer, data: CIFAR10DataModule) -> int:
+    batches, limit = len(data.train_dataloader()), trainer.limit_train_batches
+    limited = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+    if limited == 0:
+        raise ValueError(f"trainer.limit_train_batches {limit} leaves none of {batches} batches")
+    return limited
+
+
+def check_progress(
+    path: Path, checkpoint: dict[str, Any], trainer: Trainer, data: CIFAR10DataModule
+) -> None:
+    """Refuses to go on from a checkpoint that is as far already as the training asked for.
+
+    Raises:
+        RunError: naming the limit to raise.
+    """
+    steps = int(checkpoint["global_step"])
+    if 0 <= trainer.max_steps <= steps:
+        raise RunError(f"{path} has {steps:,} steps behind it: raise --trainer.max_steps above")
+    # The checkpoint's own count lacks an epoch whose validation is not over.
+    epochs = steps * trainer.accumulate_grad_batches // _batches_of_an_epoch(trainer, data)
+    if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epochs:
+        raise RunError(f"{path} has {epochs} epochs behind it: raise --trainer.max_epochs above")
