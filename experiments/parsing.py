@@ -16,6 +16,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser
 
 from datamodules import DatasetError
+from experiments.checkpoints import BEST, LAST
 from experiments.help import ShortHelpFormatter, closing, title
 from experiments.messages import one_line, project_classes
 from experiments.record import CONFIG, RunError, RunRecord, run_folder
@@ -58,8 +59,8 @@ def prepare_arguments(args: list[str] | None) -> list[str]:
 
     Configs move to the front, then the choices of classes: LightningCLI lets whatever comes later
     win, but a flag is meant to beat a file wherever it stands.
-    ``--model.lr`` stands for the optimiser's learning rate; an evaluation with ``--name`` and no
-    ``--config`` uses the run's own configuration.
+    ``--model.lr`` stands for the optimiser's learning rate; an evaluation, or a fit that goes on,
+    with ``--name`` and no ``--config`` uses the run's own configuration.
 
     Args:
         args: the arguments; default: those of the process.
@@ -75,7 +76,9 @@ def prepare_arguments(args: list[str] | None) -> list[str]:
     arguments = [_expand_learning_rate(argument) for argument in given]
     configs = _values(arguments, "-c", "--config")
     names = _values(arguments, "--name")
-    if arguments and arguments[0] in _EVALUATIONS and names and not configs:
+    goes_on = {BEST, LAST} & set(_values(arguments, "--ckpt_path"))
+    of_a_run = bool(arguments) and (arguments[0] in _EVALUATIONS or goes_on)
+    if of_a_run and names and not configs:
         root = Path((_values(arguments, "--runs_dir") or ["runs"])[-1])
         run = RunRecord.open(run_folder(root, names[-1]))
         arguments[1:1] = ["--config", str(run.path / CONFIG)]

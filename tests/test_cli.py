@@ -212,6 +212,14 @@ def test_resuming_goes_on_and_keeps_the_best(fit: Cli, monkeypatch: pytest.Monke
     assert (record.summary["best/step"], record.summary["best/val/acc"]) == (2, 0.5)
 
 
+def test_a_run_goes_on_by_its_name_alone(fit: Cli, runs: Path) -> None:
+    before = fit(*TINY, "--model.lr=0.01")
+    main(["fit", f"--runs_dir={runs}", "--name=run", "--ckpt_path=last", "--trainer.max_steps=6"])
+    record = RunRecord.open(before.path)
+    assert (record.summary["train/steps"], record.fields["lr"]) == (6, 0.01)
+    assert record.summary["train/seconds"] > before.summary["train/seconds"]  # of both together
+
+
 @pytest.mark.parametrize(
     "schedule", [[], ["--model.lr_scheduler=StepLR", "--model.lr_scheduler.step_size=100"]]
 )

@@ -8,6 +8,7 @@ import pytest
 
 import start
 from cli import main
+from experiments.record import RunRecord
 from tests.conftest import PROJECT, SHORT
 
 README = (PROJECT / "README.md").read_text()
@@ -40,27 +41,32 @@ def test_start_understands(words: list[str], monkeypatch: pytest.MonkeyPatch) ->
     assert start.main(words) == 0
 
 
+def is_about_a_run(words: list[str]) -> bool:
+    return "--name" in words
+
+
 def test_the_story_of_a_run(
     tmp_path: Path, synthetic: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The blocks' commands, in their order, as a reader types them."""
+    """The commands of blocks and text about one run, in their order, as a reader types them."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(PROJECT / "configs")
     small = [*SHORT, *synthetic, "--trainer.logger=false"]
-    for words in (arguments(c)[2:] for c in COMMANDS if c.startswith("python cli.py")):
-        main([*words, *small] if words[0] == "fit" else words)
+    story = [words for words in commands_of("python cli.py") if is_about_a_run(words)]
+    assert [words[0] for words in story] == ["fit", "test", "predict", "fit"]
+    for position, words in enumerate(story, 1):
+        steps = f"--trainer.max_steps={4 * position}"  # the later fit goes on with the first
+        main([*words, *small, steps] if words[0] == "fit" else words)
     run = tmp_path / "runs" / "my-mlp"
+    assert RunRecord.open(run).summary["train/steps"] == 16
     assert {"best.ckpt", "curves.png", "predictions.csv", "confusion_test.png"} <= {
         path.name for path in run.iterdir()
     }
 
 
-def is_by_itself(words: list[str]) -> bool:
-    """Whether a command is no part of the story of a run, which is executed above."""
-    return words[:1] == ["fit"] and "--name" not in words
-
-
-BY_THEMSELVES = [words for words in commands_of("python cli.py") if is_by_itself(words)]
+BY_THEMSELVES = [
+    words for words in commands_of("python cli.py") if words and not is_about_a_run(words)
+]
 
 
 @pytest.mark.parametrize("words", BY_THEMSELVES, ids=" ".join)
