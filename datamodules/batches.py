@@ -53,6 +53,8 @@ class BatchSource:
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self._served = 0
+        self._first = 0
         if drop_last and len(self) == 0:
             raise ValueError(f"no full batch of {batch_size} in {self._share()} training images")
 
@@ -79,14 +81,27 @@ class BatchSource:
         return full + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields one epoch of batches."""
+        """Yields one epoch of batches, or what a restored state leaves of it."""
+        self._served, self._first = self._first, 0
+        for batch in itertools.islice(self._batches(), self._served, len(self)):
+            self._served += 1
+            yield batch
+
+    def _batches(self) -> Iterator[Batch]:
         if self.shuffle_seed is None and self.world_size == 1:
-            batches = zip(*(torch.split(t, self.batch_size) for t in self.tensors), strict=True)
-            yield from itertools.islice(batches, len(self))
+            yield from zip(*(torch.split(t, self.batch_size) for t in self.tensors), strict=True)
             return
         order = self._order()[self.rank :: self.world_size]
-        for chunk in torch.split(order, self.batch_size)[: len(self)]:
+        for chunk in torch.split(order, self.batch_size):
             yield tuple(tensor[chunk] for tensor in self.tensors)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where in its epoch the iteration is; Lightning keeps it in checkpoints."""
+        return {"batches": self._served % len(self)}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Lets the next iteration begin where another one was when its state was taken."""
+        self._first = state_dict["batches"]
 
     def _order(self) -> Tensor:
         total = len(self.tensors[0])

@@ -212,6 +212,22 @@ def test_resuming_goes_on_and_keeps_the_best(fit: Cli, monkeypatch: pytest.Monke
     assert (record.summary["best/step"], record.summary["best/val/acc"]) == (2, 0.5)
 
 
+@pytest.mark.parametrize("kind", ["MLP", "NumPyMLP"])
+@pytest.mark.parametrize("stop", [4, 18, 20])  # within, at the end of and just after an epoch
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
+    kind: str, stop: int, fit: Cli, recwarn: pytest.WarningsRecorder
+) -> None:
+    model = [*MODELS[kind], "--model.optimizer=Adam", "--model.lr_scheduler=CosineAnnealingLR"]
+    model += ["--model.lr_scheduler.T_max=40", "--data.batch_size=50"]
+    whole = fit(*model, "--trainer.max_steps=22", name="whole")
+    fit(*model, f"--trainer.max_steps={stop}", name="parts")
+    parts = fit(*model, "--trainer.max_steps=22", "--ckpt_path=last", name="parts")
+    expected = weights(whole.path / "last.ckpt")
+    for key, value in weights(parts.path / "last.ckpt").items():
+        assert torch.equal(value, expected[key]), key
+    assert not [w for w in recwarn if "resum" in str(w.message)]
+
+
 def test_a_run_goes_on_by_its_name_alone(fit: Cli, runs: Path) -> None:
     before = fit(*TINY, "--model.lr=0.01")
     main(["fit", f"--runs_dir={runs}", "--name=run", "--ckpt_path=last", "--trainer.max_steps=6"])

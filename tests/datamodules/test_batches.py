@@ -121,3 +121,16 @@ def test_impossible_batches_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         BatchSource(*map(torch.zeros, lengths), **options)
+
+
+@pytest.mark.parametrize("stop", [0, 2, 5, 6])
+def test_a_restored_state_goes_on_where_it_was_taken(stop: int) -> None:
+    source = shuffled()
+    whole = epoch(source, 1)
+    iterator = iter(source)
+    seen = [int(i) for _ in range(stop) for i in next(iterator)[0]]
+    other = shuffled()
+    other.load_state_dict(source.state_dict())
+    rest = epoch(other, 1)
+    assert seen + rest == (whole if stop < len(source) else whole * 2)  # a new epoch begins
+    assert epoch(other, 1) == whole
