@@ -60,6 +60,10 @@ class CIFAR10CLI(LightningCLI):
             help="End fit with a test of the best checkpoint on validation.",
         )
         parser.set_defaults({"data": "CIFAR10DataModule"})
+        for action in parser._actions:
+            if action.dest.startswith("trainer.limit_"):
+                # Lightning's float | int makes 1.0, all batches, of 1, one batch.
+                action._typehint = int | float | None  # type: ignore[attr-defined]
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses the arguments, short forms included."""
@@ -127,6 +131,8 @@ def main(args: ArgsType = None) -> None:
         )
     except UsageError as error:
         fail(error)
+    except FloatingPointError as error:
+        sys.exit(f"error: {error}")  # with status 1
     except SIGTERMException as error:
         raise SystemExit(128 + signal.SIGTERM) from error  # Lightning would exit with 0
 

@@ -40,6 +40,7 @@ VENV = ROOT / ".venv"
 STAMP = VENV / "setup.json"
 LOG = VENV / "setup.log"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+TESTS = ["-m", "pytest", "-n", "2"]  # two processes; -n 0 for one, as debuggers want
 QUICKSTART = ["cli.py", "fit", "--config", "configs/quickstart.yaml", "--test_after_fit", "true"]
 LINT = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]]
 BIG_DOWNLOAD_MB = 20.0
@@ -247,7 +248,7 @@ def main(args: list[str]) -> int:
         return 130
     if command == "lint":
         return max([run(["-m", *tool]) for tool in LINT])
-    return run([*QUICKSTART, *rest] if command == "quickstart" else ["-m", "pytest", *rest])
+    return run([*QUICKSTART, *rest] if command == "quickstart" else [*TESTS, *rest])
 
 
 if __name__ == "__main__":

@@ -209,12 +209,16 @@ class CIFAR10DataModule(LightningDataModule):
             dataloader_idx: not used.
 
         Returns:
-            The batch with float32 images of the same shape.
+            The batch with images of the same shape, float32 unless ``trainer.precision`` is one
+            of the ``-true`` types.
         """
         if isinstance(batch, Tensor):
             return batch
         images, *rest = batch
-        return self.normalize(images), *rest
+        images = self.normalize(images)
+        if self.trainer:  # where weights are of another type than float32, so must be the images
+            images = self.trainer.precision_plugin.convert_input(images)
+        return images, *rest
 
     def normalize(self, images: Tensor) -> Tensor:
         """Normalises uint8 images ``(B, 3, 32, 32)`` to float32 with the training statistics."""

@@ -29,7 +29,7 @@ def find_checkpoint(run: Path, which: str) -> Path:
     path = run / f"{which}.ckpt"
     if not path.is_file():
         others = sorted(found.stem for found in run.glob("*.ckpt"))
-        known = f"it has {', '.join(others)}" if others else "it has none"
+        known = f"it has {', '.join(others)}, see --ckpt_path" if others else "it has none"
         raise RunError(f"{run} has no checkpoint {path.name}: {known}")
     return path
 

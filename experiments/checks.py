@@ -29,6 +29,10 @@ def check_fit(trainer: Trainer, model: Classifier, test_after_fit: bool) -> None
         raise ValueError(
             f"trainer.log_every_n_steps must be at least 1, got {settings.log_every_n_steps}"
         )
+    if (settings.gradient_clip_val or 0) < 0:
+        raise ValueError(
+            f"trainer.gradient_clip_val must not be negative, got {settings.gradient_clip_val}"
+        )
     if test_after_fit and not trainer.checkpoint_callbacks:
         raise ValueError("test_after_fit tests a checkpoint: leave trainer.enable_checkpointing on")
     model.check_trainer(trainer)

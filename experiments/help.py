@@ -71,6 +71,15 @@ class ShortHelpFormatter(DefaultHelpFormatter):
             super().add_argument(action)
 
 
+class MainHelpFormatter(ShortHelpFormatter):
+    """Leaves out what belongs after a command."""
+
+    def add_argument(self, action: Action) -> None:
+        """Adds an option unless it is one of a command."""
+        if action.dest not in _OPTIONS:
+            super().add_argument(action)
+
+
 def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
 
@@ -84,8 +93,8 @@ def _is_rare(action: Action) -> bool:
 
 def title(actions: Sequence[Action], default: str | None) -> str | None:
     """The title of a group of options, where the docstring of a class is none."""
-    group = actions[0].dest.partition(".")[0] if actions else ""
-    return _TITLES.get(group, default)
+    groups = [action.dest.partition(".")[0] for action in actions]
+    return next((_TITLES[group] for group in groups if group in _TITLES), default)
 
 
 def closing(of_command: bool) -> str:

@@ -17,6 +17,10 @@ _REWORDED = (
         "which command? fit, validate, test or predict; see --help",
     ),
     (
+        "You selected an invalid accelerator name",
+        "trainer.accelerator: expected cpu, gpu, auto or another accelerator of Lightning",
+    ),
+    (
         "You selected an invalid strategy name",
         "trainer.strategy: expected auto, ddp or another strategy of Lightning; auto suits one "
         "device",

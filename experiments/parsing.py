@@ -17,7 +17,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 
 from datamodules import DatasetError
 from experiments.checkpoints import BEST, LAST
-from experiments.help import ShortHelpFormatter, closing, title
+from experiments.help import COMMANDS, MainHelpFormatter, ShortHelpFormatter, closing, title
 from experiments.messages import one_line, project_classes
 from experiments.record import CONFIG, RunError, RunRecord, run_folder
 
@@ -30,7 +30,14 @@ _LEARNING_RATE = "--model.lr"
 _LEARNING_RATE_LONG = "--model.init_args.optimizer.init_args.lr"
 
 
-USER_ERRORS = (ValueError, TypeError, MisconfigurationException, DatasetError, RunError)
+USER_ERRORS = (
+    ValueError,
+    TypeError,
+    ModuleNotFoundError,  # what an accelerator, a logger or a strategy needs
+    MisconfigurationException,
+    DatasetError,
+    RunError,
+)
 
 
 class UsageError(Exception):
@@ -73,6 +80,7 @@ def prepare_arguments(args: list[str] | None) -> list[str]:
         ValueError: for a config file that is not YAML; the message names file and line.
     """
     given = sys.argv[1:] if args is None else args
+    _check_order(given)
     arguments = [_expand_learning_rate(argument) for argument in given]
     configs = _values(arguments, "-c", "--config")
     names = _values(arguments, "--name")
@@ -85,6 +93,12 @@ def prepare_arguments(args: list[str] | None) -> list[str]:
     for config in configs:
         _check_yaml(Path(config))
     return arguments[:1] + _in_order(arguments[1:])
+
+
+def _check_order(arguments: list[str]) -> None:
+    commands = [argument for argument in arguments if argument in COMMANDS]
+    if commands and arguments[0].startswith("-"):
+        raise ValueError(f"options come after the command: {commands[0]} {arguments[0]} ...")
 
 
 def _expand_learning_rate(argument: str) -> str:
@@ -161,7 +175,7 @@ class RunParser(LightningArgumentParser):
             self.usage = f"{self.prog.replace(' [options]', '')} [--config FILE ...] [options]"
         for group in self._action_groups:
             group.title = title(group._group_actions, group.title)
-        self.formatter_class = ShortHelpFormatter
+        self.formatter_class = ShortHelpFormatter if of_command else MainHelpFormatter
         try:
             return super().format_help(*args) + closing(of_command)
         finally:

@@ -23,6 +23,7 @@ RECORD = "record.json"
 METRICS = "metrics.jsonl"
 CONFIG = "config.yaml"
 
+_OF_WEIGHTS = ("*_test.png", "*_validate.png", "predictions*.csv")
 _LONGEST_NAME = 128  # W&B's limit for the name of a run; file systems allow about 255
 
 
@@ -93,9 +94,17 @@ class RunRecord:
             raise RunError(f"{path / RECORD} can't be read: {error}") from error
 
     def resume(self, config: str, facts: Mapping[str, Any]) -> None:
-        """Marks a run that goes on as running, with the configuration it goes on with."""
+        """Marks a run that goes on as running, with the configuration it goes on with.
+
+        What was measured, drawn or predicted with weights that will be trained on is removed.
+        """
         (self.path / CONFIG).write_text(config)
+        again = {"command": shlex.join(sys.argv), "started": _now(), "git": git_state()}
+        self.fields.setdefault("resumed", []).append(again)
         self.fields.update(facts, status="running")
+        for pattern in _OF_WEIGHTS:
+            for file in self.path.glob(pattern):
+                file.unlink()
         for key in [key for key in self.summary if key.startswith(("test/", "validate/"))]:
             del self.summary[key]  # of weights that will be trained on
         self.fields.pop("error", None)

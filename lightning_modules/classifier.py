@@ -1,5 +1,6 @@
 """The base of every model: steps, metrics, optimiser and schedule, once for all."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, Literal
 
@@ -108,10 +109,20 @@ class Classifier(LightningModule, ABC):
         self._clear_window()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Logs the means since the last entry when the trainer is to log this step."""
+        """Logs the means since the last entry when the trainer is to log this step.
+
+        Raises:
+            FloatingPointError: if the loss is not finite.
+        """
         if is_log_step(self.trainer):
             loss, accuracy = self._loss_sum / self._images, self._correct / self._images
             self._clear_window()
+            if not math.isfinite(loss):  # waits for the device, as writing the entry would
+                step = self.trainer.global_step
+                raise FloatingPointError(
+                    f"train/loss is {float(loss)} at step {step}: the training has diverged; "
+                    "try a lower learning rate (--model.lr)"
+                )
             self.log_dict({"train/loss": loss, "train/acc": accuracy}, prog_bar=True)
 
     def _clear_window(self) -> None:

@@ -228,6 +228,42 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     assert not [w for w in recwarn if "resum" in str(w.message)]
 
 
+def test_a_diverged_training_fails_and_keeps_what_was_good(
+    fit: Cli, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(*TINY)
+    with pytest.raises(SystemExit) as failure:
+        fit(*TINY, "--ckpt_path=last", "--trainer.max_steps=8", "--model.lr=1e30")
+    assert re.search(r"error: train/loss is \S+ at step 6: .*diverged", str(failure.value.code))
+    record = RunRecord.open(runs / "run")
+    assert record.fields["status"] == "failed"
+    assert step(record.path / "last.ckpt") == 4
+    assert (record.path / "best.ckpt").is_file()
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
+def test_weights_of_another_type_train_and_test(precision: str, fit: Cli) -> None:
+    record = fit(*TINY, f"--trainer.precision={precision}", "--test_after_fit=true")
+    assert record.summary["test/loss"] < 10
+
+
+def test_what_was_made_with_the_weights_before_does_not_stay(fit: Cli, runs: Path) -> None:
+    path = fit(*TINY, "--test_after_fit=true").path
+    main(["predict", f"--runs_dir={runs}", "--name=run"])
+    (path / "confusion_test.png").touch()
+    again = ["--ckpt_path=last", "--trainer.max_steps=6", "--test_after_fit=false"]
+    record = fit(*TINY, *again)
+    assert not {"predictions.csv", "confusion_test.png"} & {p.name for p in path.iterdir()}
+    assert "test/acc" not in record.summary
+    assert len(record.fields["resumed"]) == 1
+
+
+def test_one_batch_is_not_all_of_them(fit: Cli) -> None:
+    one = [f"--trainer.limit_{stage}_batches=1" for stage in ("val", "test")]
+    record = fit(*TINY, *one, "--data.eval_batch_size=20", "--test_after_fit=true")
+    assert (record.summary["val/images"], record.summary["test/images"]) == (20, 20)
+
+
 def test_a_run_goes_on_by_its_name_alone(fit: Cli, runs: Path) -> None:
     before = fit(*TINY, "--model.lr=0.01")
     main(["fit", f"--runs_dir={runs}", "--name=run", "--ckpt_path=last", "--trainer.max_steps=6"])

@@ -123,7 +123,8 @@ def test_a_missing_config_file_is_named(refused: Callable[..., str]) -> None:
         ("--trainer.limit_train_batches=0.01", "0.01 leaves none of 18 batches"),
         ("--trainer.log_every_n_steps=0", "trainer.log_every_n_steps must be at least 1, got 0"),
         ("--trainer.strategy=fast", "trainer.strategy: expected auto, ddp"),
-        ("--trainer.accelerator=gqu", "invalid accelerator name"),
+        ("--trainer.accelerator=gqu", "trainer.accelerator: expected cpu, gpu, auto"),
+        ("--trainer.gradient_clip_val=-1", "trainer.gradient_clip_val must not be negative"),
         ("--trainer.precision=7", "trainer.precision: expected one of"),
         ("--trainer.logger=wand", "trainer.logger: expected"),
         ("--name=a/b", "must be a plain folder name, got 'a/b'"),
@@ -193,6 +194,11 @@ def test_an_unknown_model_names_the_known(refused: Callable[..., str]) -> None:
 
 def test_a_config_without_its_flag_is_explained(refused: Callable[..., str]) -> None:
     assert "a configuration is given with --config" in refused("configs/mlp.yaml", MLP)
+
+
+def test_options_come_after_the_command(error_of: ErrorOf) -> None:
+    message = error_of(["--config", "configs/mlp.yaml", "fit"])
+    assert message == "options come after the command: fit --config ..."
 
 
 def test_a_command_must_be_named(error_of: ErrorOf) -> None:

@@ -59,7 +59,7 @@ def test_the_story_of_a_run(
         main([*words, *small, steps] if words[0] == "fit" else words)
     run = tmp_path / "runs" / "my-mlp"
     assert RunRecord.open(run).summary["train/steps"] == 16
-    assert {"best.ckpt", "curves.png", "predictions.csv", "confusion_test.png"} <= {
+    assert {"best.ckpt", "curves.png", "confusion_test.png"} <= {
         path.name for path in run.iterdir()
     }
 

@@ -145,7 +145,7 @@ def test_lock_is_held_once_and_freed_on_close(tmp_path: Path) -> None:
         ([], [start.QUICKSTART]),
         (["quickstart", "--trainer.max_epochs=1"], [[*start.QUICKSTART, "--trainer.max_epochs=1"]]),
         (["--model.lr", "0.1"], [[*start.QUICKSTART, "--model.lr", "0.1"]]),
-        (["test", "-k", "mlp"], [["-m", "pytest", "-k", "mlp"]]),
+        (["test", "-k", "mlp"], [[*start.TESTS, "-k", "mlp"]]),
     ],
 )
 def test_arguments_are_handed_on(
