@@ -1,10 +1,12 @@
 """The mathematics by hand: layers, losses and layer normalisation with derived gradients.
 
 `numpy_ops` states and derives every layer in NumPy; `functions` holds the same as
-`torch.autograd.Function`s; `layer_norm` is layer normalisation. Knows NumPy and PyTorch only.
+`torch.autograd.Function`s; `convolution` and `layer_norm` are derived where they stand. Knows
+NumPy and PyTorch only.
 """
 
 from custom_ops import numpy_ops
+from custom_ops.convolution import Conv2dFunction, conv2d
 from custom_ops.functions import (
     CrossEntropyFunction,
     ELUFunction,
@@ -20,6 +22,7 @@ from custom_ops.functions import (
 from custom_ops.layer_norm import LayerNorm, LayerNormFunction, layer_norm
 
 __all__ = [
+    "Conv2dFunction",
     "CrossEntropyFunction",
     "ELUFunction",
     "LayerNorm",
@@ -27,6 +30,7 @@ __all__ = [
     "LinearFunction",
     "SoftmaxCrossEntropyFunction",
     "SoftmaxFunction",
+    "conv2d",
     "cross_entropy",
     "elu",
     "layer_norm",

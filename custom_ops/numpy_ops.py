@@ -158,7 +158,11 @@ class Tanh(_Layer[Array]):
 class Softmax(_Layer[Array]):
     """Y_sc = e^{X_sc} / Σ_k e^{X_sk} over the last axis.
 
-    ∂Y_sj/∂X_sc = Y_sj (δ_jc - Y_sc), so
+    By the quotient rule, with N_s = Σ_k e^{X_sk} and ∂N_s/∂X_sc = e^{X_sc},
+
+        ∂Y_sj/∂X_sc = (δ_jc e^{X_sj} N_s - e^{X_sj} e^{X_sc}) / N_s² = Y_sj (δ_jc - Y_sc),
+
+    and the chain rule sums over j:
 
         dL/dX_sc = Y_sc (dL/dY_sc - Σ_j dL/dY_sj Y_sj).
 
@@ -180,20 +184,20 @@ class Softmax(_Layer[Array]):
 class CrossEntropy:
     """L = -1/S Σ_sc T_sc log P_sc, for probabilities P and one-hot targets T, both (S, C).
 
-    T is fixed, so dL/dP = -1/S T ∘ 1/P. Entries of T = 0 count as 0 for every P, also for one
-    that has underflowed to 0; a *true* class of probability 0 costs an infinite loss. Train with
-    `SoftmaxCrossEntropy`, which never forms the quotient.
+    With T fixed, dL/dP = -1/S T ∘ 1/P; were T to be learnt, dL/dT = -1/S log P. Entries of T = 0
+    count as 0 for every P, also for one that has underflowed to 0; a *true* class of probability
+    0 costs an infinite loss. Train with `SoftmaxCrossEntropy`, which never forms the quotient.
     """
 
     def forward(self, p: Array, t: Targets) -> float:
-        """Returns L. Raises ValueError unless P and T have one shape."""
-        _check_same_shape("CrossEntropy", p, t)
+        """Returns L. Raises ValueError unless P and T are matrices of one shape."""
+        _check_shapes("CrossEntropy", p, t)
         true = t != 0
         return float(-np.sum(t[true] * np.log(p[true])) / len(p))
 
     def backward(self, p: Array, t: Targets) -> Array:
         """Returns dL/dP, (S, C), in the dtype of P. Raises ValueError as `forward`."""
-        _check_same_shape("CrossEntropy", p, t)
+        _check_shapes("CrossEntropy", p, t)
         return np.divide(t, -len(p) * p, out=np.zeros_like(p), where=t != 0, casting="same_kind")
 
     def __repr__(self) -> str:
@@ -203,23 +207,25 @@ class CrossEntropy:
 class SoftmaxCrossEntropy:
     """`CrossEntropy` of the `Softmax` of logits X, (S, C): L = 1/S Σ_s (log Σ_k e^{X_sk} - X_st).
 
-    X_st = Σ_c T_sc X_sc is the logit of the true class. The chain rule through both collapses to
+    X_st = Σ_c T_sc X_sc is the logit of the true class. With P = softmax(X), dL/dP_sc of
+    `CrossEntropy` in the backward pass of `Softmax` gives
 
-        dL/dX = 1/S (softmax(X) - T),
+        dL/dX_sc = P_sc (-1/S T_sc / P_sc + 1/S Σ_j T_sj / P_sj P_sj) = 1/S (P_sc - T_sc),
 
     because Σ_j T_sj = 1. Neither a logarithm of 0 nor a division by P is left. Besides one-hot
     rows, T may hold any rows of sum 1.
     """
 
     def forward(self, logits: Array, t: Targets) -> float:
-        """Returns L. Raises ValueError unless X and T have one shape."""
-        _check_same_shape("SoftmaxCrossEntropy", logits, t)
+        """Returns L. Raises ValueError unless X and T are matrices of one shape."""
+        _check_shapes("SoftmaxCrossEntropy", logits, t)
         z = logits - logits.max(axis=-1, keepdims=True)
-        return float(np.mean(np.log(np.exp(z).sum(axis=-1)) - (t * z).sum(axis=-1)))
+        true = np.multiply(t, z, out=np.zeros_like(z), where=t != 0)  # 0, not 0 · inf, elsewhere
+        return float(np.mean(np.log(np.exp(z).sum(axis=-1)) - true.sum(axis=-1)))
 
     def backward(self, logits: Array, t: Targets) -> Array:
         """Returns dL/dX, (S, C), in the dtype of X. Raises ValueError as `forward`."""
-        _check_same_shape("SoftmaxCrossEntropy", logits, t)
+        _check_shapes("SoftmaxCrossEntropy", logits, t)
         grad = _softmax(logits)
         grad -= t
         grad /= len(t)
@@ -235,9 +241,10 @@ def _softmax(x: Array) -> Array:
     return y
 
 
-def _check_same_shape(name: str, scores: Array, t: Targets) -> None:
-    if scores.shape != t.shape:
+def _check_shapes(name: str, scores: Array, t: Targets) -> None:
+    if scores.ndim != 2 or scores.shape != t.shape:
         raise ValueError(
-            f"{name} expected one-hot targets of shape {scores.shape}, got {t.shape}: "
-            "turn class indices into rows with np.eye(classes)[indices]"
+            f"{name} expected scores and one-hot targets of one shape (samples, classes), got "
+            f"{scores.shape} and {t.shape}: turn class indices into rows with "
+            "np.eye(classes)[indices]"
         )

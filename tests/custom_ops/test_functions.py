@@ -1,23 +1,33 @@
-"""The autograd Functions: first and second derivatives, agreement with PyTorch, edges."""
+"""The autograd Functions: every order and transform, agreement with PyTorch, edges."""
 
+import operator
 from collections.abc import Callable
+from functools import reduce
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vmap
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from custom_ops import cross_entropy, elu, linear, softmax, softmax_cross_entropy
+from custom_ops import conv2d, cross_entropy, elu, linear, softmax, softmax_cross_entropy
 
 CLASSES = torch.tensor([0, 3, 1, 1])
 ONE_HOT = torch.eye(5, dtype=torch.float64)[CLASSES]
-Case = tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[Tensor, ...]]
+Function = Callable[..., Tensor]
+Case = tuple[Function, Function, tuple[Tensor, ...]]
 
 
 def normal(*shape: int) -> Tensor:
     generator = torch.Generator().manual_seed(sum(shape))
     return torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_()
+
+
+def plain_cross_entropy(p: Tensor, t: Tensor) -> Tensor:
+    return -(t * p.log()).sum(-1).mean()
 
 
 P = (normal(4, 5).detach().softmax(-1) + 0.05).requires_grad_()
@@ -26,7 +36,7 @@ CASES: dict[str, Case] = {
     "linear": (linear, F.linear, (normal(4, 5), normal(3, 5), normal(3))),
     "linear_no_bias": (linear, F.linear, (normal(4, 5), normal(3, 5))),
     "linear_vector": (linear, F.linear, (normal(5), normal(3, 5), normal(3))),
-    "linear_3d": (linear, F.linear, (normal(2, 4, 5), normal(3, 5), normal(3))),
+    "linear_3d": (linear, F.linear, (normal(2, 2, 5), normal(3, 5), normal(3))),
     "elu": (elu, F.elu, (normal(4, 5),)),
     "elu_alpha": (lambda x: elu(x, 0.5), lambda x: F.elu(x, 0.5), (normal(4, 5),)),
     "softmax": (softmax, lambda x: F.softmax(x, -1), (normal(4, 5),)),
@@ -35,24 +45,92 @@ CASES: dict[str, Case] = {
         lambda p: F.nll_loss(p.log(), CLASSES),
         (P,),
     ),
-    "cross_entropy_soft": (
+    "cross_entropy_soft": (cross_entropy, plain_cross_entropy, (P, SOFT_TARGETS)),
+    "cross_entropy_one_hot": (
         cross_entropy,
-        lambda p, t: -(t * p.log()).sum(-1).mean(),
-        (P, SOFT_TARGETS),
+        plain_cross_entropy,
+        (P, ONE_HOT.clone().requires_grad_()),
     ),
     "softmax_cross_entropy": (
         lambda x: softmax_cross_entropy(x, CLASSES),
         lambda x: F.cross_entropy(x, CLASSES),
         (normal(4, 5),),
     ),
+    "conv2d": (
+        lambda x, weight, bias: conv2d(x, weight, bias, stride=(2, 1), padding=1, groups=2),
+        lambda x, weight, bias: F.conv2d(x, weight, bias, stride=(2, 1), padding=1, groups=2),
+        (normal(2, 2, 3, 2), normal(2, 1, 2, 2), normal(2)),
+    ),
 }
+FEW = ["linear", "elu_alpha", "softmax", "cross_entropy_soft", "softmax_cross_entropy", "conv2d"]
+
+Transform = Callable[[Function], Callable[..., Any]]
+
+
+def to_all(transform: Callable[..., Any], times: int = 1) -> Transform:
+    """Repeats a transform, each time with respect to all inputs."""
+
+    def apply(function: Function) -> Callable[..., Any]:
+        def transformed(*inputs: Tensor) -> Any:
+            result: Any = function
+            for _ in range(times):
+                result = transform(result, argnums=tuple(range(len(inputs))))
+            return result(*inputs)
+
+        return transformed
+
+    return apply
+
+
+def third(derivative: Callable[..., Any]) -> Transform:
+    """The third derivative along the first input."""
+    return lambda f: (
+        lambda x, *rest: derivative(derivative(derivative(lambda scale: f(scale * x, *rest))))(
+            torch.ones((), dtype=x.dtype)
+        )
+    )
+
+
+TRANSFORMS: dict[str, Transform] = {
+    "grad": to_all(grad),
+    "jvp": lambda f: lambda *inputs: jvp(f, inputs, inputs),
+    "linearize": lambda f: lambda *inputs: linearize(f, *inputs)[1](*inputs),
+    "vmap": lambda f: lambda *inputs: vmap(f)(*(torch.stack([t, t + 0]) for t in inputs)),
+    "vmap_grad": lambda f: (
+        lambda x, *rest: vmap(to_all(grad)(f), in_dims=(0, *(None for _ in rest)))(
+            torch.stack([x, x / 2]), *rest
+        )
+    ),
+    "jacrev_jacrev": to_all(jacrev, 2),
+    "jacfwd_jacfwd": to_all(jacfwd, 2),
+    "hessian": to_all(hessian),
+    "jacrev_jacfwd": lambda f: to_all(jacrev)(
+        lambda *inputs: torch.stack([g.sum() for g in to_all(jacfwd)(f)(*inputs)])
+    ),
+    "third_reverse": third(grad),
+    "third_forward": third(jacfwd),
+}
+
+
+def scalar(function: Function) -> Function:
+    """A loss that is linear in none of the inputs, nor in the output of the function."""
+    return lambda *inputs: (
+        (function(*inputs) ** 3).sum() * reduce(operator.add, (t.sum() for t in inputs))
+    )
+
+
+def detached(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(t.detach() for t in inputs)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_first_and_second_derivatives(name: str) -> None:
     function, _, inputs = CASES[name]
-    assert gradcheck(function, inputs, atol=1e-8, rtol=1e-6)
-    assert gradgradcheck(function, inputs, atol=1e-8, rtol=1e-6)
+    tight: dict[str, Any] = {"atol": 1e-8, "rtol": 1e-6, "check_batched_grad": True}
+    assert gradcheck(
+        function, inputs, check_forward_ad=True, check_batched_forward_grad=True, **tight
+    )
+    assert gradgradcheck(function, inputs, check_fwd_over_rev=True, **tight)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -65,52 +143,161 @@ def test_agrees_with_pytorch(name: str) -> None:
     torch.testing.assert_close(grads, torch.autograd.grad(theirs, inputs, dout))
 
 
-@pytest.mark.parametrize("frozen", [0, 1, 2])
-def test_frozen_inputs_get_no_gradient(frozen: int) -> None:
-    inputs = [normal(4, 5), normal(3, 5), normal(3)]
-    inputs[frozen] = inputs[frozen].detach()
-    y = linear(*inputs)  # kept: torch 2.11 frees what is saved with the output
-    assert y.grad_fn is not None
-    grads = y.grad_fn.apply(torch.ones(4, 3, dtype=torch.float64))  # type: ignore[attr-defined]
-    assert [grad is None for grad in grads] == [i == frozen for i in range(3)]
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr")  # by linearize itself
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("name", FEW)
+def test_transforms(name: str, transform: str) -> None:
+    function, reference, inputs = CASES[name]
+    inputs = detached(inputs)
+    ours = TRANSFORMS[transform](scalar(function))(*inputs)
+    torch.testing.assert_close(ours, TRANSFORMS[transform](scalar(reference))(*inputs))
 
 
-@pytest.mark.parametrize("name", ["linear", "elu", "softmax", "softmax_cross_entropy"])
-def test_float32_is_kept(name: str) -> None:
-    function, _, inputs = CASES[name]
-    inputs = tuple(t.detach().float().requires_grad_() for t in inputs)
-    y = function(*inputs)
+@pytest.mark.parametrize("name", FEW)
+def test_compiles_in_one_graph(name: str) -> None:
+    function, reference, inputs = CASES[name]
+    torch._dynamo.reset()
+    compiled = torch.compile(scalar(function), backend="aot_eager", fullgraph=True)
+    ours, theirs = compiled(*inputs), scalar(reference)(*inputs)
+    torch.testing.assert_close(ours, theirs)
+    grads = torch.autograd.grad(ours, inputs)
+    torch.testing.assert_close(grads, torch.autograd.grad(theirs, inputs))
+
+
+@pytest.mark.parametrize(
+    ("name", "transform"),
+    [("linear", "vmap_grad"), ("linear", "jvp"), ("elu_alpha", "jacrev_jacrev")],
+)
+def test_compiles_with_transforms_inside(name: str, transform: str) -> None:
+    function, reference, inputs = CASES[name]
+    inputs = detached(inputs)
+    torch._dynamo.reset()
+    ours = TRANSFORMS[transform](scalar(function))
+    compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
+    theirs = TRANSFORMS[transform](scalar(reference))(*inputs)
+    torch.testing.assert_close(compiled(*inputs), theirs)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_checkpointing(name: str) -> None:
+    function, reference, inputs = CASES[name]
+    y = checkpoint(function, *inputs, use_reentrant=False)
     grads = torch.autograd.grad(y.sum(), inputs)
-    assert {t.dtype for t in (y, *grads)} == {torch.float32}
+    torch.testing.assert_close(grads, torch.autograd.grad(reference(*inputs).sum(), inputs))
+
+
+@pytest.mark.parametrize("name", ["linear", "elu", "softmax", "conv2d"])
+def test_strided_inputs_and_gradients(name: str) -> None:
+    function, reference, inputs = CASES[name]
+    strided = tuple(t.mT.contiguous().mT if t.ndim > 1 else t for t in inputs)
+    grads = []
+    for f in (function, reference):
+        y = f(*strided)
+        dout = torch.ones_like(y.mT).cumsum(-1).mT
+        grads.append((y, *torch.autograd.grad(y, inputs, dout)))
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+@pytest.mark.parametrize("name", ["linear", "conv2d"])
+def test_frozen_inputs_get_no_gradient(name: str, frozen: int) -> None:
+    function, _, inputs = CASES[name]
+    inputs = tuple(t.detach() if i == frozen else t for i, t in enumerate(inputs))
+    y = function(*inputs)  # kept: torch 2.11 frees what is saved with the output
+    assert y.grad_fn is not None
+    grads = y.grad_fn.apply(torch.ones_like(y))  # type: ignore[attr-defined]
+    assert [grad is None for grad in grads[:3]] == [i == frozen for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.bfloat16, 3e-3), (torch.float16, 4e-4), (torch.float32, 1e-6)]
+)
+@pytest.mark.parametrize("name", FEW)
+def test_lower_precision_costs_a_rounding(name: str, dtype: torch.dtype, bound: float) -> None:
+    function, reference, inputs = CASES[name]
+    low = tuple(t.detach().to(dtype).requires_grad_() for t in inputs)
+    exact = tuple(t.detach().double().requires_grad_() for t in low)
+    results = []
+    for f, arguments in ((function, low), (reference, exact)):
+        y = f(*arguments)
+        dout = torch.arange(y.numel(), dtype=y.dtype).reshape(y.shape) + 1
+        results.append((y, *torch.autograd.grad(y, arguments, dout)))
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.dtype == dtype
+        assert (ours.double() - theirs).norm() / theirs.norm() < bound
+
+
+def test_half_bias_gradients_add_up() -> None:
+    bias = torch.zeros(3, dtype=torch.bfloat16, requires_grad=True)
+    y = linear(bias.new_zeros(8192, 5), bias.new_zeros(3, 5), bias)
+    (dbias,) = torch.autograd.grad(y, bias, torch.ones_like(y))
+    assert dbias.tolist() == [8192] * 3
+
+
+def test_autocast() -> None:
+    x, weight, bias = (t.detach().float().requires_grad_() for t in CASES["linear"][2])
+    with torch.autocast("cpu", torch.bfloat16):
+        y = linear(x, weight, bias)
+        torch.testing.assert_close(y, F.linear(x, weight, bias))
+        loss = softmax_cross_entropy(y, torch.tensor([0, 2, 1, 1]))
+        assert linear(x.double(), weight.double()).dtype == torch.float64
+    assert (y.dtype, loss.dtype) == (torch.bfloat16, torch.float32)
+    grads = torch.autograd.grad(loss, (x, weight, bias))
+    assert {t.dtype for t in grads} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["linear", "elu", "softmax", "conv2d"])
+def test_empty_batch(name: str) -> None:
+    function, reference, (x, *parameters) = CASES[name]
+    x = x[:0].detach().requires_grad_()
+    y = function(x, *parameters)
+    grads = torch.autograd.grad(y.sum(), (x, *parameters))
+    assert y.shape == reference(x, *parameters).shape
+    assert [g.shape for g in grads] == [t.shape for t in (x, *parameters)]
+    assert all((g == 0).all() for g in grads)
 
 
 def test_huge_logits_stay_finite() -> None:
     x = torch.tensor([[1e4, 0, -1e4], [-1e4, -1e4, -1e4]], requires_grad=True)
     torch.testing.assert_close(softmax(x), torch.tensor([[1.0, 0, 0], [1 / 3] * 3]))
     loss = softmax_cross_entropy(x, torch.tensor([1, 2]))
-    (grad,) = torch.autograd.grad(loss, x)
+    (dx,) = torch.autograd.grad(loss, x)
     assert loss.item() == pytest.approx((1e4 + 1.0986123) / 2)
-    torch.testing.assert_close(grad, torch.tensor([[0.5, -0.5, 0], [1 / 6, 1 / 6, -1 / 3]]))
+    torch.testing.assert_close(dx, torch.tensor([[0.5, -0.5, 0], [1 / 6, 1 / 6, -1 / 3]]))
+
+
+@pytest.mark.parametrize("other", [torch.inf, -torch.inf, torch.nan, 3e38, -3e38])
+@pytest.mark.parametrize("target", [0, 1])
+def test_infinite_logits_are_pytorchs(other: float, target: int) -> None:
+    x = torch.tensor([[0.0, other]], requires_grad=True)
+    results = []
+    for f, g in ((softmax_cross_entropy, softmax), (F.cross_entropy, lambda x: F.softmax(x, -1))):
+        loss, y = f(x, torch.tensor([target])), g(x)
+        grads = [torch.autograd.grad(out, x)[0] for out in (loss, y[0, target])]
+        results.append([loss, y, *grads])
+    torch.testing.assert_close(*results, equal_nan=True)
 
 
 def test_underflowed_wrong_class_costs_nothing() -> None:
     p = torch.tensor([[1.0, 0.0]], requires_grad=True)
     loss = cross_entropy(p, torch.tensor([[1.0, 0.0]]))
-    (grad,) = torch.autograd.grad(loss, p, create_graph=True)
-    (second,) = torch.autograd.grad(grad.sum(), p)
+    (dp,) = torch.autograd.grad(loss, p, create_graph=True)
+    (second,) = torch.autograd.grad(dp.sum(), p)
     assert loss.item() == 0
-    assert grad.tolist() == [[-1, 0]]
+    assert dp.tolist() == [[-1, 0]]
     assert second.tolist() == [[1, 0]]
 
 
 def test_elu_keeps_digits_near_zero_and_large_inputs_their_derivatives() -> None:
     x = torch.tensor([-1e-8, 1e4, -1e4], requires_grad=True)
     y = elu(x)
-    (grad,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-    (second,) = torch.autograd.grad(grad.sum(), x)
+    (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(dx.sum(), x, create_graph=True)
+    (third_order,) = torch.autograd.grad(second.sum(), x)
     assert y.tolist() == torch.tensor([-1e-8, 1e4, -1]).tolist()
-    torch.testing.assert_close(grad, torch.tensor([1.0, 1, 0]))
-    torch.testing.assert_close(second, torch.tensor([1.0, 0, 0]))
+    torch.testing.assert_close(dx, torch.tensor([1.0, 1, 0]))
+    for higher in (second, third_order):
+        torch.testing.assert_close(higher, torch.tensor([1.0, 0, 0]))
 
 
 @pytest.mark.parametrize("function", [elu, softmax, lambda x: linear(x, torch.ones(2, 5))])
@@ -119,10 +306,8 @@ def test_nan_stays_in_its_row(function: Callable[[Tensor], Tensor]) -> None:
     x[2] = torch.nan
     x.requires_grad_()
     y = function(x)
-    (grad,) = torch.autograd.grad((y * y).sum(), x)
-    assert (
-        y.isnan().any(-1).tolist() == grad.isnan().any(-1).tolist() == [False] * 2 + [True, False]
-    )
+    (dx,) = torch.autograd.grad((y * y).sum(), x)
+    assert y.isnan().any(-1).tolist() == dx.isnan().any(-1).tolist() == [False, False, True, False]
 
 
 def test_wrong_shapes_are_named() -> None:
@@ -130,7 +315,22 @@ def test_wrong_shapes_are_named() -> None:
         linear(torch.ones(4, 5), torch.ones(3, 4))
     with pytest.raises(ValueError, match=r"bias \(out,\), got .* \(1,\)\]"):
         linear(torch.ones(4, 5), torch.ones(3, 5), torch.ones(1))
-    with pytest.raises(ValueError, match=r"shape \(4, 5\), got \(4,\)"):
+    with pytest.raises(ValueError, match=r"got \(4, 5\) and \(4,\): turn class indices into rows"):
         cross_entropy(torch.ones(4, 5), CLASSES)
-    with pytest.raises(ValueError, match=r"\(4, 5\) and \(4, 5\)"):
+    with pytest.raises(ValueError, match=r"\(samples, classes\), got \(5,\) and \(5,\)"):
+        cross_entropy(torch.ones(5), torch.ones(5))
+    with pytest.raises(ValueError, match=r"\(4, 5\) and \(4, 5\): pass class indices"):
         softmax_cross_entropy(torch.ones(4, 5), ONE_HOT)
+
+
+def test_wrong_dtypes_and_classes_are_named() -> None:
+    for function in (elu, softmax, lambda x: linear(x, x), lambda x: cross_entropy(x, x)):
+        with pytest.raises(TypeError, match=r"floating dtype, got torch.int64: call \.float\(\)"):
+            function(torch.ones(2, 2, dtype=torch.int64))
+    with pytest.raises(TypeError, match=r"got torch.float32 on cpu, torch.float64 on cpu: conv"):
+        linear(torch.ones(4, 5), torch.ones(3, 5).double())
+    with pytest.raises(TypeError, match=r"got torch.int32: call targets.long\(\)"):
+        softmax_cross_entropy(torch.ones(4, 5), CLASSES.int())
+    for outside in (-1, 5):
+        with pytest.raises(IndexError, match=f"from 0 to 4, .* {outside} is out of bounds"):
+            softmax_cross_entropy(torch.ones(1, 5), torch.tensor([outside]))

@@ -120,6 +120,12 @@ def test_huge_logits_stay_finite() -> None:
     np.testing.assert_allclose(ops.SoftmaxCrossEntropy().backward(x, t), expected, rtol=1e-6)
 
 
+def test_impossible_wrong_class_costs_nothing() -> None:
+    x, t = np.array([[0.0, 0.0, -np.inf]]), np.array([[1, 0, 0]])
+    assert ops.SoftmaxCrossEntropy().forward(x, t) == pytest.approx(np.log(2))
+    np.testing.assert_array_equal(ops.SoftmaxCrossEntropy().backward(x, t), [[-0.5, 0.5, 0]])
+
+
 def test_underflowed_wrong_class_costs_nothing() -> None:
     p, t = np.array([[1.0, 0.0]]), np.array([[1, 0]])
     assert ops.CrossEntropy().forward(p, t) == 0
@@ -165,8 +171,10 @@ def test_wrong_shapes_are_named() -> None:
     with pytest.raises(ValueError, match=r"\(samples, 3\), got \(2, 4\)"):
         ops.Linear(3, 2).forward(np.zeros((2, 4)))
     for loss in (ops.CrossEntropy(), ops.SoftmaxCrossEntropy()):
-        with pytest.raises(ValueError, match=r"shape \(7, 5\), got \(7,\)"):
+        with pytest.raises(ValueError, match=r"got \(7, 5\) and \(7,\): turn class indices"):
             loss.forward(X, CLASSES)
+        with pytest.raises(ValueError, match=r"\(samples, classes\), got \(5,\) and \(5,\)"):
+            loss.forward(X[0], ONE_HOT[0])
 
 
 def test_repr_names_the_settings() -> None:
