@@ -32,9 +32,14 @@ one term, and the other two are means over the row, which do not depend on j:
 
 So O(S M) time and memory do for S rows; no M x M Jacobian is formed.
 
+**Tangents.** The Jacobian of X̂ is symmetric in i and j, so a change dX moves X̂ by the very map
+that takes G to dL/dX: with P(v) = r (v - mean(v) - X̂ mean(v X̂)) for each row,
+
+    dL/dX = P(gamma ∘ dL/dY)   and   dY = gamma ∘ P(dX) + dgamma ∘ X̂ + dbeta.
+
 **Precision.** Statistics, products and sums are taken in float32 for half types and in the dtype
-of X otherwise. The functions expect X as `widen` returns it and X̂ as computed from that;
-gradients and parameters may be of any dtype.
+of X otherwise. `statistics` expects X as `widen` returns it, and X̂ has that dtype, too;
+gradients, tangents and parameters may be of any.
 """
 
 import torch
@@ -60,10 +65,22 @@ def statistics(x: Tensor, ndim: int, eps: float) -> tuple[Tensor, Tensor, Tensor
     row = _row(ndim)
     hi = x.mean(row, keepdim=True)
     centred = x - hi
-    lo = centred.mean(row, keepdim=True)
+    lo = centred.mean(row, keepdim=True).detach()  # rounding: hi has the derivative of the mean
     centred -= lo
     rstd = (centred * centred).mean(row, keepdim=True).add_(eps).rsqrt_()
     return centred, hi, lo, rstd
+
+
+def standardise(x: Tensor, ndim: int, eps: float) -> tuple[Tensor, Tensor]:
+    """X̂ and r as functions of X that autograd can follow, both at least float32."""
+    centred, _, _, rstd = statistics(widen(x), ndim, eps)
+    return centred * rstd, rstd
+
+
+def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int, eps: float) -> Tensor:
+    """Y in the shape and dtype of X, differentiable any number of times in any direction."""
+    x_hat, _ = standardise(x, ndim, eps)
+    return affine(x_hat, weight, bias).to(x.dtype)
 
 
 def affine(x_hat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -76,13 +93,8 @@ def affine(x_hat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 
 def grad_input(dy: Tensor, x_hat: Tensor, rstd: Tensor, weight: Tensor | None, ndim: int) -> Tensor:
-    """dL/dX = r (G - mean(G) - X̂ mean(G X̂)) with G = gamma ∘ dL/dY, in the dtype of X̂."""
-    row = _row(ndim)
-    g = dy.to(x_hat.dtype)
-    if weight is not None:
-        g = g * weight.to(x_hat.dtype)
-    slope = (g * x_hat).mean(row, keepdim=True)
-    return (g - g.mean(row, keepdim=True)).addcmul_(x_hat, slope, value=-1).mul_(rstd)
+    """dL/dX = P(gamma ∘ dL/dY), in the dtype of X̂."""
+    return _project(affine(dy.to(x_hat.dtype), weight, None), x_hat, rstd, ndim)
 
 
 def grad_weight(dy: Tensor, x_hat: Tensor, ndim: int) -> Tensor:
@@ -93,6 +105,27 @@ def grad_weight(dy: Tensor, x_hat: Tensor, ndim: int) -> Tensor:
 def grad_bias(dy: Tensor, ndim: int) -> Tensor:
     """dL/dbeta = Σ_s dL/dY_s, in the shape of a row, at least float32."""
     return _sum_rows(dy, ndim)
+
+
+def tangent(
+    dx: Tensor,
+    dweight: Tensor | None,
+    dbias: Tensor | None,
+    x_hat: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    ndim: int,
+) -> Tensor:
+    """Returns dY = gamma ∘ P(dX) + dgamma ∘ X̂ + dbeta in the dtype of X̂; None stands for 0."""
+    dy = affine(_project(dx.to(x_hat.dtype), x_hat, rstd, ndim), weight, dbias)
+    return dy if dweight is None else dy + x_hat * dweight.to(x_hat.dtype)
+
+
+def _project(v: Tensor, x_hat: Tensor, rstd: Tensor, ndim: int) -> Tensor:
+    """P(v) = r (v - mean(v) - X̂ mean(v X̂)). In place, vmap could not widen v to a batch of X̂."""
+    row = _row(ndim)
+    slope = (v * x_hat).mean(row, keepdim=True)
+    return torch.addcmul(v - v.mean(row, keepdim=True), x_hat, slope, value=-1) * rstd
 
 
 def _row(ndim: int) -> tuple[int, ...]:

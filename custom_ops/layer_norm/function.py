@@ -1,25 +1,44 @@
-"""Layer normalisation as a `torch.autograd.Function`, and its functional form."""
+"""Layer normalisation as a `torch.autograd.Function`, and its functional form.
+
+The mathematics is in `formula`. Here it meets PyTorch, which asks for it in three ways:
+
+- `LayerNormFunction`, eagerly: the operators of `kernels`, lean and fast;
+- `_TransformedLayerNorm`, under `torch.func` and forward-mode differentiation: gradients and
+  tangents in closed form, in elementary operations that can be transformed in turn;
+- `formula.forward` itself, where a Function of either kind would be in the way.
+"""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
+from torch.compiler import is_compiling, is_exporting
 
 from custom_ops.functions import Context
-from custom_ops.layer_norm import formula
+from custom_ops.layer_norm import (
+    formula,
+    kernels,  # noqa: F401  defines the operators
+)
+
+_Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, None, None]
+
+# Looked up once, not in every call.
+_forward = torch.ops.custom_ops.layer_norm_forward.default
+_backward = torch.ops.custom_ops.layer_norm_backward.default
+_PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
 
 
 class _LayerNormContext(Context):
-    eps: float
-    ndim: int
-    parameter_dtypes: list[torch.dtype | None]
+    settings: tuple[float, int]  # eps and ndim, in one attribute because each takes time
 
 
 class LayerNormFunction(Function):
     """Layer normalisation over the last `ndim` dimensions with the backward pass of `formula`.
 
     Keeps X, gamma and three numbers a row, and of these only what the wanted gradients need.
+    Its derivatives of every order are right in reverse mode; `layer_norm` serves all the others.
     """
 
     @staticmethod
@@ -41,34 +60,79 @@ class LayerNormFunction(Function):
             eps: added to the variance.
             ndim: number of dimensions of a row.
         """
-        centred, hi, lo, rstd = formula.statistics(formula.widen(x), ndim, eps)
-        if any(ctx.needs_input_grad[:2]):
-            saved = (x, weight if ctx.needs_input_grad[0] else None, hi, lo, rstd)
+        y, statistics = _forward(x, weight, bias, ndim, eps)
+        needs = ctx.needs_input_grad
+        if True in needs[:2]:
+            saved = (x, weight if needs[0] else None, statistics)
             ctx.save_for_backward(*saved)  # type: ignore[arg-type]  # None may be saved, too
-        ctx.eps, ctx.ndim = eps, ndim
-        ctx.parameter_dtypes = [None if p is None else p.dtype for p in (weight, bias)]
-        return formula.affine(centred.mul_(rstd), weight, bias).to(x.dtype)
+        ctx.settings = eps, ndim
+        return y  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: _LayerNormContext, dy: Tensor) -> tuple[Tensor | None, ...]:
-        """Returns dL/dX, dL/dgamma, dL/dbeta, each in its tensor's dtype; None where not needed."""
-        needs_x, needs_weight, needs_bias = (*ctx.needs_input_grad, False, False)[:3]
-        dx = dweight = dbias = None
-        if needs_x or needs_weight:
-            x, weight, hi, lo, rstd = ctx.saved_tensors
-            wide = formula.widen(x)
-            if torch.is_grad_enabled():  # create_graph: the saved statistics would be constants
-                centred, _, _, rstd = formula.statistics(wide, ctx.ndim, ctx.eps)
-                x_hat = centred * rstd
-            else:
-                x_hat = (wide - hi).sub_(lo).mul_(rstd)
-            if needs_x:
-                dx = formula.grad_input(dy, x_hat, rstd, weight, ctx.ndim).to(x.dtype)
-            if needs_weight:
-                dweight = formula.grad_weight(dy, x_hat, ctx.ndim).to(ctx.parameter_dtypes[0])
-        if needs_bias:
-            dbias = formula.grad_bias(dy, ctx.ndim).to(ctx.parameter_dtypes[1])
-        return dx, dweight, dbias, None, None
+    def backward(ctx: _LayerNormContext, dy: Tensor) -> _Gradients:
+        """Returns dL/dX, dL/dgamma, dL/dbeta; None where not needed.
+
+        Gradients of half-precision parameters are float32 here: autograd rounds them.
+        """
+        needs_x, needs_weight, needs_bias = needs = (*ctx.needs_input_grad, False, False)[:3]
+        eps, ndim = ctx.settings
+        if not (needs_x or needs_weight):
+            return None, None, formula.grad_bias(dy, ndim), None, None
+        x, weight, statistics = ctx.saved_tensors
+        if torch.is_grad_enabled() or _transforming():  # create_graph, or a transform of backward
+            return _differentiable_gradients(dy, x, weight, eps, ndim, needs)
+        dx, dweight, dbias = _backward(dy, x, weight, statistics, ndim, needs)
+        return (
+            dx if needs_x else None,
+            dweight if needs_weight else None,
+            dbias if needs_bias else None,
+            None,
+            None,
+        )
+
+
+class _TransformedLayerNorm(Function):
+    """Layer normalisation whose derivatives can be transformed in turn."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, ndim: int
+    ) -> Tensor:
+        return formula.forward(x, weight, bias, ndim, eps)
+
+    @staticmethod
+    def setup_context(ctx: _LayerNormContext, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, eps, ndim = inputs
+        ctx.settings = eps, ndim
+        ctx.save_for_backward(x, weight)
+        ctx.save_for_forward(x, weight)
+
+    @staticmethod
+    def backward(ctx: _LayerNormContext, dy: Tensor) -> _Gradients:
+        x, weight = ctx.saved_tensors
+        return _differentiable_gradients(dy, x, weight, *ctx.settings, ctx.needs_input_grad)
+
+    @staticmethod
+    def jvp(
+        ctx: _LayerNormContext, dx: Tensor, dweight: Tensor | None, dbias: Tensor | None, *_: None
+    ) -> Tensor:
+        x, weight = ctx.saved_tensors
+        eps, ndim = ctx.settings
+        x_hat, rstd = formula.standardise(x, ndim, eps)
+        return formula.tangent(dx, dweight, dbias, x_hat, rstd, weight, ndim).to(x.dtype)
+
+
+def _differentiable_gradients(
+    dy: Tensor, x: Tensor, weight: Tensor | None, eps: float, ndim: int, needs: tuple[bool, ...]
+) -> _Gradients:
+    """The gradients as functions of dL/dY, X and gamma; saved statistics would be constants."""
+    x_hat, rstd = formula.standardise(x, ndim, eps)
+    dx = formula.grad_input(dy, x_hat, rstd, weight, ndim).to(x.dtype) if needs[0] else None
+    dweight = formula.grad_weight(dy, x_hat, ndim) if needs[1] else None
+    dbias = formula.grad_bias(dy, ndim) if needs[2] else None
+    return dx, dweight, dbias, None, None
 
 
 def layer_norm(
@@ -81,7 +145,9 @@ def layer_norm(
     """Normalises the last dimensions of x, as `torch.nn.functional.layer_norm`.
 
     Every row, the elements of the last `len(normalized_shape)` dimensions, is brought to mean 0
-    and biased variance 1, then scaled by weight and shifted by bias.
+    and biased variance 1, then scaled by weight and shifted by bias. Derivatives of every order
+    are right, in reverse and in forward mode, under `torch.func`, `torch.compile` and
+    `torch.export`. As in PyTorch, autocast has an effect on CUDA only: float32 in and out.
 
     Args:
         x: (..., *normalized_shape), of any floating dtype; half types are computed in float32.
@@ -94,21 +160,92 @@ def layer_norm(
         The normalised tensor, in the shape and dtype of x.
 
     Raises:
-        TypeError: x is not of a real floating dtype.
-        ValueError: x does not end in normalized_shape, or weight or bias is of another shape.
+        TypeError: x, weight or bias is not of a real floating dtype.
+        ValueError: x does not end in normalized_shape; or weight or bias is of another shape, or
+            on another device than x.
     """
     row = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    _check(x, row, weight, bias)
+    if x.is_cuda and torch.is_autocast_enabled("cuda"):
+        x = _float(x)
+        weight, bias = (None if p is None else _float(p) for p in (weight, bias))
+    if is_compiling() or _transforming() or type(x) not in _PLAIN_TYPES:
+        return _layer_norm_anywhere(x, weight, bias, eps, len(row))
+    if not torch.is_grad_enabled():
+        return _forward(x, weight, bias, len(row), eps)[0]  # type: ignore[no-any-return]
+    return LayerNormFunction.apply(x, weight, bias, eps, len(row))  # type: ignore[no-any-return]
+
+
+def _check(x: Tensor, row: tuple[int, ...], weight: Tensor | None, bias: Tensor | None) -> None:
+    """Raises unless the arguments fit each other."""
     if not row or x.shape[-len(row) :] != row:
         raise ValueError(
             f"layer_norm expected x of shape (..., {', '.join(map(str, row))}), got "
             f"{tuple(x.shape)}: normalized_shape must be the last dimensions of x, one at least"
         )
+    dtype, device = x.dtype, x.device
+    if not dtype.is_floating_point:
+        remedy = "normalise x.real and x.imag" if dtype.is_complex else "call x.float()"
+        raise TypeError(f"layer_norm expected x of a floating dtype, got {dtype}: {remedy}")
     for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is not None and parameter.shape != row:
+        if parameter is None:
+            continue
+        if parameter.shape != row:
             raise ValueError(
                 f"layer_norm expected {name} of shape {row}, got {tuple(parameter.shape)}: "
                 f"reshape {name} to normalized_shape or change normalized_shape"
             )
-    if not x.is_floating_point():
-        raise TypeError(f"layer_norm expected a floating dtype, got {x.dtype}: call x.float()")
-    return LayerNormFunction.apply(x, weight, bias, eps, len(row))  # type: ignore[no-any-return]
+        if parameter.dtype is not dtype and not parameter.is_floating_point():
+            raise TypeError(
+                f"layer_norm expected {name} of a floating dtype, got {parameter.dtype}: "
+                f"call {name}.to(x.dtype)"
+            )
+        if parameter.device != device:
+            raise ValueError(
+                f"layer_norm expected {name} on {device}, where x is, got {parameter.device}: "
+                f"call {name}.to(x.device)"
+            )
+
+
+def _float(t: Tensor) -> Tensor:
+    """What CUDA autocast makes of an argument: float64 stays."""
+    return t if t.dtype is torch.float64 else t.float()
+
+
+def _layer_norm_anywhere(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, ndim: int
+) -> Tensor:
+    """Layer normalisation under a compiler, under a transform or of a tensor subclass."""
+    function: type[Function] | None = None
+    if not is_compiling():
+        function = None if _nested_tangents() else _TransformedLayerNorm
+    elif x.is_cpu and type(x) in _PLAIN_TYPES and not is_exporting():
+        # A compiler can fuse elementary operations; alone on the CPU, they do not reach a kernel.
+        # But a compiled kernel has no second derivatives, and takes no tensor twice.
+        first_order = not (_transforming() or torch._dynamo.config.trace_autograd_ops)
+        twice = x is weight or x is bias or (weight is bias and bias is not None)
+        function = LayerNormFunction if first_order and not twice else None
+    if function is None:
+        return formula.forward(x, weight, bias, ndim, eps)
+    return function.apply(x, weight, bias, eps, ndim)  # type: ignore[no-any-return]
+
+
+# The only two that use private names of PyTorch. Should these go, every call is taken for one
+# in nested transforms: slower, and as right.
+
+
+def _transforming() -> bool:
+    """Whether a transform of `torch.func` or forward-mode differentiation is going on."""
+    try:
+        return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    except AttributeError:
+        return True
+
+
+def _nested_tangents() -> bool:
+    """Whether a jvp is inside a jvp, for which the tangents of any Function are constants."""
+    try:
+        levels = torch._C._functorch.get_interpreter_stack() or ()
+        return sum(level.key() == torch._C._functorch.TransformType.Jvp for level in levels) > 1
+    except AttributeError:
+        return True

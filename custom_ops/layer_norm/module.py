@@ -26,7 +26,8 @@ class LayerNorm(nn.LayerNorm):
         X and Y are (..., *normalized_shape); weight and bias are normalized_shape.
 
     Raises:
-        ValueError: by `forward`, if X does not end in normalized_shape.
+        ValueError: by `forward`, if X does not end in normalized_shape or is on another device.
+        TypeError: by `forward`, if X is not of a real floating dtype.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -1,0 +1,245 @@
+"""Speed of layer normalisation: PyTorch's, composed, compiled and this project's, side by side.
+
+    python -m benchmarks.layer_norm                   # CPU, 1 and 2 threads, about 10 minutes
+    python -m benchmarks.layer_norm --device cuda
+
+All ways run in this process in turn, in batches of calls of at least 2 ms; a figure is the median
+over the rounds, a ratio the median of the rounds' ratios, PyTorch's time divided by the other's:
+above 1 is faster. `forward` keeps what a backward pass needs; `both` is forward and backward.
+
+- native: `torch.nn.functional.layer_norm`.
+- composed: `custom_ops.layer_norm.formula` in elementary operations, differentiated by autograd.
+- compiled: the same through `torch.compile`.
+- ours: `custom_ops.layer_norm`.
+- copy: of x into memory that exists, the least that a forward pass can take.
+
+glibc gives large blocks of memory back and gets them page by page again, which costs more than the
+work that is measured; on the CPU the process starts itself again with that turned off.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import os
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from custom_ops import layer_norm
+from custom_ops.layer_norm import formula
+from experiments.environment import git_state, hardware, versions
+
+RESULTS = Path(__file__).resolve().parent / "results"
+# (shape of x, dimensions of a row): of the report's networks, of transformers, of a CNN.
+TABLE = [
+    ((200, 100), 1),
+    ((128, 512), 1),
+    ((4096, 1024), 1),
+    ((32768, 256), 1),
+    ((64, 512, 4, 4), 3),
+]
+SWEEP = [((rows, row), 1) for row in (64, 1024) for rows in (8, 32, 128, 512, 2048, 8192, 32768)]
+LARGE = [((32768, 4096), 1), ((4096, 8192), 1), ((4096, 16384), 1), ((32768, 32768), 1)]  # of GPUs
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+BATCH_S = 2e-3
+_TUNABLES = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
+
+Way = Callable[..., Tensor]
+
+
+def composed(x: Tensor, row: tuple[int, ...], weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """The formula in elementary operations, without a hand-derived backward pass."""
+    centred, _, _, rstd = formula.statistics(formula.widen(x), len(row), 1e-5)
+    return formula.affine(centred * rstd, weight, bias).to(x.dtype)
+
+
+def ways(compiled: bool) -> dict[str, Way]:
+    """What to compare, by name."""
+    found: dict[str, Way] = {"native": F.layer_norm, "composed": composed, "ours": layer_norm}
+    if compiled:
+        torch.compiler.reset()  # otherwise it stops compiling after a few shapes
+        found["compiled"] = torch.compile(composed, fullgraph=True, dynamic=False)
+    return found
+
+
+def calls(
+    shape: tuple[int, ...], ndim: int, dtype: torch.dtype, affine: bool, device: str, compiled: bool
+) -> Iterator[tuple[str, str, Callable[[], object]]]:
+    """Yields what to measure: pass, way, and a call without arguments."""
+    x = torch.randn(shape, device=device).to(dtype).requires_grad_()
+    row, dy, target = shape[-ndim:], torch.randn_like(x), torch.empty_like(x)
+    parameters = [torch.rand(row, device=device).to(dtype).requires_grad_() for _ in range(2)]
+    weight, bias = parameters if affine else (None, None)
+    inputs = [x, *parameters] if affine else [x]
+
+    def both(way: Way) -> object:
+        return torch.autograd.grad(way(x, row, weight, bias), inputs, dy)
+
+    source = x.detach()
+    yield "forward", "copy", lambda: target.detach().copy_(source)
+    for name, way in ways(compiled).items():
+        yield "forward", name, functools.partial(way, x, row, weight, bias)
+        yield "both", name, functools.partial(both, way)
+
+
+def timer(device: str) -> Callable[[Callable[[], object], int], float]:
+    """Returns what times a number of calls, in seconds for each."""
+
+    def on_cpu(call: Callable[[], object], count: int) -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            call()
+        return (time.perf_counter() - start) / count
+
+    def on_cuda(call: Callable[[], object], count: int) -> float:
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(count):
+            call()
+        torch.cuda.synchronize()
+        return (time.perf_counter() - start) / count
+
+    return on_cuda if device == "cuda" else on_cpu
+
+
+def measure(
+    measured: list[tuple[str, str, Callable[[], object]]], device: str, rounds: int
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Times calls in turn, in another order each round.
+
+    Returns:
+        For each pass and way the median ``us`` of a call, and for `forward` and `both` the
+        median ``ratio`` of the native time to its own.
+    """
+    clock = timer(device)
+    counts = []
+    for _, _, call in measured:
+        clock(call, 3)  # compiles, fills caches
+        counts.append(max(1, int(BATCH_S / clock(call, 3))))
+    times: list[list[float]] = [[] for _ in measured]
+    for _ in range(rounds):
+        for i in random.sample(range(len(measured)), len(measured)):
+            times[i].append(clock(measured[i][2], counts[i]))
+    native = {kind: times[i] for i, (kind, name, _) in enumerate(measured) if name == "native"}
+    result: dict[str, dict[str, dict[str, float]]] = {"forward": {}, "both": {}}
+    for (kind, name, _), own in zip(measured, times, strict=True):
+        ratios = [a / b for a, b in zip(native[kind], own, strict=True)]
+        figures = {"us": 1e6 * statistics.median(own), "ratio": statistics.median(ratios)}
+        result[kind][name] = {key: round(value, 3) for key, value in figures.items()}
+    return result
+
+
+def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Measures every case and yields it with its circumstances."""
+    cuda = options.device == "cuda"
+    threads = [torch.get_num_threads()] if cuda else options.threads
+    table = options.shapes or TABLE
+    rest = [] if options.shapes else [s for s in SWEEP + (LARGE if cuda else []) if s not in TABLE]
+    for count, name, affine in itertools.product(threads, DTYPES, (True, False)):
+        torch.set_num_threads(count)
+        for shape, ndim in [*table, *(rest if affine else [])]:
+            # Compiling takes seconds a shape: only what the table shows, with affine.
+            compiled = affine and (shape, ndim) in table and not options.no_compile
+            cases = list(calls(shape, ndim, DTYPES[name], affine, options.device, compiled))
+            case = {"shape": shape, "ndim": ndim, "dtype": name, "affine": affine, "threads": count}
+            yield {**case, **measure(cases, options.device, options.rounds)}
+
+
+def line(case: dict[str, Any]) -> str:
+    """A case as a line of the table that is printed."""
+    shape = "x".join(map(str, case["shape"]))
+    place = f"{shape:>14} {case['dtype']:>8} {'affine' if case['affine'] else 'plain':>6}"
+    parts = []
+    for kind in ("forward", "both"):
+        native = case[kind]["native"]["us"]
+        others = {k: v["ratio"] for k, v in case[kind].items() if k not in {"native"}}
+        parts.append(f"{native:9.1f} us " + " ".join(f"{k} {v:5.2f}" for k, v in others.items()))
+    return f"{case['threads']} {place} | {' | '.join(parts)}"
+
+
+def plot(cases: list[dict[str, Any]], path: Path) -> None:
+    """Draws how much faster than native the sweep's shapes are, over the elements of x."""
+    from matplotlib import pyplot as plt  # noqa: PLC0415 - not needed to measure
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, constrained_layout=True)
+    lines: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
+    for case in cases:
+        if case["affine"] and (tuple(case["shape"]), case["ndim"]) in SWEEP:
+            key = (case["dtype"], case["shape"][-1], case["threads"])
+            lines.setdefault(key, []).append(case)
+    for ax, kind in zip(axes, ("forward", "both"), strict=True):
+        for (dtype, row, threads), found in sorted(lines.items()):
+            elements = [case["shape"][0] * row for case in found]
+            ratios = [case[kind]["ours"]["ratio"] for case in found]
+            label = f"{dtype}, rows of {row}, {threads} thread{'s'[: threads > 1]}"
+            color = f"C{sorted({(d, r) for d, r, _ in lines}).index((dtype, row))}"
+            style = "-" if threads > 1 else "--"
+            ax.plot(elements, ratios, style, color=color, marker="o", markersize=3, label=label)
+        ax.axhline(1, color="black", linewidth=0.8)
+        ax.set(xscale="log", yscale="log", xlabel="elements of x")
+        ax.set_title({"forward": "forward", "both": "forward and backward"}[kind])
+        ax.grid(alpha=0.3, which="both")
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter("{x:g}")
+    axes[0].set_ylabel("PyTorch's time / ours")
+    axes[1].legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def without_trimming() -> None:
+    """Starts this process again with an allocator that keeps its memory."""
+    if sys.platform == "linux" and _TUNABLES not in os.environ.get("GLIBC_TUNABLES", ""):
+        os.environ["GLIBC_TUNABLES"] = _TUNABLES
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.layer_norm", *sys.argv[1:]])
+
+
+def shape_of(text: str) -> tuple[tuple[int, ...], int]:
+    """Parses ``4096x1024`` or, with more than one dimension in a row, ``64x512x4x4:3``."""
+    sizes, _, ndim = text.partition(":")
+    return tuple(int(size) for size in sizes.split("x")), int(ndim or 1)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Measures, prints a table, and writes it with date, hardware and versions."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--shapes", type=shape_of, nargs="+", help="these only, such as 200x100")
+    parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/")
+    parser.add_argument("--plot", type=Path, help="draw the sweep as PNG")
+    parser.add_argument("--plot_only", action="store_true", help="draw what is in --output")
+    options = parser.parse_args(args)
+    output = options.output or RESULTS / f"layer_norm_{options.device}.json"
+    if options.plot_only:
+        plot(json.loads(output.read_text())["cases"], options.plot)
+        return
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("error: torch finds no GPU here; run with --device cpu")
+    cases = []
+    for case in run(options):
+        print(line(case), flush=True)
+        cases.append(case)
+    facts = {"date": datetime.now(UTC).date().isoformat(), "git": git_state()}
+    report = {**facts, "hardware": hardware(), "versions": versions(), "cases": cases}
+    output.write_text(json.dumps(report, indent=1) + "\n")
+    if options.plot:
+        plot(json.loads(json.dumps(cases)), options.plot)
+
+
+if __name__ == "__main__":
+    if "cuda" not in sys.argv:
+        without_trimming()
+    main()

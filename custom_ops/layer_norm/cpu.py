@@ -1,0 +1,170 @@
+"""Builds the CPU kernels, `layer_norm.cpp`, when they are first used, and loads them.
+
+The library is kept in ``cifar10-lightning`` in the user's cache directory, under a name that
+changes with all that it depends on: source, PyTorch, compiler, flags and processor. So several
+versions and machines may share a home, and processes that start together build once.
+
+Without a compiler everything works through `formula`, only slower. Environment variables:
+
+- ``CXX``: the compiler, GCC 11 or later or Clang; else c++, g++ or clang++ from the PATH.
+- ``CUSTOM_OPS_ISA``: compiler flags in place of ``-march=native``, as ``-mavx2 -mfma -mf16c``.
+- ``CUSTOM_OPS_NO_KERNEL``: 1 neither builds nor loads.
+- ``XDG_CACHE_HOME``: the cache directory; else ``~/.cache``.
+
+To build ahead: ``python -m custom_ops.layer_norm.cpu``.
+"""
+
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+SOURCE = Path(__file__).with_name("layer_norm.cpp")
+_COMPILERS = ("c++", "g++", "clang++")
+_TORCH = Path(torch.__file__).parent
+
+
+class BuildError(RuntimeError):
+    """The kernels cannot be built; the message says why and what to do, in one line."""
+
+
+def load() -> bool:
+    """Loads the kernels into `torch.ops.custom_ops`, built if need be; warns if that fails.
+
+    Returns:
+        Whether they now answer for CPU tensors.
+    """
+    if os.environ.get("CUSTOM_OPS_NO_KERNEL", "0") not in ("", "0"):
+        return False
+    try:
+        torch.ops.load_library(str(build()))  # type: ignore[no-untyped-call]
+    except (BuildError, OSError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        warnings.warn(
+            f"layer_norm goes without its CPU kernel, slower: {reason} "
+            "(CUSTOM_OPS_NO_KERNEL=1 does so silently)",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+def build() -> Path:
+    """Compiles the kernels, unless the cache holds them whole.
+
+    Returns:
+        The library.
+
+    Raises:
+        BuildError: there is no compiler, or it fails.
+        OSError: the cache directory cannot be written to.
+    """
+    compiler = _compiler()
+    flags = compiler_flags()
+    library = _cache() / f"layer_norm-{_key(compiler, flags)}.so"
+    if _whole(library):
+        return library
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{library}.lock"):
+        if not _whole(library):  # another process may have built it meanwhile
+            print("Building the CPU kernel of layer_norm, once, about 20 s ...", file=sys.stderr)
+            _compile(compiler, flags, library)
+    return library
+
+
+def compiler_flags() -> list[str]:
+    """The flags that the kernels are compiled with."""
+    native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
+    return [
+        "-O3",
+        *shlex.split(os.environ.get("CUSTOM_OPS_ISA", native)),
+        "-std=c++20",
+        # What may change is only what nobody reads: errno and floating-point exceptions.
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-ffp-contract=off",
+        *(() if sys.platform == "darwin" else ("-fopenmp",)),  # Apple's compiler comes without
+        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+        "-Wno-psabi",
+    ]
+
+
+def _compiler() -> list[str]:
+    chosen = shlex.split(os.environ.get("CXX", ""))
+    for command in [chosen] if chosen else [[name] for name in _COMPILERS]:
+        if shutil.which(command[0]):
+            return command
+    if chosen:
+        raise BuildError(f"CXX={shlex.join(chosen)} is not found: correct it or unset it")
+    raise BuildError("no C++ compiler is found: install g++ or clang++, or set CXX")
+
+
+def _cache() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root, "cifar10-lightning")
+
+
+def _key(compiler: list[str], flags: list[str]) -> str:
+    """A digest of all that the library depends on."""
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False)
+    parts = (SOURCE.read_text(), torch.__version__, version.stdout, *flags, _processor())
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    features = (line for line in lines if line.startswith(("flags", "Features")))
+    return platform.machine() + next(features, platform.processor())
+
+
+def _digest(library: Path) -> Path:
+    return library.with_suffix(".sha256")
+
+
+def _whole(library: Path) -> bool:
+    """Whether the library is there as it was built: loading half a file may crash."""
+    try:
+        return _digest(library).read_text() == hashlib.sha256(library.read_bytes()).hexdigest()
+    except OSError:
+        return False
+
+
+def _compile(compiler: list[str], flags: list[str], library: Path) -> None:
+    draft = library.with_suffix(".draft")
+    paths = ["-shared", "-fPIC", f"-isystem{_TORCH / 'include'}", f"-L{_TORCH / 'lib'}"]
+    command = [*compiler, *flags, *paths, str(SOURCE), "-o", str(draft), "-ltorch_cpu", "-lc10"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"{compiler[0]} does not run: {error}") from error
+    if done.returncode:
+        log = library.with_suffix(".log")
+        log.write_text(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
+        raise BuildError(f"{compiler[0]} fails, see {log}: try another compiler with CXX")
+    _digest(library).write_text(hashlib.sha256(draft.read_bytes()).hexdigest())
+    draft.replace(library)
+
+
+def main() -> None:
+    """Builds the kernels and says where they are and how they were built."""
+    try:
+        print(build())
+    except (BuildError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print("Flags:", shlex.join(compiler_flags()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""The two operators that compute layer normalisation, and which kernel answers for a device.
+
+``torch.ops.custom_ops.layer_norm_forward`` and ``..._backward`` are plain dispatcher operators
+without derivatives of their own: `function` gives them. Their definition is `formula`, which
+also answers wherever no kernel is loaded; a kernel only computes the same numbers faster.
+"""
+
+import importlib.util
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from custom_ops.layer_norm import formula
+
+_LIBRARY: Any = torch.library.Library("custom_ops", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define(
+    "layer_norm_forward(Tensor x, Tensor? weight, Tensor? bias, int ndim, float eps)"
+    " -> (Tensor y, Tensor statistics)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_LIBRARY.define(
+    "layer_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor statistics, int ndim,"
+    " bool[3] needs) -> (Tensor dx, Tensor dweight, Tensor dbias)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Normalises the rows of X.
+
+    Args:
+        x: X, (..., *row) with `ndim` dimensions in a row, of any floating dtype, strided anyhow.
+        weight: gamma, in the shape of a row, of any floating dtype, or None for 1.
+        bias: beta, in the shape of a row, of any floating dtype, or None for 0.
+        ndim: number of dimensions of a row, at least 1.
+        eps: added to the variance.
+
+    Returns:
+        Y, contiguous, in the shape and dtype of X; and hi, lo and r of each row, (3, rows), in
+        the dtype of the sums: float32, or float64 for X of float64.
+    """
+    centred, hi, lo, rstd = formula.statistics(formula.widen(x), ndim, eps)
+    y = formula.affine(centred.mul_(rstd), weight, bias).to(x.dtype)
+    return y, torch.stack([hi.flatten(), lo.flatten(), rstd.flatten()])
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    statistics: Tensor,
+    ndim: int,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes the gradients of X, gamma and beta from what `forward` returned.
+
+    Args:
+        dy: dL/dY, in the shape of X, strided anyhow.
+        x: X, as given to `forward`.
+        weight: gamma, as given to `forward`.
+        statistics: as returned by `forward`.
+        ndim: number of dimensions of a row.
+        needs: which of the three gradients to compute.
+
+    Returns:
+        dL/dX in the shape and dtype of X; dL/dgamma and dL/dbeta in the shape of a row and the
+        dtype of the sums. A gradient that isn't needed is an empty tensor of shape (0,).
+    """
+    wide = formula.widen(x)
+    rows = (*x.shape[: x.ndim - ndim], *[1] * ndim)
+    hi, lo, rstd = (part.view(rows) for part in statistics)
+    x_hat = (wide - hi).sub_(lo).mul_(rstd)
+    dx, dweight, dbias = (wide.new_empty(0) for _ in needs)  # outputs must not share memory
+    if needs[0]:
+        dx = formula.grad_input(dy, x_hat, rstd, weight, ndim).to(x.dtype)
+    if needs[1]:
+        dweight = formula.grad_weight(dy, x_hat, ndim)
+    if needs[2]:
+        dbias = formula.grad_bias(dy, ndim).to(wide.dtype)
+    return dx, dweight, dbias
+
+
+def _fake_forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    rows = x.shape[: x.ndim - ndim].numel()
+    wide = torch.promote_types(x.dtype, torch.float32)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return y, x.new_empty((3, rows), dtype=wide)
+
+
+def _fake_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    statistics: Tensor,
+    ndim: int,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    row = x.shape[x.ndim - ndim :]
+    dx, dweight, dbias = (statistics.new_empty(row if need else 0) for need in needs)
+    if needs[0]:
+        dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return dx, dweight, dbias
+
+
+_tried: dict[str, bool] = {}  # devices whose kernel was looked for, and whether there is one
+_lock = threading.Lock()
+
+
+def load(device_type: str) -> bool:
+    """Loads the kernel of a type of device, if there is one, in the first call for it.
+
+    Returns:
+        Whether a kernel now answers that did not when the call began.
+    """
+    if device_type in _tried:
+        return False
+    with _lock:
+        if device_type not in _tried:
+            _tried[device_type] = _load(device_type)
+        return _tried[device_type]
+
+
+def _load(device_type: str) -> bool:
+    if device_type == "cpu":
+        from custom_ops.layer_norm import cpu  # noqa: PLC0415  only needed here
+
+        return cpu.load()
+    if device_type == "cuda" and importlib.util.find_spec("triton"):
+        from custom_ops.layer_norm import triton_kernel  # noqa: PLC0415  nor is Triton everywhere
+
+        return triton_kernel.register(_LIBRARY)
+    return False
+
+
+# Called where no kernel answers, so never under a compiler and at most once where there is one:
+# no other call pays for the question.
+def _first_forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    if load(x.device.type):
+        return torch.ops.custom_ops.layer_norm_forward(x, weight, bias, ndim, eps)  # type: ignore[no-any-return]
+    return forward(x, weight, bias, ndim, eps)
+
+
+def _first_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    statistics: Tensor,
+    ndim: int,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    if load(x.device.type):
+        return torch.ops.custom_ops.layer_norm_backward(dy, x, weight, statistics, ndim, needs)  # type: ignore[no-any-return]
+    return backward(dy, x, weight, statistics, ndim, needs)
+
+
+for _name, _fallback, _fake in (
+    ("layer_norm_forward", _first_forward, _fake_forward),
+    ("layer_norm_backward", _first_backward, _fake_backward),
+):
+    _LIBRARY.impl(_name, _fallback, "CompositeExplicitAutograd")
+    # `function` gives the derivatives; PyTorch's own search for some costs a microsecond a call.
+    _LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")
+    torch.library.register_fake(f"custom_ops::{_name}", _fake, lib=_LIBRARY)
