@@ -17,10 +17,7 @@ from torch.autograd import Function, forward_ad
 from torch.compiler import is_compiling, is_exporting
 
 from custom_ops.functions import Context
-from custom_ops.layer_norm import (
-    formula,
-    kernels,  # noqa: F401  defines the operators
-)
+from custom_ops.layer_norm import formula, kernels
 
 _Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, None, None]
 
@@ -165,46 +162,20 @@ def layer_norm(
             on another device than x.
     """
     row = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-    _check(x, row, weight, bias)
-    if x.is_cuda and torch.is_autocast_enabled("cuda"):
-        x = _float(x)
-        weight, bias = (None if p is None else _float(p) for p in (weight, bias))
-    if is_compiling() or _transforming() or type(x) not in _PLAIN_TYPES:
-        return _layer_norm_anywhere(x, weight, bias, eps, len(row))
-    if not torch.is_grad_enabled():
-        return _forward(x, weight, bias, len(row), eps)[0]  # type: ignore[no-any-return]
-    return LayerNormFunction.apply(x, weight, bias, eps, len(row))  # type: ignore[no-any-return]
-
-
-def _check(x: Tensor, row: tuple[int, ...], weight: Tensor | None, bias: Tensor | None) -> None:
-    """Raises unless the arguments fit each other."""
     if not row or x.shape[-len(row) :] != row:
         raise ValueError(
             f"layer_norm expected x of shape (..., {', '.join(map(str, row))}), got "
             f"{tuple(x.shape)}: normalized_shape must be the last dimensions of x, one at least"
         )
-    dtype, device = x.dtype, x.device
-    if not dtype.is_floating_point:
-        remedy = "normalise x.real and x.imag" if dtype.is_complex else "call x.float()"
-        raise TypeError(f"layer_norm expected x of a floating dtype, got {dtype}: {remedy}")
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is None:
-            continue
-        if parameter.shape != row:
-            raise ValueError(
-                f"layer_norm expected {name} of shape {row}, got {tuple(parameter.shape)}: "
-                f"reshape {name} to normalized_shape or change normalized_shape"
-            )
-        if parameter.dtype is not dtype and not parameter.is_floating_point():
-            raise TypeError(
-                f"layer_norm expected {name} of a floating dtype, got {parameter.dtype}: "
-                f"call {name}.to(x.dtype)"
-            )
-        if parameter.device != device:
-            raise ValueError(
-                f"layer_norm expected {name} on {device}, where x is, got {parameter.device}: "
-                f"call {name}.to(x.device)"
-            )
+    if x.is_cuda and torch.is_autocast_enabled("cuda"):
+        x = _float(x)
+        weight, bias = (None if p is None else _float(p) for p in (weight, bias))
+    if is_compiling() or _transforming() or type(x) not in _PLAIN_TYPES:
+        kernels.check(x, weight, bias, len(row))  # the operators check for themselves
+        return _layer_norm_anywhere(x, weight, bias, eps, len(row))
+    if not torch.is_grad_enabled():
+        return _forward(x, weight, bias, len(row), eps)[0]  # type: ignore[no-any-return]
+    return LayerNormFunction.apply(x, weight, bias, eps, len(row))  # type: ignore[no-any-return]
 
 
 def _float(t: Tensor) -> Tensor:

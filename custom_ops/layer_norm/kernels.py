@@ -87,6 +87,7 @@ def backward(
 def _fake_forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int, eps: float
 ) -> tuple[Tensor, Tensor]:
+    check(x, weight, bias, ndim)
     rows = x.shape[: x.ndim - ndim].numel()
     wide = torch.promote_types(x.dtype, torch.float32)
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -106,6 +107,43 @@ def _fake_backward(
     if needs[0]:
         dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     return dx, dweight, dbias
+
+
+def check(x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int) -> None:
+    """Refuses arguments that do not fit together, in the words of the C++ kernel's own checks.
+
+    Args:
+        x: X.
+        weight: gamma or None.
+        bias: beta or None.
+        ndim: number of dimensions of a row.
+
+    Raises:
+        TypeError: one is not of a real floating dtype.
+        ValueError: gamma or beta is not in the shape of a row, or on another device than X.
+    """
+    row, dtype = x.shape[x.ndim - ndim :], x.dtype
+    if not dtype.is_floating_point:
+        remedy = "normalise x.real and x.imag" if dtype.is_complex else "call x.float()"
+        raise TypeError(f"layer_norm expected x of a floating dtype, got {dtype}: {remedy}")
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is None:
+            continue
+        if parameter.shape != row:
+            raise ValueError(
+                f"layer_norm expected {name} of shape {tuple(row)}, got {tuple(parameter.shape)}: "
+                f"reshape {name} to normalized_shape or change normalized_shape"
+            )
+        if not parameter.dtype.is_floating_point:
+            raise TypeError(
+                f"layer_norm expected {name} of a floating dtype, got {parameter.dtype}: "
+                f"call {name}.to(x.dtype)"
+            )
+        if parameter.device != x.device:
+            raise ValueError(
+                f"layer_norm expected {name} on {x.device}, where x is, got {parameter.device}: "
+                f"call {name}.to(x.device)"
+            )
 
 
 _tried: dict[str, bool] = {}  # devices whose kernel was looked for, and whether there is one
@@ -143,6 +181,7 @@ def _load(device_type: str) -> bool:
 def _first_forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int, eps: float
 ) -> tuple[Tensor, Tensor]:
+    check(x, weight, bias, ndim)
     if load(x.device.type):
         return torch.ops.custom_ops.layer_norm_forward(x, weight, bias, ndim, eps)  # type: ignore[no-any-return]
     return forward(x, weight, bias, ndim, eps)

@@ -484,7 +484,10 @@ void with_type(at::ScalarType dtype, F f) {
     case at::kDouble: return f(double{});
     case at::kBFloat16: return f(BFloat16{});
     case at::kHalf: return f(Half{});
-    default: TORCH_CHECK_TYPE(false, "layer_norm expected a floating dtype, got ", dtype);
+    default:
+      TORCH_CHECK_TYPE(false, "layer_norm expected x of a floating dtype, got ", dtype,
+                       c10::isComplexType(dtype) ? ": normalise x.real and x.imag"
+                                                 : ": call x.float()");
   }
 }
 
@@ -508,12 +511,17 @@ Shape shape_of(const Tensor& x, int64_t ndim) {
   return shape;
 }
 
-// A parameter as the kernels read it; undefined for None.
+// A parameter as the kernels read it; undefined for None. One on another device never comes here:
+// that device's kernel would be asked.
 Tensor widen(const char* name, const std::optional<Tensor>& parameter, const Tensor& x,
              at::IntArrayRef row) {
   if (!parameter || !parameter->defined()) return {};
   TORCH_CHECK_VALUE(parameter->sizes() == row, "layer_norm expected ", name, " of shape ", row,
-                    ", got ", parameter->sizes());
+                    ", got ", parameter->sizes(), ": reshape ", name,
+                    " to normalized_shape or change normalized_shape");
+  TORCH_CHECK_TYPE(parameter->is_floating_point(), "layer_norm expected ", name,
+                   " of a floating dtype, got ", parameter->dtype(), ": call ", name,
+                   ".to(x.dtype)");
   const auto from = parameter->scalar_type(), to = wide(x.scalar_type());
   if (to != at::kFloat || (from != at::kBFloat16 && from != at::kHalf)) {
     return parameter->to(to).contiguous();

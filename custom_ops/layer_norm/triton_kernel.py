@@ -82,6 +82,7 @@ def forward(
     Returns:
         Y and the statistics, as there.
     """
+    kernels.check(x, weight, bias, ndim)
     if not (x.numel() and _supported(x, weight, bias)):
         return kernels.forward(x, weight, bias, ndim, eps)
     x, weight, bias = x.contiguous(), _contiguous(weight), _contiguous(bias)

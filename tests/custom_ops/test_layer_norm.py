@@ -236,17 +236,19 @@ def test_wrong_shapes_dtypes_and_devices_are_named() -> None:
         LayerNorm((5, 2, 4))(x)
     with pytest.raises(ValueError, match="one at least"):
         layer_norm(x, ())
-    with pytest.raises(ValueError, match=r"weight of shape \(4,\), got \(1,\)"):
+    with pytest.raises(ValueError, match=r"weight of shape .4,?., got .1,?.: reshape weight"):
         layer_norm(x, 4, torch.ones(1))
-    with pytest.raises(ValueError, match=r"bias of shape \(4,\), got \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"bias of shape .4,?., got .2, 4.: reshape bias"):
         layer_norm(x, 4, None, x)
     with pytest.raises(ValueError, match=r"bias on cpu, where x is, got meta: call bias\.to"):
         layer_norm(x, 4, None, torch.ones(4, device="meta"))
-    with pytest.raises(TypeError, match=r"torch\.int64: call x\.float\(\)"):
+    with pytest.raises(TypeError, match=r"(torch\.int64|Long): call x\.float\(\)"):
         layer_norm(x.long(), 4)
-    with pytest.raises(TypeError, match=r"torch\.complex64: normalise x\.real and x\.imag"):
+    with pytest.raises(TypeError, match=r"[Cc]omplex(64|Float): normalise x\.real and x\.imag"):
         layer_norm(x.to(torch.complex64), 4)
-    with pytest.raises(TypeError, match=r"weight .*torch\.int64: call weight\.to\(x\.dtype\)"):
+    with pytest.raises(
+        TypeError, match=r"weight .*(torch\.int64|long.*): call weight\.to\(x\.dtype\)"
+    ):
         layer_norm(x, 4, torch.ones(4).long())
 
 
