@@ -47,7 +47,7 @@ constexpr int kVectorBytes = 16;
 #endif
 
 // Elements that are worth a thread: below, waking one costs more than it saves.
-constexpr int64_t kGrain = 32768;
+constexpr int64_t kGrain = 16384;
 // Rows of an output this large leave the cache before anyone reads them: written past it.
 constexpr int64_t kStreamBytes = 8 << 20;
 
