@@ -2,6 +2,7 @@
 
     python -m benchmarks.layer_norm                   # CPU, 1 and 2 threads, about 10 minutes
     python -m benchmarks.layer_norm --device cuda
+    python -m benchmarks.layer_norm --errors          # of float32, against float64
 
 All ways run in this process in turn, in batches of calls of at least 2 ms; a figure is the median
 over the rounds, a ratio the median of the rounds' ratios, PyTorch's time divided by the other's:
@@ -155,6 +156,35 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             yield {**case, **measure(cases, options.device, options.rounds)}
 
 
+def errors() -> list[dict[str, Any]]:
+    """Largest errors against float64, relative to the largest value, over the mean of a row.
+
+    Returns:
+        For each mean, of rows of 1024 with standard deviation 1, in float32: the errors of y and
+        dx, native and ours.
+    """
+    rows = []
+    for mean in (0.0, 1e2, 1e4, 1e6):
+        x = (torch.randn(256, 1024, generator=torch.Generator().manual_seed(0)) + mean).float()
+        dy = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+        exact = _value_and_gradient(F.layer_norm, x.double(), dy.double())
+        row: dict[str, Any] = {"mean": mean}
+        for name, way in (("native", F.layer_norm), ("ours", layer_norm)):
+            for what, found, right in zip(
+                ("y", "dx"), _value_and_gradient(way, x, dy), exact, strict=True
+            ):
+                error = (found.double() - right).abs().max() / right.abs().max()
+                row[f"{name} {what}"] = float(f"{error:.1e}")
+        rows.append(row)
+    return rows
+
+
+def _value_and_gradient(way: Way, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.clone().requires_grad_()
+    y = way(x, x.shape[-1:])
+    return y.detach(), torch.autograd.grad(y, x, dy)[0]
+
+
 def line(case: dict[str, Any]) -> str:
     """A case as a line of the table that is printed."""
     shape = "x".join(map(str, case["shape"]))
@@ -220,9 +250,13 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/")
     parser.add_argument("--plot", type=Path, help="draw the sweep as PNG")
+    parser.add_argument("--errors", action="store_true", help="print errors in float32, not speed")
     parser.add_argument("--plot_only", action="store_true", help="draw what is in --output")
     options = parser.parse_args(args)
     output = options.output or RESULTS / f"layer_norm_{options.device}.json"
+    if options.errors:
+        print("\n".join(str(row) for row in errors()))
+        return
     if options.plot_only:
         plot(json.loads(output.read_text())["cases"], options.plot)
         return
@@ -233,7 +267,8 @@ def main(args: list[str] | None = None) -> None:
         print(line(case), flush=True)
         cases.append(case)
     facts = {"date": datetime.now(UTC).date().isoformat(), "git": git_state()}
-    report = {**facts, "hardware": hardware(), "versions": versions(), "cases": cases}
+    circumstances = {**facts, "hardware": hardware(), "versions": versions()}
+    report = {**circumstances, "errors": errors(), "cases": cases}
     output.write_text(json.dumps(report, indent=1) + "\n")
     if options.plot:
         plot(json.loads(json.dumps(cases)), options.plot)

@@ -15,6 +15,11 @@ README = (PROJECT / "README.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
 INLINE = re.findall(r"`(python3? [^`]*?)`", README.replace("\n", " "))
+EXAMPLES = [
+    block
+    for page in sorted((PROJECT / "docs").glob("*.md"))
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+]
 # A flag with a value; the name of a flag alone is no use of it.
 OVERRIDES = re.findall(r"`(--[a-z_.]+ [^`]*)`", README)
 
@@ -79,6 +84,11 @@ def test_inline_commands_parse(
         main([*words, *shows])
     assert done.value.code in {0, None}
     assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_examples_of_the_docs_run(code: str) -> None:
+    exec(compile(code, "example", "exec"), {})
 
 
 @pytest.mark.parametrize("flags", OVERRIDES)
