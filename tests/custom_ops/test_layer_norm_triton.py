@@ -398,8 +398,7 @@ def test_large_tensors_on_a_gpu(shape: tuple[int, int], dtype: torch.dtype) -> N
     torch.testing.assert_close(ours[0], theirs, atol=tolerance, rtol=tolerance)
 
 
-@needs_gpu
-@pytest.mark.slow
+@needs_gpu  # not slow, too: -m slow must not run it where there is none
 def test_more_elements_than_an_int_counts() -> None:
     x = torch.randn(40_000, 2**16, dtype=BF16, device=DEVICE)
     y, statistics = triton_kernel.forward(x, None, None, 1, 1e-5)
