@@ -48,7 +48,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from custom_ops.functions import Context, DerivedFunction, alike, apply, narrow, save, wide
+from custom_ops.functions import (
+    Context,
+    DerivedFunction,
+    alike,
+    apply,
+    narrow,
+    reshaped,
+    save,
+    wide,
+)
 
 _Pair = tuple[int, int]
 
@@ -83,7 +92,8 @@ class Conv2dFunction(DerivedFunction):
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
         """Returns Y, (S, O, P, Q)."""
         y = _matrix(weight, geometry) @ _unfold(x, weight, geometry)
-        y = y.reshape(len(x), len(weight), *geometry.output_size(x.shape, weight.shape))
+        size = geometry.output_size(x.shape, weight.shape)
+        y = reshaped(y.contiguous(), [len(x), len(weight), *size])
         return narrow(y if bias is None else y + bias[:, None, None], x)
 
     @staticmethod
@@ -208,6 +218,8 @@ def _pair(name: str, value: int | _Pair, least: int) -> _Pair:
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> None:
     shapes = [None if t is None else tuple(t.shape) for t in (x, weight, bias)]
     groups = geometry.groups
+    if groups < 1:
+        raise ValueError(f"conv2d expected groups to be an integer of at least 1, got {groups!r}")
     if (
         x.ndim not in (3, 4)
         or weight.ndim != 4

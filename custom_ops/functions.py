@@ -100,7 +100,7 @@ class LinearFunction(DerivedFunction):
         if bias is None:
             return x @ weight.t()
         # One rounding; in half types the sum of a rounded product and b would be a second one.
-        return torch.addmm(bias, _matrix(x), weight.t()).reshape(*x.shape[:-1], len(weight))
+        return reshaped(torch.addmm(bias, _matrix(x), weight.t()), [*x.shape[:-1], len(weight)])
 
     @staticmethod
     def setup_context(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -263,6 +263,11 @@ class SoftmaxCrossEntropyFunction(DerivedFunction):
 def _matrix(x: Tensor) -> Tensor:
     """X with its leading dimensions as one, also where they are none or empty."""
     return x.reshape(x.shape[:-1].numel(), x.shape[-1])
+
+
+def reshaped(y: Tensor, shape: list[int]) -> Tensor:
+    """Y, contiguous, in another shape, and no view: those of a Function resist in-place changes."""
+    return torch.ops.aten._unsafe_view(y, shape)  # type: ignore[no-any-return]
 
 
 def _primal(x: Tensor) -> Tensor:

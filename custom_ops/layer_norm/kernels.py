@@ -120,8 +120,12 @@ def check(x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int) -> N
 
     Raises:
         TypeError: one is not of a real floating dtype.
-        ValueError: gamma or beta is not in the shape of a row, or on another device than X.
+        ValueError: X has no such row; gamma or beta is not in its shape, or on another device.
     """
+    if not 0 < ndim <= x.ndim:
+        raise ValueError(
+            f"layer_norm expected ndim from 1 to {x.ndim}, the dimensions of x, got {ndim}"
+        )
     row, dtype = x.shape[x.ndim - ndim :], x.dtype
     if not dtype.is_floating_point:
         remedy = "normalise x.real and x.imag" if dtype.is_complex else "call x.float()"
@@ -160,6 +164,7 @@ def load(device_type: str) -> bool:
         return False
     with _lock:
         if device_type not in _tried:
+            _tried[device_type] = False  # also where warnings are errors
             _tried[device_type] = _load(device_type)
         return _tried[device_type]
 

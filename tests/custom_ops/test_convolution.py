@@ -103,3 +103,16 @@ def test_what_does_not_fit_is_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         conv2d(torch.ones(x), torch.ones(weight), **settings)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_result_may_be_changed_in_place(groups: int) -> None:
+    x, weight = torch.randn(2, 2, 3, 3), torch.randn(2, 2 // groups, 2, 2, requires_grad=True)
+    (ours,) = torch.autograd.grad(conv2d(x, weight, groups=groups).relu_().sum(), weight)
+    theirs = torch.autograd.grad(F.conv2d(x, weight, groups=groups).relu_().sum(), weight)[0]
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_no_groups_are_an_error() -> None:
+    with pytest.raises(ValueError, match="groups to be an integer of at least 1, got 0"):
+        conv2d(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 1, 1), groups=0)

@@ -334,3 +334,13 @@ def test_wrong_dtypes_and_classes_are_named() -> None:
     for outside in (-1, 5):
         with pytest.raises(IndexError, match=f"from 0 to 4, .* {outside} is out of bounds"):
             softmax_cross_entropy(torch.ones(1, 5), torch.tensor([outside]))
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 5)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_a_result_may_be_changed_in_place(shape: tuple[int, ...], with_bias: bool) -> None:
+    x, weight = torch.randn(shape), torch.randn(4, 5, requires_grad=True)
+    bias = torch.randn(4) if with_bias else None
+    (ours,) = torch.autograd.grad(linear(x, weight, bias).relu_().sum(), weight)
+    (theirs,) = torch.autograd.grad(F.linear(x, weight, bias).relu_().sum(), weight)
+    torch.testing.assert_close(ours, theirs)

@@ -442,3 +442,18 @@ def test_other_instruction_sets_give_the_same_numbers(isa: str, cache: Path) -> 
     assert done.returncode == 0, done.stdout
     assert "skipped" not in done.stdout
     assert len([*cache.glob("*.so")]) == 1
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no home directory"), ValueError("no closing quote")]
+)
+def test_whatever_stops_the_build_the_formula_can_do_without(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> Path:
+        raise error
+
+    monkeypatch.delenv("CUSTOM_OPS_NO_KERNEL", raising=False)
+    monkeypatch.setattr(cpu, "build", fail)
+    with pytest.warns(UserWarning, match=f"goes without its CPU kernel, slower: {error}"):
+        assert not cpu.load()
