@@ -7,6 +7,7 @@ also answers wherever no kernel is loaded; a kernel only computes the same numbe
 
 import importlib.util
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,7 +43,11 @@ def forward(
     Returns:
         Y, contiguous, in the shape and dtype of X; and hi, lo and r of each row, (3, rows), in
         the dtype of the sums: float32, or float64 for X of float64.
+
+    Raises:
+        TypeError, ValueError: see `check`.
     """
+    check(x, weight, bias, ndim)
     centred, hi, lo, rstd = formula.statistics(formula.widen(x), ndim, eps)
     y = formula.affine(centred.mul_(rstd), weight, bias).to(x.dtype)
     return y, torch.stack([hi.flatten(), lo.flatten(), rstd.flatten()])
@@ -181,35 +186,25 @@ def _load(device_type: str) -> bool:
     return False
 
 
-# Called where no kernel answers, so never under a compiler and at most once where there is one:
-# no other call pays for the question.
-def _first_forward(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int, eps: float
-) -> tuple[Tensor, Tensor]:
-    check(x, weight, bias, ndim)
-    if load(x.device.type):
-        return torch.ops.custom_ops.layer_norm_forward(x, weight, bias, ndim, eps)  # type: ignore[no-any-return]
-    return forward(x, weight, bias, ndim, eps)
+def _first(name: str, computed: Callable[..., Any]) -> Callable[..., Any]:
+    """What answers where no kernel does, and looks for one.
+
+    So never under a compiler and at most once where there is one: no other call pays for it.
+    """
+
+    def answer(*arguments: Any) -> Any:
+        if load(arguments[0].device.type):
+            return getattr(torch.ops.custom_ops, name)(*arguments)
+        return computed(*arguments)
+
+    return answer
 
 
-def _first_backward(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    statistics: Tensor,
-    ndim: int,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    if load(x.device.type):
-        return torch.ops.custom_ops.layer_norm_backward(dy, x, weight, statistics, ndim, needs)  # type: ignore[no-any-return]
-    return backward(dy, x, weight, statistics, ndim, needs)
-
-
-for _name, _fallback, _fake in (
-    ("layer_norm_forward", _first_forward, _fake_forward),
-    ("layer_norm_backward", _first_backward, _fake_backward),
+for _name, _formula, _fake in (
+    ("layer_norm_forward", forward, _fake_forward),
+    ("layer_norm_backward", backward, _fake_backward),
 ):
-    _LIBRARY.impl(_name, _fallback, "CompositeExplicitAutograd")
+    _LIBRARY.impl(_name, _first(_name, _formula), "CompositeExplicitAutograd")
     # `function` gives the derivatives; PyTorch's own search for some costs a microsecond a call.
     _LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")
     torch.library.register_fake(f"custom_ops::{_name}", _fake, lib=_LIBRARY)

@@ -11,19 +11,9 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
 from custom_ops import LayerNorm, LayerNormFunction, layer_norm
+from tests.custom_ops.cases import VARIANTS, each_variant, normal
 
 F64 = torch.float64
-VARIANTS = {  # with weight, with bias
-    "affine": (True, True),
-    "no_bias": (True, False),
-    "no_weight": (False, True),
-    "none": (False, False),
-}
-each_variant = pytest.mark.parametrize("variant", VARIANTS)
-
-
-def normal(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> Tensor:
-    return torch.randn(shape, dtype=F64, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def case(

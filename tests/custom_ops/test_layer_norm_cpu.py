@@ -1,5 +1,6 @@
 """The C++ kernels of LayerNorm: their numbers against the formula, and how they are built."""
 
+import functools
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from custom_ops.layer_norm import cpu, kernels
+from tests.custom_ops import cases
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 ROUNDING = {F32: 0.0, F64: 0.0, BF16: 2**-8, F16: 2**-11}  # of one rounding to the dtype
@@ -60,8 +62,7 @@ def library() -> Path:
 needs_kernel = pytest.mark.usefixtures("library")
 
 
-def normal(*shape: int, seed: int = 0, dtype: torch.dtype = F32) -> Tensor:
-    return torch.randn(shape, dtype=F64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+normal = functools.partial(cases.normal, dtype=F32)
 
 
 def both(

@@ -29,23 +29,11 @@ from torch.utils.checkpoint import checkpoint
 
 from custom_ops import LayerNorm, layer_norm
 from custom_ops.layer_norm import formula, function
+from tests.custom_ops.cases import VARIANTS, each_variant, normal
 
 Norm = Callable[..., Tensor]
 Computation = Callable[[Norm], Any]
 M = 6
-VARIANTS = {  # with weight, with bias
-    "affine": (True, True),
-    "no_bias": (True, False),
-    "no_weight": (False, True),
-    "none": (False, False),
-}
-each_variant = pytest.mark.parametrize("variant", VARIANTS)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, dtype=torch.float64, generator=generator)
-
 
 X, DX, XS = normal(4, M), normal(4, M, seed=1), normal(3, 4, M, seed=2)
 WEIGHT, DWEIGHT, WEIGHTS = normal(M, seed=3), normal(M, seed=4), normal(3, M, seed=5)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from custom_ops.layer_norm import kernels
+from tests.custom_ops import cases
 
 triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
@@ -50,8 +51,7 @@ def test_what_the_kernels_compute_in_the_interpreter() -> None:
 
 
 def normal(*shape: int, dtype: torch.dtype = F32, seed: int = 0) -> Tensor:
-    values = torch.randn(shape, dtype=F64, generator=torch.Generator().manual_seed(seed))
-    return values.to(DEVICE, dtype)
+    return cases.normal(*shape, seed=seed).to(DEVICE, dtype)
 
 
 def inputs(shape: tuple[int, ...], ndim: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
