@@ -28,7 +28,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from torch.nn import functional as F
 
 from custom_ops import layer_norm
 from custom_ops.layer_norm import formula
-from experiments.environment import git_state, hardware, versions
+from experiments.environment import circumstances
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # (shape of x, dimensions of a row): of the report's networks, of transformers, of a CNN.
@@ -96,21 +95,19 @@ def calls(
 def timer(device: str) -> Callable[[Callable[[], object], int], float]:
     """Returns what times a number of calls, in seconds for each."""
 
-    def on_cpu(call: Callable[[], object], count: int) -> float:
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    def seconds(call: Callable[[], object], count: int) -> float:
+        wait()
         start = time.perf_counter()
         for _ in range(count):
             call()
+        wait()
         return (time.perf_counter() - start) / count
 
-    def on_cuda(call: Callable[[], object], count: int) -> float:
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(count):
-            call()
-        torch.cuda.synchronize()
-        return (time.perf_counter() - start) / count
-
-    return on_cuda if device == "cuda" else on_cpu
+    return seconds
 
 
 def measure(
@@ -266,12 +263,10 @@ def main(args: list[str] | None = None) -> None:
     for case in run(options):
         print(line(case), flush=True)
         cases.append(case)
-    facts = {"date": datetime.now(UTC).date().isoformat(), "git": git_state()}
-    circumstances = {**facts, "hardware": hardware(), "versions": versions()}
-    report = {**circumstances, "errors": errors(), "cases": cases}
+    report = {**circumstances(), "errors": errors(), "cases": cases}
     output.write_text(json.dumps(report, indent=1) + "\n")
     if options.plot:
-        plot(json.loads(json.dumps(cases)), options.plot)
+        plot(cases, options.plot)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from torch.nn import functional as F
 
 from cli import main as cli_main
 from datamodules import CIFAR10DataModule
-from experiments.environment import git_state, hardware, versions
+from experiments.environment import circumstances
 from experiments.record import RunRecord
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -146,8 +145,7 @@ def main(args: list[str] | None = None) -> None:
         print(f"{1e3 * plain_loop(module, options.steps):.4f} ms per step")
         return
     result = measure(data, options.steps, options.repeats)
-    facts = {"date": datetime.now(UTC).date().isoformat(), "git": git_state()}
-    report = {**facts, "hardware": hardware(), "versions": versions(), **result}
+    report = {**circumstances(), **result}
     options.output.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
 

@@ -7,14 +7,13 @@ from pytorch_lightning import Trainer
 
 from datamodules import CIFAR10DataModule
 from experiments.record import RunError
-from lightning_modules import Classifier
 
 # Logged by `lightning_modules.Classifier` and `experiments.progress.TrainMonitor`.
 _TRAIN_METRICS = ("train/loss", "train/acc", "lr", "images_per_s")
 _VAL_METRICS = ("val/loss", "val/acc")
 
 
-def check_fit(trainer: Trainer, model: Classifier, test_after_fit: bool) -> None:
+def check_fit(trainer: Trainer, test_after_fit: bool) -> None:
     """Refuses settings of the trainer under which nothing would be trained, logged or kept.
 
     Raises:
@@ -35,7 +34,6 @@ def check_fit(trainer: Trainer, model: Classifier, test_after_fit: bool) -> None
         )
     if test_after_fit and not trainer.checkpoint_callbacks:
         raise ValueError("test_after_fit tests a checkpoint: leave trainer.enable_checkpointing on")
-    model.check_trainer(trainer)
 
 
 def check_validation(trainer: Trainer, data: CIFAR10DataModule) -> None:

@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,16 @@ import torch
 
 _PROJECT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy", "wandb")
+
+
+def circumstances() -> dict[str, Any]:
+    """What a measurement is published with: date, code, hardware and versions."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "git": git_state(),
+        "hardware": hardware(),
+        "versions": versions(),
+    }
 
 
 def git_state() -> dict[str, Any]:

@@ -62,7 +62,8 @@ class ShortHelpFormatter(DefaultHelpFormatter):
         if text is None:
             help_string: str = super()._get_help_string(action)
             return help_string
-        known = action.default not in {None, SUPPRESS} if _is_plain(action.default) else False
+        plain = isinstance(action.default, str | int | float)
+        known = plain and action.default != SUPPRESS
         return text + (" (default: %(default)s)" if known else "")
 
     def add_argument(self, action: Action) -> None:
@@ -78,10 +79,6 @@ class MainHelpFormatter(ShortHelpFormatter):
         """Adds an option unless it is one of a command."""
         if action.dest not in _OPTIONS:
             super().add_argument(action)
-
-
-def _is_plain(value: object) -> bool:
-    return value is None or isinstance(value, str | int | float | bool)
 
 
 def _is_rare(action: Action) -> bool:

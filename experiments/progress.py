@@ -63,33 +63,25 @@ class RunProgressBar(ProgressBar):
             figures = _figures(self.get_metrics(trainer, pl_module))
             print(f"step {trainer.global_step}/{total:.0f}  {figures}", file=sys.stderr, flush=True)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Closes the bar."""
-        self._bar.close()
-
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Opens the bar over the test batches."""
         self._open("test", sum(trainer.num_test_batches))
-
-    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Advances the bar."""
-        self._bar.update()
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Closes the bar."""
-        self._bar.close()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Opens the bar over the batches to predict."""
         self._open("predict", sum(trainer.num_predict_batches))
 
-    def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Advances the bar."""
         self._bar.update()
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    on_predict_batch_end = on_test_batch_end
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Closes the bar."""
         self._bar.close()
+
+    on_test_end = on_predict_end = on_train_end
 
 
 # Shortened, and in this order, so that a terminal of 80 columns shows them all.

@@ -94,10 +94,9 @@ class RunSession:
         """
         checkpoint = _checkpoint(cli.config[subcommand], subcommand)
         session = cls(cli, subcommand, checkpoint, None)
+        session.model.check_trainer(session.trainer)
         if subcommand == "fit":
-            check_fit(session.trainer, session.model, session.config.test_after_fit)
-        else:
-            session.model.check_trainer(session.trainer)
+            check_fit(session.trainer, session.config.test_after_fit)
         settings = training_settings(session.model)  # a bad learning rate is an error here
         if subcommand == "predict" and session.data.predict_dir is not None:
             session.data.images_to_predict  # noqa: B018 - an unreadable one is an error here
