@@ -2,7 +2,8 @@
 
 The mathematics is in `formula`. Here it meets PyTorch, which asks for it in three ways:
 
-- `LayerNormFunction`, eagerly: the operators of `kernels`, lean and fast;
+- `LayerNormFunction`, eagerly: the operators of `kernels`, lean and fast; on the CPU written a
+  second time in C++, because Python around a small kernel takes longer than the kernel;
 - `_TransformedLayerNorm`, under `torch.func` and forward-mode differentiation: gradients and
   tangents in closed form, in elementary operations that can be transformed in turn;
 - `formula.forward` itself, where a Function of either kind would be in the way.
@@ -22,6 +23,7 @@ from custom_ops.layer_norm import formula, kernels
 _Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, None, None]
 
 # Looked up once, not in every call.
+_layer_norm = torch.ops.custom_ops.layer_norm.default
 _forward = torch.ops.custom_ops.layer_norm_forward.default
 _backward = torch.ops.custom_ops.layer_norm_backward.default
 _PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
@@ -121,6 +123,23 @@ class _TransformedLayerNorm(Function):
         return formula.tangent(dx, dweight, dbias, x_hat, rstd, weight, ndim).to(x.dtype)
 
 
+@torch.library.impl(kernels.LIBRARY, "layer_norm", "CompositeImplicitAutograd")
+def _apply(x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int, eps: float) -> Tensor:
+    """What answers for `LayerNormFunction` in C++ where that is not loaded."""
+    return LayerNormFunction.apply(x, weight, bias, eps, ndim)  # type: ignore[no-any-return]
+
+
+@torch.library.impl(kernels.LIBRARY, "layer_norm_gradients", "CompositeImplicitAutograd")
+def _gradients(
+    dy: Tensor, x: Tensor | None, weight: Tensor | None, ndim: int, eps: float, needs: list[bool]
+) -> list[Tensor]:
+    """The needed gradients in order, differentiable; X is None if only beta's is needed."""
+    if x is None:
+        return [formula.grad_bias(dy, ndim)]
+    gradients = _differentiable_gradients(dy, x, weight, eps, ndim, tuple(needs))
+    return [gradient for gradient in gradients if gradient is not None]
+
+
 def _differentiable_gradients(
     dy: Tensor, x: Tensor, weight: Tensor | None, eps: float, ndim: int, needs: tuple[bool, ...]
 ) -> _Gradients:
@@ -173,6 +192,8 @@ def layer_norm(
     if is_compiling() or _transforming() or type(x) not in _PLAIN_TYPES:
         kernels.check(x, weight, bias, len(row))  # the operators check for themselves
         return _layer_norm_anywhere(x, weight, bias, eps, len(row))
+    if x.is_cpu:
+        return _layer_norm(x, weight, bias, len(row), eps)  # type: ignore[no-any-return]
     if not torch.is_grad_enabled():
         return _forward(x, weight, bias, len(row), eps)[0]  # type: ignore[no-any-return]
     return LayerNormFunction.apply(x, weight, bias, eps, len(row))  # type: ignore[no-any-return]

@@ -1,8 +1,12 @@
-"""The two operators that compute layer normalisation, and which kernel answers for a device.
+"""The operators that compute layer normalisation, and which kernel answers for a device.
 
 ``torch.ops.custom_ops.layer_norm_forward`` and ``..._backward`` are plain dispatcher operators
 without derivatives of their own: `function` gives them. Their definition is `formula`, which
 also answers wherever no kernel is loaded; a kernel only computes the same numbers faster.
+
+``layer_norm`` is the same with derivatives, and ``layer_norm_gradients`` what these go through to
+be derived again: both are `function`'s, behind an operator so that C++ can stand in for the first
+and call the second.
 """
 
 import importlib.util
@@ -15,16 +19,21 @@ from torch import Tensor
 
 from custom_ops.layer_norm import formula
 
-_LIBRARY: Any = torch.library.Library("custom_ops", "DEF")  # type: ignore[no-untyped-call]
-_LIBRARY.define(
+LIBRARY: Any = torch.library.Library("custom_ops", "DEF")  # type: ignore[no-untyped-call]
+LIBRARY.define(
     "layer_norm_forward(Tensor x, Tensor? weight, Tensor? bias, int ndim, float eps)"
     " -> (Tensor y, Tensor statistics)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-_LIBRARY.define(
+LIBRARY.define(
     "layer_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor statistics, int ndim,"
     " bool[3] needs) -> (Tensor dx, Tensor dweight, Tensor dbias)",
     tags=(torch.Tag.pt2_compliant_tag,),
+)
+LIBRARY.define("layer_norm(Tensor x, Tensor? weight, Tensor? bias, int ndim, float eps) -> Tensor")
+LIBRARY.define(
+    "layer_norm_gradients(Tensor dy, Tensor? x, Tensor? weight, int ndim, float eps,"
+    " bool[3] needs) -> Tensor[]",
 )
 
 
@@ -182,7 +191,7 @@ def _load(device_type: str) -> bool:
     if device_type == "cuda" and importlib.util.find_spec("triton"):
         from custom_ops.layer_norm import triton_kernel  # noqa: PLC0415  nor is Triton everywhere
 
-        return triton_kernel.register(_LIBRARY)
+        return triton_kernel.register(LIBRARY)
     return False
 
 
@@ -204,7 +213,7 @@ for _name, _formula, _fake in (
     ("layer_norm_forward", forward, _fake_forward),
     ("layer_norm_backward", backward, _fake_backward),
 ):
-    _LIBRARY.impl(_name, _first(_name, _formula), "CompositeExplicitAutograd")
+    LIBRARY.impl(_name, _first(_name, _formula), "CompositeExplicitAutograd")
     # `function` gives the derivatives; PyTorch's own search for some costs a microsecond a call.
-    _LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")
-    torch.library.register_fake(f"custom_ops::{_name}", _fake, lib=_LIBRARY)
+    LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")
+    torch.library.register_fake(f"custom_ops::{_name}", _fake, lib=LIBRARY)

@@ -12,7 +12,9 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -554,9 +556,10 @@ bool write_past_cache(const Tensor& out, int64_t m) {
          reinterpret_cast<uintptr_t>(out.const_data_ptr()) % kVectorBytes == 0;
 }
 
-std::tuple<Tensor, Tensor> forward(const Tensor& any_x, const std::optional<Tensor>& any_weight,
-                                   const std::optional<Tensor>& any_bias, int64_t ndim,
-                                   double eps) {
+std::tuple<Tensor, Tensor> layer_norm_forward(const Tensor& any_x,
+                                              const std::optional<Tensor>& any_weight,
+                                              const std::optional<Tensor>& any_bias, int64_t ndim,
+                                              double eps) {
   at::AutoDispatchBelowADInplaceOrView no_autograd;
   const Tensor x = any_x.contiguous();
   const Shape shape = shape_of(x, ndim);
@@ -574,10 +577,10 @@ std::tuple<Tensor, Tensor> forward(const Tensor& any_x, const std::optional<Tens
   return {y, statistics};
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& any_dy, const Tensor& any_x,
-                                            const std::optional<Tensor>& any_weight,
-                                            const Tensor& any_statistics, int64_t ndim,
-                                            std::array<bool, 3> needs) {
+std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& any_dy, const Tensor& any_x,
+                                                       const std::optional<Tensor>& any_weight,
+                                                       const Tensor& any_statistics, int64_t ndim,
+                                                       std::array<bool, 3> needs) {
   at::AutoDispatchBelowADInplaceOrView no_autograd;
   const auto sums = wide(any_x.scalar_type());
   // X and dL/dY come in one type: their own, or that of the sums.
@@ -608,9 +611,100 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& any_dy, const Tensor& 
   return {dx, dweight, dbias};
 }
 
+// ---------------------------------------------------------------- autograd
+
+// An operator of kernels.py, to be called where modes of PyTorch see it.
+template <typename Signature>
+c10::TypedOperatorHandle<Signature> find(const char* name) {
+  const auto qualified = std::string("custom_ops::") + name;
+  return c10::Dispatcher::singleton().findSchemaOrThrow(qualified.c_str(), "").typed<Signature>();
+}
+
+std::tuple<Tensor, Tensor> call_forward(const Tensor& x, const std::optional<Tensor>& weight,
+                                        const std::optional<Tensor>& bias, int64_t ndim,
+                                        double eps) {
+  static const auto op = find<decltype(layer_norm_forward)>("layer_norm_forward");
+  at::AutoDispatchBelowADInplaceOrView no_autograd;
+  return op.call(x, weight, bias, ndim, eps);
+}
+
+// LayerNormFunction of function.py, step by step: here, a call spends no time in Python.
+struct LayerNormNode : torch::autograd::Function<LayerNormNode> {
+  using Context = torch::autograd::AutogradContext;
+  using Tensors = torch::autograd::variable_list;
+
+  static Tensor forward(Context* ctx, const Tensor& x, const std::optional<Tensor>& weight,
+                        const std::optional<Tensor>& bias, int64_t ndim, double eps) {
+    auto [y, statistics] = call_forward(x, weight, bias, ndim, eps);
+    if (x.requires_grad() || (weight && weight->requires_grad())) {
+      const bool for_x = weight && x.requires_grad();
+      ctx->save_for_backward({x, for_x ? *weight : Tensor(), statistics});
+    }
+    ctx->saved_data["ndim"] = ndim;
+    ctx->saved_data["eps"] = eps;
+    ctx->saved_data["given"] = (weight ? 1 : 0) + (bias ? 2 : 0);
+    return y;
+  }
+
+  static Tensors backward(Context* ctx, const Tensors& dys) {
+    static const auto op = find<decltype(layer_norm_backward)>("layer_norm_backward");
+    const auto saved = ctx->get_saved_variables();
+    const int64_t ndim = ctx->saved_data["ndim"].toInt(), given = ctx->saved_data["given"].toInt();
+    // None has no edge in the graph, so that later arguments move up.
+    const std::array<bool, 3> needs = {ctx->needs_input_grad(0),
+                                       (given & 1) && ctx->needs_input_grad(1),
+                                       (given & 2) && ctx->needs_input_grad(given == 3 ? 2 : 1)};
+    if (saved.empty() || at::GradMode::is_enabled() || transforming(dys[0])) {
+      return differentiable(dys[0], saved, ndim, ctx->saved_data["eps"].toDouble(), needs);
+    }
+    auto [dx, dweight, dbias] = op.call(dys[0], saved[0], saved[1], saved[2], ndim, needs);
+    return {needs[0] ? dx : Tensor(), needs[1] ? dweight : Tensor(), needs[2] ? dbias : Tensor(),
+            {}, {}};
+  }
+
+ private:
+  // Whether backward itself is vmapped or given a tangent.
+  static bool transforming(const Tensor& dy) {
+    constexpr auto functorch = c10::DispatchKey::FuncTorchDynamicLayerFrontMode;
+    return c10::impl::tls_is_dispatch_key_included(functorch) || dy._fw_grad(0).defined();
+  }
+
+  static Tensors differentiable(const Tensor& dy, const Tensors& saved, int64_t ndim, double eps,
+                                std::array<bool, 3> needs) {
+    using Signature = std::vector<Tensor>(const Tensor&, const std::optional<Tensor>&,
+                                          const std::optional<Tensor>&, int64_t, double,
+                                          std::array<bool, 3>);
+    static const auto op = find<Signature>("layer_norm_gradients");
+    std::optional<Tensor> x, weight;
+    if (!saved.empty()) x = saved[0];
+    if (!saved.empty() && saved[1].defined()) weight = saved[1];
+    const auto found = op.call(dy, x, weight, ndim, eps, needs);
+    Tensors gradients(5);
+    auto next = found.begin();
+    for (int i : {0, 1, 2}) {
+      if (needs[i]) gradients[i] = *next++;
+    }
+    return gradients;
+  }
+};
+
+Tensor layer_norm_without_grad(const Tensor& x, const std::optional<Tensor>& weight,
+                               const std::optional<Tensor>& bias, int64_t ndim, double eps) {
+  return std::get<0>(call_forward(x, weight, bias, ndim, eps));
+}
+
+Tensor layer_norm(const Tensor& x, const std::optional<Tensor>& weight,
+                  const std::optional<Tensor>& bias, int64_t ndim, double eps) {
+  return at::GradMode::is_enabled() ? LayerNormNode::apply(x, weight, bias, ndim, eps)
+                                    : layer_norm_without_grad(x, weight, bias, ndim, eps);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(custom_ops, CPU, m) {
-  m.impl("layer_norm_forward", forward);
-  m.impl("layer_norm_backward", backward);
+  m.impl("layer_norm_forward", layer_norm_forward);
+  m.impl("layer_norm_backward", layer_norm_backward);
+  m.impl("layer_norm", layer_norm_without_grad);
 }
+
+TORCH_LIBRARY_IMPL(custom_ops, AutogradCPU, m) { m.impl("layer_norm", layer_norm); }

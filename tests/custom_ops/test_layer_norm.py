@@ -168,7 +168,7 @@ def test_frozen_inputs_get_no_gradient(frozen: int) -> None:
         t.requires_grad_(i != frozen)
     y = layer_norm(inputs[0], (5,), inputs[1], inputs[2])  # kept: torch 2.11 frees with it
     assert y.grad_fn is not None
-    grads = y.grad_fn.apply(torch.ones(4, 5, dtype=F64))  # type: ignore[attr-defined]
+    grads = y.grad_fn(torch.ones(4, 5, dtype=F64))  # type: ignore[operator]
     assert [grad is None for grad in grads[:3]] == [i == frozen for i in range(3)]
 
 
@@ -204,6 +204,36 @@ def test_backward_changes_none_of_its_inputs(variant: str) -> None:
     second = torch.autograd.grad(y, inputs, dy)
     assert all(torch.equal(a, b) for a, b in zip(before, (dy, *inputs), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("needs", [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1)])
+@pytest.mark.parametrize("given", [(1, 1), (1, 0), (0, 1), (0, 0)])
+def test_function_and_its_double_in_cpp_agree(
+    needs: tuple[int, ...], given: tuple[int, ...]
+) -> None:
+    """`layer_norm` runs the C++ one: same bits in values, gradients and gradients of gradients."""
+    drawn = [normal(6, 5, dtype=torch.float32), *(normal(5, dtype=torch.float32) for _ in given)]
+    present = (True, *given)
+    inputs = [
+        t.requires_grad_(bool(need)) if there else None
+        for t, need, there in zip(drawn, needs, present, strict=True)
+    ]
+    wanted = [t for t in inputs if t is not None and t.requires_grad]
+    if not wanted:
+        return
+    x, weight, bias = inputs
+    assert x is not None
+    dy = normal(6, 5, seed=9, dtype=torch.float32)
+    results = []
+    for y in (layer_norm(x, 5, weight, bias), LayerNormFunction.apply(x, weight, bias, 1e-5, 1)):
+        first = torch.autograd.grad(y, wanted, dy, retain_graph=True)
+        again = torch.autograd.grad(y, wanted, dy.requires_grad_(), create_graph=True)
+        second = torch.autograd.grad(
+            [g.square().sum() for g in again], [*wanted, dy], allow_unused=True
+        )
+        results.append([y, *first, *again, *second])
+    for a, b in zip(*results, strict=True):
+        assert (a is None and b is None) or torch.equal(a, b)
 
 
 def test_function_takes_parameters_alone() -> None:
