@@ -126,10 +126,11 @@ class _TransformedLayerNorm(Function):
 @torch.library.impl(kernels.LIBRARY, "layer_norm", "CompositeImplicitAutograd")
 def _apply(x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int, eps: float) -> Tensor:
     """What answers for `LayerNormFunction` in C++ where that is not loaded."""
+    if kernels.load(x.device.type):
+        return _layer_norm(x, weight, bias, ndim, eps)  # type: ignore[no-any-return]
     return LayerNormFunction.apply(x, weight, bias, eps, ndim)  # type: ignore[no-any-return]
 
 
-@torch.library.impl(kernels.LIBRARY, "layer_norm_gradients", "CompositeImplicitAutograd")
 def _gradients(
     dy: Tensor, x: Tensor | None, weight: Tensor | None, ndim: int, eps: float, needs: list[bool]
 ) -> list[Tensor]:
@@ -138,6 +139,11 @@ def _gradients(
         return [formula.grad_bias(dy, ndim)]
     gradients = _differentiable_gradients(dy, x, weight, eps, ndim, tuple(needs))
     return [gradient for gradient in gradients if gradient is not None]
+
+
+# vmap would otherwise look for a rule of the operator, instead of transforming what it consists of.
+for _key in ("CompositeImplicitAutograd", "FuncTorchBatched", "Batched"):
+    kernels.LIBRARY.impl("layer_norm_gradients", _gradients, _key)
 
 
 def _differentiable_gradients(
@@ -183,7 +189,7 @@ def layer_norm(
     row = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     if not row or x.shape[-len(row) :] != row:
         raise ValueError(
-            f"layer_norm expected x of shape (..., {', '.join(map(str, row))}), got "
+            f"layer_norm expected x of shape ({', '.join(['...', *map(str, row)])}), got "
             f"{tuple(x.shape)}: normalized_shape must be the last dimensions of x, one at least"
         )
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
@@ -210,7 +216,7 @@ def _layer_norm_anywhere(
     """Layer normalisation under a compiler, under a transform or of a tensor subclass."""
     function: type[Function] | None = None
     if not is_compiling():
-        function = None if _nested_tangents() else _TransformedLayerNorm
+        function = None if _no_function_will_do() else _TransformedLayerNorm
     elif x.is_cpu and type(x) in _PLAIN_TYPES and not is_exporting():
         # A compiler can fuse elementary operations; alone on the CPU, they do not reach a kernel.
         # But a compiled kernel has no second derivatives, and takes no tensor twice.
@@ -222,8 +228,8 @@ def _layer_norm_anywhere(
     return function.apply(x, weight, bias, eps, ndim)  # type: ignore[no-any-return]
 
 
-# The only two that use private names of PyTorch. Should these go, every call is taken for one
-# in nested transforms: slower, and as right.
+# The only two that use private names of PyTorch. Should these go, every call takes the formula:
+# slower, and as right.
 
 
 def _transforming() -> bool:
@@ -234,10 +240,11 @@ def _transforming() -> bool:
         return True
 
 
-def _nested_tangents() -> bool:
-    """Whether a jvp is inside a jvp, for which the tangents of any Function are constants."""
+def _no_function_will_do() -> bool:
+    """Whether in a jvp of a jvp, to which a Function's tangents are constants, or functionalize."""
     try:
-        levels = torch._C._functorch.get_interpreter_stack() or ()
-        return sum(level.key() == torch._C._functorch.TransformType.Jvp for level in levels) > 1
+        kinds = torch._C._functorch.TransformType
+        levels = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
+        return levels.count(kinds.Jvp) > 1 or kinds.Functionalize in levels
     except AttributeError:
         return True

@@ -15,6 +15,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/forward_grad.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -654,7 +655,7 @@ struct LayerNormNode : torch::autograd::Function<LayerNormNode> {
     const std::array<bool, 3> needs = {ctx->needs_input_grad(0),
                                        (given & 1) && ctx->needs_input_grad(1),
                                        (given & 2) && ctx->needs_input_grad(given == 3 ? 2 : 1)};
-    if (saved.empty() || at::GradMode::is_enabled() || transforming(dys[0])) {
+    if (saved.empty() || at::GradMode::is_enabled() || transforming()) {
       return differentiable(dys[0], saved, ndim, ctx->saved_data["eps"].toDouble(), needs);
     }
     auto [dx, dweight, dbias] = op.call(dys[0], saved[0], saved[1], saved[2], ndim, needs);
@@ -663,10 +664,11 @@ struct LayerNormNode : torch::autograd::Function<LayerNormNode> {
   }
 
  private:
-  // Whether backward itself is vmapped or given a tangent.
-  static bool transforming(const Tensor& dy) {
+  // Whether backward itself is transformed, or differentiated in forward mode.
+  static bool transforming() {
     constexpr auto functorch = c10::DispatchKey::FuncTorchDynamicLayerFrontMode;
-    return c10::impl::tls_is_dispatch_key_included(functorch) || dy._fw_grad(0).defined();
+    return c10::impl::tls_is_dispatch_key_included(functorch) ||
+           torch::autograd::ForwardADLevel::try_get_by_idx(0) != nullptr;
   }
 
   static Tensors differentiable(const Tensor& dy, const Tensors& saved, int64_t ndim, double eps,

@@ -276,8 +276,8 @@ def built(library: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert library.parent != cache
     script, log = tmp_path / "compiler", tmp_path / "log"
     script.write_text(
-        f"#!/bin/sh\n[ $1 = --version ] && exit\nsleep 0.2; echo >> {log}\n"
-        f"while [ $1 != -o ]; do shift; done\ncp {library} $2\n"
+        f"#!/bin/sh\n[ $1 = --version ] && exit\nsleep 0.2; echo >> '{log}'\n"
+        f"while [ $1 != -o ]; do shift; done\ncp '{library}' \"$2\"\n"
     )
     script.chmod(0o755)
     monkeypatch.setenv("CXX", str(script))

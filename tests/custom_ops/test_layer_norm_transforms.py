@@ -5,6 +5,7 @@ its third derivatives and nested tangents are not the derivatives of anything.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import (
     functional_call,
+    functionalize,
     grad,
     hessian,
     jacfwd,
@@ -177,6 +179,42 @@ def batch_of_gradients(norm: Norm) -> tuple[Tensor, ...]:
     return torch.autograd.grad(rows(norm)(x, weight), (x, weight), XS, is_grads_batched=True)
 
 
+def transformed_backward(
+    batch: Callable[[Callable[..., Any], Tensor], Any], needs: tuple[int, ...] = (0, 1, 2)
+) -> Computation:
+    """Gradients of an ordinary forward pass for several dL/dY at once, and their own gradients."""
+
+    def compute(norm: Norm) -> list[Tensor]:
+        inputs = [t.clone().requires_grad_(i in needs) for i, t in enumerate(ARGUMENTS)]
+        wanted = [inputs[i] for i in needs]
+        y = rows(norm)(*inputs)
+        dys = XS.clone().requires_grad_()
+        pull = partial(torch.autograd.grad, y, wanted, retain_graph=True, create_graph=True)
+        grads = batch(pull, dys)
+        value = sum(g.sin().sum() for g in grads)
+        more = torch.autograd.grad(value, [*wanted, dys], allow_unused=True)
+        return [*grads, *(g for g in more if g is not None)]
+
+    return compute
+
+
+def in_autograd(pull: Callable[..., Any], dys: Tensor) -> Any:
+    return pull(dys, is_grads_batched=True)
+
+
+def in_vmap(pull: Callable[..., Any], dys: Tensor) -> Any:
+    return vmap(pull)(dys)
+
+
+def batch_of_duals(norm: Norm) -> Tensor:
+    """A batch of gradients differentiated along dL/dY, where the batch hides the tangents."""
+    x = X.clone().requires_grad_()
+    y = rows(norm)(x, WEIGHT)
+    with forward_ad.dual_level():
+        (dx,) = torch.autograd.grad(y, x, make_dual(XS, XS.cos()), is_grads_batched=True)
+        return tangent_in(dx)
+
+
 def gradient_of_vmap(norm: Norm) -> tuple[Tensor, ...]:
     x, weight = X.clone().requires_grad_(), WEIGHT.clone().requires_grad_()
     y = vmap(rows(norm), (0, None))(x, weight)
@@ -218,6 +256,13 @@ TRANSFORMS: dict[str, Computation] = {
     "dual": dual,
     "dual_of_backward": dual_of_backward,
     "batch_of_gradients": batch_of_gradients,
+    "batch_of_duals": batch_of_duals,
+    "batched_backward": transformed_backward(in_autograd),
+    "batched_backward_of_bias": transformed_backward(in_autograd, (2,)),
+    "batched_backward_of_weight": transformed_backward(in_autograd, (1,)),
+    "vmapped_backward": transformed_backward(in_vmap),
+    "vmapped_backward_of_bias": transformed_backward(in_vmap, (2,)),
+    "functionalize": lambda f: functionalize(rows(f))(*ARGUMENTS),
     "gradient_of_vmap": gradient_of_vmap,
 }
 
