@@ -1,7 +1,8 @@
 """Bytes to batches: CIFAR-10 and its synthetic stand-in."""
 
+from datamodules.augment import AugmentedImages
 from datamodules.batches import BatchSource
 from datamodules.cifar10 import CIFAR10DataModule
 from datamodules.files import DatasetError
 
-__all__ = ["BatchSource", "CIFAR10DataModule", "DatasetError"]
+__all__ = ["AugmentedImages", "BatchSource", "CIFAR10DataModule", "DatasetError"]

@@ -1,11 +1,12 @@
 """The in-memory batch source: uint8 images once in memory, whole batches by index."""
 
-import itertools
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from datamodules.augment import AugmentedImages
 
 Batch = tuple[Tensor, ...]
 
@@ -21,7 +22,8 @@ class BatchSource:
     samplers of a ``DataLoader``.
 
     Args:
-        tensors: tensors of one length N along their first axis, for example images and labels.
+        tensors: tensors of one length N along their first axis on one device, for example images
+            and labels; or images that are augmented on the way.
         batch_size: samples in a batch, on each device.
         shuffle_seed: the seed of the order; ``None`` keeps the order of the tensors.
         drop_last: leave out the last batch if it is smaller than the others.
@@ -34,7 +36,7 @@ class BatchSource:
 
     def __init__(
         self,
-        *tensors: Tensor,
+        *tensors: Tensor | AugmentedImages,
         batch_size: int,
         shuffle_seed: int | None = None,
         drop_last: bool = False,
@@ -66,8 +68,11 @@ class BatchSource:
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the order of the next iteration."""
+        """Chooses the order of the next iteration, and what its images look like."""
         self.epoch = epoch
+        for tensor in self.tensors:
+            if isinstance(tensor, AugmentedImages):
+                tensor.set_epoch(epoch)
 
     def _share(self) -> int:
         total = len(self.tensors[0])
@@ -82,17 +87,11 @@ class BatchSource:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields one epoch of batches, or what a restored state leaves of it."""
+        order = self._order()[self.rank :: self.world_size].to(self.tensors[-1].device)
+        chunks = torch.split(order, self.batch_size)[: len(self)]
         self._served, self._first = self._first, 0
-        for batch in itertools.islice(self._batches(), self._served, len(self)):
+        for chunk in chunks[self._served :]:
             self._served += 1
-            yield batch
-
-    def _batches(self) -> Iterator[Batch]:
-        if self.shuffle_seed is None and self.world_size == 1:
-            yield from zip(*(torch.split(t, self.batch_size) for t in self.tensors), strict=True)
-            return
-        order = self._order()[self.rank :: self.world_size]
-        for chunk in torch.split(order, self.batch_size):
             yield tuple(tensor[chunk] for tensor in self.tensors)
 
     def state_dict(self) -> dict[str, int]:

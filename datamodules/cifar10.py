@@ -13,6 +13,7 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
+from datamodules.augment import AugmentedImages, Flip, check_augmentation
 from datamodules.batches import BatchSource
 from datamodules.files import (
     DatasetError,
@@ -41,9 +42,10 @@ class CIFAR10DataModule(LightningDataModule):
     """CIFAR-10 [1]_, or a synthetic stand-in in the same file format.
 
     Batches are ``(images, labels)``: float32 ``(B, 3, 32, 32)`` and int64 ``(B,)``. The images
-    stay uint8 until they are on the device, and are normalised there with statistics of the
-    training split, computed in float64. The official 10,000 test images are the test set; the
-    validation set is a stratified part of the 50,000 training images, never augmented.
+    lie on the trainer's device as uint8, whole, and are augmented and normalised there, a batch at
+    a time, with statistics of the training split, computed in float64. The official 10,000 test
+    images are the test set; the validation set is a stratified part of the 50,000 training images,
+    never augmented.
 
     Args:
         data_dir: the folder that holds (or will hold) ``cifar-10-batches-py``; default: the
@@ -59,7 +61,10 @@ class CIFAR10DataModule(LightningDataModule):
         normalization: ``mean_image`` subtracts the mean image and does not scale (the course's
             preprocessing, about -140 to 155); ``mean_image_std`` also divides by the standard
             deviation of each channel; ``channel`` uses mean and standard deviation per channel.
-        seed: seed of the batch order; default: the seed of ``seed_everything``.
+        crop: shift training images by up to so many pixels, see `AugmentedImages`.
+        flip: mirror training images, see `AugmentedImages`.
+        cutout: paint a square of so many pixels' side in training images, in the mean colour.
+        seed: seed of batch order and augmentation; default: the seed of ``seed_everything``.
         download: download CIFAR-10 if it is missing.
         synthetic_images: images in each of the synthetic set's six files.
         predict_dir: a folder of images to predict instead of the test set; they are converted to
@@ -80,6 +85,9 @@ class CIFAR10DataModule(LightningDataModule):
         val_size: int = 5000,
         split_seed: int = 0,
         normalization: Normalization = "mean_image",
+        crop: int = 0,
+        flip: Flip = "none",
+        cutout: int = 0,
         seed: int | None = None,
         download: bool = True,
         synthetic_images: int = 10_000,
@@ -88,6 +96,7 @@ class CIFAR10DataModule(LightningDataModule):
         super().__init__()
         _at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
         _at_least(0, val_size=val_size, split_seed=split_seed, seed=seed or 0)
+        check_augmentation(crop, flip, cutout)
         self.data_dir = Path(data_dir or os.environ.get("CIFAR10_DIR", "data"))
         self.source = source
         self.batch_size = batch_size
@@ -95,6 +104,9 @@ class CIFAR10DataModule(LightningDataModule):
         self.val_size = val_size
         self.split_seed = split_seed
         self.normalization = normalization
+        self.crop = crop
+        self.flip = flip
+        self.cutout = cutout
         self.seed = torch.initial_seed() if seed is None else seed
         self.download = download
         self.synthetic_images = synthetic_images
@@ -200,6 +212,15 @@ class CIFAR10DataModule(LightningDataModule):
         self.train_set  # noqa: B018 - raises before setup
         return self._val
 
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Leaves a batch alone that is on the device already, as all of `BatchSource` are."""
+        tensors = batch if isinstance(batch, tuple | list) else [batch]
+        if all(isinstance(t, Tensor) and t.device == device for t in tensors):
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalises the images of a batch on the device they are on.
 
@@ -286,15 +307,28 @@ class CIFAR10DataModule(LightningDataModule):
 
     def _source(self, images: ImageSet, batch_size: int, seed: int | None = None) -> BatchSource:
         trainer = self.trainer
+        device = trainer.strategy.root_device if trainer else "cpu"
+        pixels = torch.from_numpy(images.images).to(device)
         return BatchSource(
-            torch.from_numpy(images.images),
-            torch.from_numpy(images.labels),
+            pixels if seed is None else self._augmented(pixels, seed),
+            torch.from_numpy(images.labels).to(device),
             batch_size=batch_size,
             shuffle_seed=seed,
             drop_last=seed is not None,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
+
+    def _augmented(self, images: Tensor, seed: int) -> Tensor | AugmentedImages:
+        if not self.crop and self.flip == "none" and not self.cutout:
+            return images
+        mean = self._statistics["mean"].mean((1, 2), keepdim=True)
+        fill = mean.round().to(images.device, torch.uint8)
+        return AugmentedImages(images, self.crop, self.flip, self.cutout, fill, seed)
+
+    def training_sample(self, count: int) -> Tensor:
+        """The first training images, normalised but not augmented: float32 (count, 3, 32, 32)."""
+        return self.normalize(torch.from_numpy(self.train_set.images[:count]))
 
 
 def stratified_split(
