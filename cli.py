@@ -22,15 +22,23 @@ from typing import Any
 
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from datamodules import CIFAR10DataModule
 from experiments.checkpoints import best_checkpoint
+from experiments.environment import fast_precision
 from experiments.help import COMMANDS, DESCRIPTION
 from experiments.parsing import RunParser, Seed, UsageError, fail, prepare_arguments, user_errors
 from experiments.progress import RunProgressBar
 from experiments.session import RunSession, quiet_lightning
-from lightning_modules import CNN, MLP, Classifier, NumPyMLP  # noqa: F401 - known by short name
+from lightning_modules import (  # noqa: F401 - known by short name
+    CNN,
+    MLP,
+    Classifier,
+    FastCNN,
+    NumPyMLP,
+)
 
 
 class CIFAR10CLI(LightningCLI):
@@ -85,6 +93,8 @@ class CIFAR10CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer with this project's bar and checkpoint, unless they are off."""
         config = self._get(self.config_init, "trainer")
+        if config.precision is None and self.model.takes_half_precision:
+            self._choose_precision(config)
         callbacks: list[Callback] = []
         if config.enable_progress_bar is not False:
             callbacks.append(RunProgressBar())
@@ -93,11 +103,22 @@ class CIFAR10CLI(LightningCLI):
         self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
 
+    def _choose_precision(self, config: Any) -> None:
+        """Takes the precision that is fastest here; the run's own config then holds it."""
+        config.precision = fast_precision(config.accelerator)
+        self._get(self.config, "trainer").precision = config.precision
+        _say(f"{config.precision} is fastest here; --trainer.precision chooses another")
+
     def _run_subcommand(self, subcommand: str) -> None:
         with user_errors():
             session = RunSession.open(self, subcommand)
         arguments: dict[str, Any] = self._prepare_subcommand_kwargs(subcommand)
         session.run(arguments)
+
+
+@rank_zero_only
+def _say(message: str) -> None:
+    print(f"note: {message}", file=sys.stderr, flush=True)
 
 
 def main(args: ArgsType = None) -> None:

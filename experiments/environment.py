@@ -6,11 +6,12 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 _PROJECT = Path(__file__).resolve().parent.parent
+_BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16")
 _PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy", "wandb")
 
 
@@ -69,6 +70,29 @@ def hardware() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpus": gpus,
     }
+
+
+def fast_precision(accelerator: str) -> Literal["bf16-mixed", "16-mixed", "32-true"]:
+    """The precision in which a trainer's device computes convolutions fastest.
+
+    On a CPU without instructions for bfloat16, or on a GPU without, that type is slower than
+    float32; on a CPU, float16 always is.
+
+    Args:
+        accelerator: as given to the trainer.
+
+    Returns:
+        ``bf16-mixed`` where the device multiplies bfloat16, ``16-mixed`` on other CUDA devices,
+        else ``32-true``.
+    """
+    if accelerator in {"cuda", "gpu", "auto"} and torch.cuda.is_available():
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16-mixed" if bf16 else "16-mixed"
+    if accelerator not in {"cpu", "auto"}:
+        return "32-true"
+    capabilities = torch.cpu.get_capabilities()
+    bf16 = any(capabilities.get(name) for name in _BF16_INSTRUCTIONS)
+    return "bf16-mixed" if bf16 else "32-true"
 
 
 def _cpu_name() -> str:

@@ -16,7 +16,7 @@ _TRAINER_OPTIONS = {
     "accelerator": "cpu, gpu or auto.",
     "strategy": "How devices share the work: auto, or ddp for more than one.",
     "devices": "How many devices, or a list of their numbers.",
-    "precision": "32-true, or bf16-mixed where the hardware has it (16-mixed, 64-true ...).",
+    "precision": "32-true, bf16-mixed ...; by default the CNNs take what is fastest here.",
     "logger": "experiments.WandbLogger, W&B offline; with .mode online it uploads; false for none.",
     "callbacks": "Callbacks of Lightning to add, such as EarlyStopping.",
     "max_epochs": "Stop after this many epochs; -1 for no limit.",
@@ -28,7 +28,7 @@ _TRAINER_OPTIONS = {
 _OPTIONS = {
     **{f"trainer.{name}": text for name, text in _TRAINER_OPTIONS.items()},
     "trainer": "File with options of the trainer.",
-    "model": "MLP, NumPyMLP or CNN; its options follow as --model.OPTION.",
+    "model": "MLP, NumPyMLP, CNN or FastCNN; its options follow as --model.OPTION.",
     "data": "Options of the data follow as --data.OPTION.",
     "seed_everything": "Seed of weights, batch order and dropout.",
     "ckpt_path": "Weights to start from or to evaluate: best, last (of run --name) or a file.",
@@ -47,7 +47,7 @@ examples:
 """
 _MORE = """
 more:
-  --model.help MLP             options of a model (MLP, NumPyMLP, CNN)
+  --model.help MLP             options of a model (MLP, NumPyMLP, CNN, FastCNN)
   --data.help                  options of the data
   --help_all                   every option, with all of Lightning's Trainer
   --model.lr X                 short for --model.init_args.optimizer.init_args.lr X

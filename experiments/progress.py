@@ -9,7 +9,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar
 from tqdm import tqdm
 
-from lightning_modules.classifier import is_log_step
+from lightning_modules.classifier import Classifier, is_log_step
 
 
 class RunProgressBar(ProgressBar):
@@ -95,6 +95,10 @@ def _figures(metrics: dict[str, Any]) -> str:
     )
 
 
+def _learning_rate(trainer: Trainer) -> float:
+    return float(trainer.optimizers[0].param_groups[0]["lr"])
+
+
 class TrainMonitor(Callback):
     """Logs the learning rate and the throughput in images/s, at each entry of the log.
 
@@ -151,5 +155,6 @@ class TrainMonitor(Callback):
             self._lap()
             seconds, images = self.seconds - self._since[0], self.images - self._since[1]
             self._since = (self.seconds, self.images)
-            pl_module.log("images_per_s", images / seconds, prog_bar=True)
-            pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"])
+            assert isinstance(pl_module, Classifier)
+            pl_module.step_figures["images_per_s"] = images / seconds
+            pl_module.step_figures["lr"] = _learning_rate(trainer)

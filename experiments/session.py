@@ -39,6 +39,7 @@ from experiments.messages import one_line
 from experiments.parsing import USER_ERRORS, UsageError
 from experiments.progress import TrainMonitor
 from experiments.record import RECORD, RunError, RunRecord, run_folder
+from experiments.slim import skip_idle_hooks
 from experiments.summary import summary_table
 from lightning_modules import Classifier
 
@@ -282,6 +283,7 @@ class RunSession:
 
     def _run_trainer(self, arguments: dict[str, Any]) -> None:
         """Runs the trainer; what it refuses to start is the user's to know, and leaves no run."""
+        skip_idle_hooks(self.trainer, self.model)
         try:
             getattr(self.trainer, self.subcommand)(**arguments)
         except USER_ERRORS as error:

@@ -56,6 +56,8 @@ class CNN(Classifier):
         **kwargs: see `Classifier`.
     """
 
+    takes_half_precision = True
+
     def __init__(
         self,
         block_order: BlockOrder = "bn_relu_conv",

@@ -1,0 +1,141 @@
+"""Muon for convolutions: momentum whose updates are made orthogonal."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+# Quintic iteration that takes singular values from (0, 1] to about 1 in few steps [1]_.
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+class Muon(Optimizer):
+    """Muon [1]_ for the filters of convolutions, Nesterov SGD for everything else.
+
+    A filter bank W (out, in, h, w) is taken as a matrix (out, in h w). Its update is the momentum
+    of its gradient G, made orthogonal: the nearest matrix to it whose singular values are all 1,
+    so that every direction in which G points is followed at the same speed. Before it, W is scaled
+    to the Frobenius norm sqrt(out), which with batch normalisation behind changes nothing but how
+    much a step of size ``lr`` turns it [2]_:
+
+        M <- momentum M + G,    U = G + momentum M,
+        W <- sqrt(out) W / |W| - lr orthogonal(U).
+
+    Matrices (linear layers) and vectors (biases) follow Nesterov SGD with rates of their own.
+
+    Args:
+        params: parameters; sorted by their number of dimensions.
+        lr: rate of the filters.
+        momentum: of the filters.
+        head_lr: rate of matrices.
+        bias_lr: rate of vectors.
+        sgd_momentum: of matrices and vectors.
+        weight_decay: part by which a full-rate step of SGD shrinks matrices and vectors.
+        iterations: of the Newton-Schulz iteration in `orthogonalize`.
+
+    Raises:
+        ValueError: if a rate is negative or a momentum not in [0, 1).
+
+    .. [1] K. Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024,
+       https://kellerjordan.github.io/posts/muon/.
+    .. [2] K. Jordan, airbench94_muon, https://github.com/KellerJordan/cifar10-airbench.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.24,
+        momentum: float = 0.6,
+        head_lr: float = 0.02,
+        bias_lr: float = 100.0,
+        sgd_momentum: float = 0.85,
+        weight_decay: float = 0.0,
+        iterations: int = 3,
+    ) -> None:
+        rates = {"filters": lr, "head": head_lr, "biases": bias_lr}
+        if min(rates.values()) < 0:
+            raise ValueError(f"Muon's rates must not be negative, got {rates}")
+        for name, value in {"momentum": momentum, "sgd_momentum": sgd_momentum}.items():
+            if not 0 <= value < 1:
+                raise ValueError(f"Muon's {name} must be in [0, 1), got {value}")
+        kinds: dict[str, list[Tensor]] = {kind: [] for kind in rates}
+        for p in params:
+            kinds["filters" if p.ndim > 2 else "head" if p.ndim == 2 else "biases"].append(p)
+        groups = [
+            {"params": found, "kind": kind, "lr": rates[kind], "peak_lr": rates[kind]}
+            for kind, found in kinds.items()
+            if found
+        ]
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "head_lr": head_lr,
+            "bias_lr": bias_lr,
+            "sgd_momentum": sgd_momentum,
+            "weight_decay": weight_decay,
+            "iterations": iterations,
+        }
+        super().__init__(groups, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Takes a step and returns the loss of the closure, if there is one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                step = self._step_filters if group["kind"] == "filters" else self._step_sgd
+                step(params, group)
+        return loss
+
+    def _step_filters(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        updates = self._nesterov(params, [p.grad for p in params], group["momentum"])
+        for p, update in zip(params, updates, strict=True):
+            p.mul_(len(p) ** 0.5 / (p.norm() + 1e-7))
+            direction = orthogonalize(update.flatten(1), group["iterations"])
+            p.add_(direction.view_as(p), alpha=-group["lr"])
+
+    def _step_sgd(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        gradients: list[Any] = [p.grad for p in params]
+        if group["weight_decay"] and group["peak_lr"]:
+            decay = group["weight_decay"] / group["peak_lr"]
+            gradients = torch._foreach_add(gradients, params, alpha=decay)  # type: ignore[assignment]
+        updates = self._nesterov(params, gradients, group["sgd_momentum"])
+        torch._foreach_add_(params, updates, alpha=-group["lr"])
+
+    def _nesterov(
+        self, params: list[Tensor], gradients: list[Any], momentum: float
+    ) -> list[Tensor]:
+        for p, gradient in zip(params, gradients, strict=True):
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(gradient)
+        buffers = [self.state[p]["momentum"] for p in params]
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, gradients)
+        return list(torch._foreach_add(gradients, buffers, alpha=momentum))
+
+
+def orthogonalize(matrix: Tensor, iterations: int = 3) -> Tensor:
+    """Brings the singular values of a matrix near 1, by Newton-Schulz in bfloat16.
+
+    Args:
+        matrix: (rows, columns), of any floating dtype.
+        iterations: 3 bring most singular values to 0.7-1.2, 5 nearly all.
+
+    Returns:
+        The matrix U V^T, about, of the singular value decomposition U S V^T; bfloat16.
+    """
+    a, b, c = _COEFFICIENTS
+    x = matrix.bfloat16()
+    x = x / (x.norm() + 1e-7)
+    tall = len(matrix) > matrix.shape[1]
+    x = x.T if tall else x
+    for _ in range(iterations):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x

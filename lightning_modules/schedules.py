@@ -1,0 +1,54 @@
+"""Learning-rate schedules over a whole fit."""
+
+import math
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+class LinearSchedule(LRScheduler):
+    """Learning rates that rise and fall in straight lines, over all steps of a fit.
+
+    Every group's rate is its own initial rate times a factor: from ``start`` to 1 over the first
+    part ``warmup`` of the steps, then to ``end`` at the last one.
+
+    Args:
+        optimizer: whose rates to set.
+        warmup: part of the steps that the rise takes, from 0 to below 1; 0 for none.
+        start: first factor, where there is a rise.
+        end: last factor.
+        total_steps: steps of the whole; null for those of the fit, which `Classifier` fills in.
+
+    Raises:
+        ValueError: if ``warmup`` is not in [0, 1), or a factor negative.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        warmup: float = 0.0,
+        start: float = 0.2,
+        end: float = 0.0,
+        total_steps: int | None = None,
+    ) -> None:
+        if not 0 <= warmup < 1:
+            raise ValueError(f"LinearSchedule's warmup must be in [0, 1), got {warmup}")
+        if start < 0 or end < 0:
+            raise ValueError(f"LinearSchedule's factors must not be negative: {start}, {end}")
+        self.warmup = warmup
+        self.start = start
+        self.end = end
+        self.total_steps = total_steps
+        super().__init__(optimizer)
+
+    def factor(self, step: int) -> float:
+        """The factor after a number of steps; that of the last step from then on."""
+        part = min(step / (self.total_steps or math.inf), 1.0)
+        if part < self.warmup:
+            return self.start + (1 - self.start) * part / self.warmup
+        return self.end + (1 - self.end) * (1 - part) / (1 - self.warmup)
+
+    def get_lr(self) -> list[Any]:
+        """The rates of the next step."""
+        return [rate * self.factor(self.last_epoch) for rate in self.base_lrs]

@@ -1,0 +1,107 @@
+"""The fast network: its size, its whitening, its views, and when its first bias stops learning."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from experiments.record import RunRecord
+from lightning_modules import FastCNN
+from tests.conftest import Cli
+
+SMALL: dict[str, Any] = {"widths": (4, 8, 8)}
+
+
+def test_number_of_parameters() -> None:
+    model = FastCNN()
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trainable == 1_971_352
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_convolutions_begin_as_the_identity() -> None:
+    for convolution in (m for m in FastCNN(**SMALL).groups.modules() if isinstance(m, nn.Conv2d)):
+        x = torch.randn(1, convolution.in_channels, 5, 5)
+        kept = min(convolution.in_channels, convolution.out_channels)
+        torch.testing.assert_close(convolution(x)[:, :kept], x[:, :kept])
+
+
+def test_whitened_patches_have_unit_second_moments() -> None:
+    torch.manual_seed(0)
+    mixed = torch.randn(50, 3, 16, 16).cumsum(3) / 4  # neighbours alike, as in images
+    model = FastCNN(**SMALL)
+    model.whiten_with(mixed)
+    found = nn.functional.conv2d(mixed, model.whiten.weight)
+    assert torch.equal(found[:, 12:], -found[:, :12])
+    values = found[:, :12].transpose(0, 1).flatten(1)
+    moments = values @ values.T / values.shape[1]
+    assert moments.diag().max() < 1.001
+    assert moments.diag().min() > 0.9  # eps takes a little from the smallest
+    assert (moments - moments.diag().diag()).abs().max() < 1e-2
+
+
+def logits_of(model: FastCNN, images: Tensor) -> Tensor:
+    model.eval()
+    with torch.no_grad():
+        return model.evaluate(images)
+
+
+def test_two_views_do_not_tell_an_image_from_its_mirror_image() -> None:
+    torch.manual_seed(0)
+    model, images = FastCNN(views="mirror", **SMALL), torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(logits_of(model, images), logits_of(model, images.flip(3)))
+    model.views = "one"
+    assert not torch.allclose(logits_of(model, images), logits_of(model, images.flip(3)))
+
+
+def test_six_views_are_weighted() -> None:
+    torch.manual_seed(0)
+    model, images = FastCNN(views="six", **SMALL), torch.randn(3, 3, 32, 32)
+    model.eval()
+    padded = nn.functional.pad(images, [1] * 4, mode="reflect")
+    corners = padded[:, :, :32, :32], padded[:, :, 2:, 2:]
+    with torch.no_grad():
+        expected = (model(images) + model(images.flip(3))) / 4
+        for corner in corners:
+            expected += (model(corner) + model(corner.flip(3))) / 8
+    torch.testing.assert_close(logits_of(model, images), expected)
+
+
+FIT = ["--model=FastCNN", "--model.widths=[4,8,8]", "--data.normalization=channel"]
+
+
+def weights_of(run: RunRecord) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = torch.load(run.path / "last.ckpt", weights_only=True)["state_dict"]
+    return state
+
+
+def test_training_whitens_and_freezes_the_bias_midway(fit: Cli) -> None:
+    biases = []
+    for until in (0.0, 0.5, 1.0):
+        option = f"--model.whiten_bias_until={until}"
+        state = weights_of(fit(*FIT, option, name=f"until-{until}"))
+        assert state["whitened"]
+        assert state["whiten.weight"].norm() > 1
+        biases.append(state["whiten.bias"].norm().item())
+    assert biases[0] == 0
+    assert 0 < biases[1] != biases[2]
+
+
+def test_a_resumed_fit_keeps_its_first_filters(fit: Cli) -> None:
+    first = weights_of(fit(*FIT, "--trainer.max_steps=2"))
+    second = weights_of(fit(*FIT, "--ckpt_path=last"))
+    assert torch.equal(first["whiten.weight"], second["whiten.weight"])
+    assert not torch.equal(first["head.weight"], second["head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"views": "ten"}, "model.views must be one, mirror or six, got ten"),
+        ({"widths": (4, 0, 4)}, "model.widths must be positive"),
+    ],
+)
+def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FastCNN(**options)
