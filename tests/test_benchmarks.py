@@ -3,21 +3,32 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import layer_norm, step_time
+from benchmarks import fast94, layer_norm, loader, step_overhead
 from datamodules import CIFAR10DataModule
 from tests.conftest import IMAGES
 
 
 @pytest.mark.slow  # starts processes
-def test_step_time_writes_a_result_with_its_circumstances(tmp_path: Path, data_dir: Path) -> None:
+def test_step_overhead_writes_a_result_with_its_circumstances(
+    tmp_path: Path, data_dir: Path
+) -> None:
     output = tmp_path / "result.json"
     small = ["--source=synthetic", f"--synthetic_images={IMAGES}", f"--data_dir={data_dir}"]
     length = ["--val_size=100", "--steps=20", "--repeats=2"]
-    step_time.main([*small, *length, f"--output={output}"])
+    step_overhead.main([*small, *length, f"--output={output}"])
     result = json.loads(output.read_text())
-    assert len(result["ratios"]) == 2
-    assert min(result["ours_ms_per_step"], result["loop_ms_per_step"]) > 0
+    assert result["ms_per_step"].keys() == {"ours", "loop", "usual"}
+    assert min(result["ms_per_step"].values()) > 0
+    assert [len(found) for found in result["ratios"].values()] == [2, 2]
     assert {"date", "git", "hardware", "versions"} <= result.keys()
+
+
+def test_loader_compares_all_ways(tmp_path: Path) -> None:
+    output = tmp_path / "result.json"
+    loader.main(["--images=600", "--repeats=1", f"--output={output}"])
+    found = json.loads(output.read_text())["core_seconds_per_epoch"]
+    assert found.keys() == {"ours", "torchvision, 0 workers", "torchvision, 2 workers"}
+    assert min(found.values()) >= 0
 
 
 def test_layer_norm_compares_all_ways_and_draws_them(
@@ -41,4 +52,51 @@ def test_the_loop_takes_the_steps_it_is_asked_for(data_dir: Path) -> None:
         data_dir=str(data_dir), source="synthetic", synthetic_images=IMAGES, val_size=100
     )
     data.setup()
-    assert step_time.plain_loop(data, steps=7) > 0
+    assert step_overhead.plain_loop(data, steps=7) > 0
+
+
+RECIPE = """
+trainer: {max_epochs: 1, accelerator: cpu, enable_model_summary: false, logger: false}
+model:
+  class_path: lightning_modules.FastCNN
+  init_args:
+    widths: [4, 8, 8]
+    optimizer: {class_path: lightning_modules.Muon, init_args: {lr: 0.1}}
+    lr_scheduler: {class_path: lightning_modules.LinearSchedule}
+data:
+  class_path: datamodules.CIFAR10DataModule
+  init_args: {batch_size: 50, val_size: 0, normalization: channel, crop: 2}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, data_dir: Path) -> list[str]:
+    """A small recipe as the arguments of `fast94`, with the data it runs on."""
+    config = tmp_path / "small.yaml"
+    config.write_text(RECIPE)
+    synthetic = ["--data.source=synthetic", f"--data.synthetic_images={IMAGES}"]
+    places = [f"--output={tmp_path / 'result.json'}", f"--runs_dir={tmp_path / 'runs'}"]
+    return [f"--config={config}", f"--data_dir={data_dir}", *places, *synthetic]
+
+
+def test_fast94_collects_seeds_and_runs_none_twice(tmp_path: Path, recipe: list[str]) -> None:
+    fast94.main(["accuracy", *recipe, "--seeds", "0"])
+    record = tmp_path / "runs" / "small-s0" / "record.json"
+    written = record.stat().st_mtime_ns
+    fast94.main(["accuracy", *recipe, "--seeds", "0", "1"])
+    assert record.stat().st_mtime_ns == written
+    result = json.loads((tmp_path / "result.json").read_text())
+    accuracies = [run["test/acc"] for run in result["runs"]]
+    assert result["means"]["test/acc"]["mean"] == pytest.approx(sum(accuracies) / 2)
+    assert result["means"]["test/acc_one_view"]["n"] == 2
+    assert [run["seed"] for run in result["runs"]] == [0, 1]
+
+
+def test_fast94_compares_with_a_plain_script(tmp_path: Path, recipe: list[str]) -> None:
+    fast94.main(["speed", *recipe, "--repeats=1"])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["images"] == 5 * IMAGES
+    assert min(result["ours_images_per_s"], result["plain_images_per_s"]) > 0
+    assert result["ratio"] == pytest.approx(
+        result["plain_images_per_s"] / result["ours_images_per_s"], rel=1e-2
+    )

@@ -11,6 +11,7 @@ from lightning_modules import FastCNN
 from tests.conftest import Cli
 
 SMALL: dict[str, Any] = {"widths": (4, 8, 8)}
+FIT = ["--model=FastCNN", "--model.widths=[4,8,8]", "--data.normalization=channel"]
 
 
 def test_number_of_parameters() -> None:
@@ -68,7 +69,12 @@ def test_six_views_are_weighted() -> None:
     torch.testing.assert_close(logits_of(model, images), expected)
 
 
-FIT = ["--model=FastCNN", "--model.widths=[4,8,8]", "--data.normalization=channel"]
+def test_a_test_also_tells_the_accuracy_of_one_view(fit: Cli, evaluate: Cli) -> None:
+    fit(*FIT)
+    options = ["--ckpt_path=last", "--trainer.logger=false"]
+    both = dict(evaluate("test", *options).summary)
+    single = evaluate("test", *options, "--model.views=one").summary
+    assert both["test/acc_one_view"] == single["test/acc"]
 
 
 def weights_of(run: RunRecord) -> dict[str, Tensor]:

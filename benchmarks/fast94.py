@@ -1,0 +1,160 @@
+"""The fast recipes through the command line: accuracy over seeds, and speed beside a plain script.
+
+    python -m benchmarks.fast94 accuracy --data_dir data            # fast94, five seeds
+    python -m benchmarks.fast94 accuracy --data_dir data --config configs/cnn_5k.yaml --seeds 0 1 2
+    python -m benchmarks.fast94 speed --data_dir data
+
+``accuracy`` runs ``cli.py fit --test_after_fit true`` for each seed, with the record, W&B (offline)
+and checkpoints, and collects what the runs recorded; a seed whose run is there is not run again.
+``speed`` trains an epoch of the same network on the same batches by hand and through the command
+line in this process, in turn. Seconds are those of training: the network is made, the data is in
+memory; whitening is included, the test is not.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch.nn import functional as F
+
+from cli import main as cli_main
+from datamodules import CIFAR10DataModule
+from experiments.environment import circumstances, fast_precision
+from experiments.record import RECORD, RunRecord
+from lightning_modules import FastCNN, LinearSchedule, Muon
+
+PROJECT = Path(__file__).resolve().parent.parent
+RESULTS = PROJECT / "benchmarks" / "results"
+CONFIG = PROJECT / "configs" / "fast94.yaml"
+_KEPT = (
+    "test/acc",
+    "test/acc_one_view",
+    "test/loss",
+    "val/acc",
+    "train/acc",
+    "train/seconds",
+    "train/images_per_s",
+    "train/steps",
+)
+
+
+def run_seed(config: Path, seed: int, data: list[str], runs: Path) -> dict[str, Any]:
+    """Trains and tests with a seed, unless that run is there, and returns what it recorded."""
+    path = runs / f"{config.stem}-s{seed}"
+    if not (path / RECORD).is_file() or RunRecord.open(path).fields["status"] != "finished":
+        arguments = [f"--seed_everything={seed}", f"--name={path.name}", f"--runs_dir={runs}"]
+        flags = ["--test_after_fit=true", "--overwrite=true"]
+        cli_main(["fit", f"--config={config}", *arguments, *flags, *data])
+    record = RunRecord.open(path)
+    found = {key: record.summary[key] for key in _KEPT if key in record.summary}
+    return {"seed": seed, "git": record.fields["git"], **found}
+
+
+def accuracy(options: argparse.Namespace, data: list[str]) -> dict[str, Any]:
+    """Runs all seeds and adds up what they recorded."""
+    runs = [run_seed(options.config, seed, data, options.runs_dir) for seed in options.seeds]
+    means = {}
+    for key in ("test/acc", "test/acc_one_view", "train/seconds"):
+        values = [run[key] for run in runs if key in run]
+        if values:
+            spread = statistics.stdev(values) if len(values) > 1 else None
+            means[key] = {"mean": statistics.mean(values), "sd": spread, "n": len(values)}
+    return {"config": options.config.name, "means": means, "runs": runs}
+
+
+def plain_epoch(config: dict[str, Any], data: CIFAR10DataModule) -> float:
+    """Trains an epoch of a recipe by hand and returns the seconds."""
+    model, optimizer, schedule = _by_hand(config["model"]["init_args"])
+    schedule.total_steps = len(data.train_dataloader())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(fast_precision("auto"))
+    model.to(device).train()
+    source = data.train_dataloader()
+    frozen_at = model.whiten_bias_until * len(source)
+    started = time.perf_counter()
+    model.whiten_with(data.training_sample(5000).to(device))
+    for step, (pixels, classes) in enumerate(source):
+        if step >= frozen_at:
+            model.whiten.bias.requires_grad_(False)  # type: ignore[union-attr]
+        images, labels = data.normalize(pixels.to(device)), classes.to(device)
+        with torch.autocast(device, half, enabled=half is not None):
+            loss = F.cross_entropy(model(images), labels, label_smoothing=model.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    loss.item()  # waits for the device
+    return time.perf_counter() - started
+
+
+def _by_hand(options: dict[str, Any]) -> tuple[FastCNN, Muon, LinearSchedule]:
+    arguments = {k: v for k, v in options.items() if k not in {"optimizer", "lr_scheduler"}}
+    model = FastCNN(**arguments)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = Muon(trained, **options["optimizer"]["init_args"])
+    return model, optimizer, LinearSchedule(optimizer)
+
+
+def command_line_epoch(options: argparse.Namespace, data: list[str], runs: Path) -> float:
+    """Trains an epoch of a recipe through ``cli.py fit`` and returns the seconds."""
+    places = [f"--runs_dir={runs}", "--name=speed", "--overwrite=true"]
+    limits = ["--trainer.max_epochs=1", "--trainer.max_steps=-1"]
+    cli_main(["fit", f"--config={options.config}", *places, *limits, *data])
+    return float(RunRecord.open(runs / "speed").summary["train/seconds"])
+
+
+def speed(options: argparse.Namespace, data: list[str]) -> dict[str, Any]:
+    """Measures an epoch both ways, in turn."""
+    config = yaml.safe_load(options.config.read_text())
+    given = {flag.partition("=")[0]: flag.partition("=")[2] for flag in data}
+    overrides = {key.removeprefix("--data."): yaml.safe_load(v) for key, v in given.items()}
+    module = CIFAR10DataModule(**{**config["data"]["init_args"], **overrides})
+    module.setup()
+    pairs = []
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(options.repeats + 1):
+            ours = command_line_epoch(options, data, Path(folder))
+            pairs.append((ours, plain_epoch(config, module)))
+    images = len(module.train_dataloader()) * module.batch_size
+    pairs = pairs[1:]  # the first warms up
+    return {
+        "config": options.config.name,
+        "images": images,
+        "ours_images_per_s": round(images / statistics.median(a for a, _ in pairs), 1),
+        "plain_images_per_s": round(images / statistics.median(b for _, b in pairs), 1),
+        "ratio": round(statistics.median(a / b for a, b in pairs), 4),
+        "ratios": [round(a / b, 4) for a, b in pairs],
+    }
+
+
+def main(args: list[str] | None = None) -> None:
+    """Measures and writes the result with its date, hardware and versions."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("what", choices=["accuracy", "speed"])
+    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--data_dir", default="data", help="where cifar-10-batches-py lies")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--runs_dir", type=Path, default=Path("runs"))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/")
+    options, more = parser.parse_known_args(args)  # the rest are flags of the data and trainer
+    if any(not flag.startswith("--") or "=" not in flag for flag in more):
+        sys.exit(f"error: expected flags of cli.py as --name=value, got {' '.join(more)}")
+    data = [f"--data.data_dir={options.data_dir}", *more]
+    measured = accuracy(options, data) if options.what == "accuracy" else speed(options, data)
+    report = {**circumstances(), **measured}
+    name = f"{options.config.stem}_{options.what}.json"
+    output = options.output or RESULTS / name
+    output.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(measured, indent=2))
+
+
+if __name__ == "__main__":
+    main()
