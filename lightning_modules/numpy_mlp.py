@@ -51,8 +51,8 @@ class NumPyMLP(Classifier):
         **kwargs: see `Classifier`.
 
     Raises:
-        ValueError: for a width below 1, a negative std, or an accelerator or a precision other
-            than the CPU in float32.
+        ValueError: for a width below 1, a negative std, label smoothing, or an accelerator or a
+            precision other than the CPU in float32.
     """
 
     def __init__(
@@ -65,6 +65,8 @@ class NumPyMLP(Classifier):
         check_hidden_units(hidden_units)
         if weight_std < 0:
             raise ValueError(f"model.weight_std must not be negative, got {weight_std}")
+        if self.label_smoothing:
+            raise ValueError("NumPyMLP has no label smoothing: leave model.label_smoothing at 0")
         self.automatic_optimization = False
         # Drawn from torch's generator, so that seed_everything decides the weights here too.
         rng = np.random.default_rng(int(torch.randint(2**62, ())))

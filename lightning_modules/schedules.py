@@ -42,6 +42,10 @@ class LinearSchedule(LRScheduler):
         self.total_steps = total_steps
         super().__init__(optimizer)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from a state, over as many steps as this fit has: it may be the longer one."""
+        super().load_state_dict({**state_dict, "total_steps": self.total_steps})
+
     def factor(self, step: int) -> float:
         """The factor after a number of steps; that of the last step from then on."""
         part = min(step / (self.total_steps or math.inf), 1.0)

@@ -16,7 +16,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 
 from datamodules import BatchSource
-from lightning_modules import CNN, MLP, Classifier, NumPyMLP
+from lightning_modules import CNN, MLP, Classifier, LinearSchedule, NumPyMLP
 
 generator = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(10, 3, 32, 32, generator=generator)
@@ -95,6 +95,28 @@ def test_entries_count_optimiser_steps_not_batches() -> None:
     ]
 
 
+def test_label_smoothing_is_of_the_training_loss_alone() -> None:
+    net, memory = model(label_smoothing=0.2), Memory()
+    trainer(max_epochs=1, logger=memory, log_every_n_steps=1).fit(net, batches(10))
+    ((_, (loss, _)),) = train_entries(memory)
+    smoothed = F.cross_entropy(net(IMAGES), LABELS, label_smoothing=0.2).item()
+    assert loss == pytest.approx(smoothed, rel=1e-5)
+    (tested,) = trainer().test(net, batches(), verbose=False)
+    exact = F.cross_entropy(net(IMAGES), LABELS).item()
+    assert tested["test/loss"] == pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "smoothing", "message"),
+    [(MLP, 1.1, "label_smoothing must be 0 to 1"), (NumPyMLP, 0.1, "no label smoothing")],
+)
+def test_impossible_label_smoothing_is_refused(
+    kind: type[Classifier], smoothing: float, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(label_smoothing=smoothing)
+
+
 def test_a_second_fit_forgets_what_was_not_logged() -> None:
     net, memory = model(), Memory()
     trainer(max_steps=3, log_every_n_steps=2).fit(net, batches())
@@ -167,6 +189,25 @@ def test_schedule_counts_what_it_is_told_to(
         run = trainer(max_epochs=epochs)
         run.fit(net, batches(), batches())
         assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("length", [{"max_epochs": 2}, {"max_steps": 6}])
+def test_a_schedule_over_the_whole_fit_ends_with_it(
+    kind: type[Classifier], length: dict[str, int]
+) -> None:
+    net = model(kind, lr=1.0, lr_scheduler=partial(LinearSchedule, end=0.25))
+    run = trainer(**length)
+    run.fit(net, batches())
+    schedule: Any = run.lr_scheduler_configs[0].scheduler
+    assert schedule.total_steps == 6
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.25)
+
+
+def test_a_schedule_over_a_fit_without_end_is_an_error() -> None:
+    net = model(lr_scheduler=LinearSchedule)
+    with pytest.raises(ValueError, match=r"set --trainer\.max_steps or max_epochs"):
+        trainer(max_epochs=-1).fit(net, batches())
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -147,3 +147,18 @@ def test_linear_schedule_rises_and_falls() -> None:
 def test_impossible_schedules_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="LinearSchedule"):
         rates_of(3, **options)
+
+
+def test_a_resumed_schedule_takes_the_length_of_its_own_fit() -> None:
+    def schedule(total: int) -> LinearSchedule:
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        made = LinearSchedule(optimizer, total_steps=total)
+        optimizer.step()
+        return made
+
+    first, longer = schedule(4), schedule(10)
+    for _ in range(4):
+        first.step()
+    longer.load_state_dict(first.state_dict())
+    longer.step()
+    assert longer.get_last_lr() == [0.5]
