@@ -94,6 +94,28 @@ def test_training_whitens_and_freezes_the_bias_midway(fit: Cli) -> None:
     assert 0 < biases[1] != biases[2]
 
 
+def test_images_are_small_early_in_training_alone(
+    fit: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    forward = FastCNN.forward
+
+    def noting(self: FastCNN, images: Tensor) -> Tensor:
+        if self.training and self._trainer is not None and self._trainer.training:
+            sizes.append(images.shape[-1])
+        return forward(self, images)
+
+    monkeypatch.setattr(FastCNN, "forward", noting)
+    fit(*FIT, "--model.small_until=0.5", "--model.small_size=20")
+    assert sizes == [20, 20, 32, 32]
+
+
+@pytest.mark.parametrize("size", [16, 17, 24, 31])
+def test_every_size_leaves_a_pixel(size: int) -> None:
+    model = FastCNN(small_size=size, **SMALL)
+    assert model(model.reduce(torch.zeros(2, 3, 32, 32))).shape == (2, 10)
+
+
 def test_a_resumed_fit_keeps_its_first_filters(fit: Cli) -> None:
     first = weights_of(fit(*FIT, "--trainer.max_steps=2"))
     second = weights_of(fit(*FIT, "--ckpt_path=last"))
@@ -106,6 +128,7 @@ def test_a_resumed_fit_keeps_its_first_filters(fit: Cli) -> None:
     [
         ({"views": "ten"}, "model.views must be one, mirror or six, got ten"),
         ({"widths": (4, 0, 4)}, "model.widths must be positive"),
+        ({"small_size": 15}, "model.small_size must be 16 to 32 pixels, got 15"),
     ],
 )
 def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
