@@ -22,10 +22,10 @@ from typing import Any
 
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
-from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from datamodules import CIFAR10DataModule
+from datamodules.cifar10 import say
 from experiments.checkpoints import best_checkpoint
 from experiments.environment import fast_precision
 from experiments.help import COMMANDS, DESCRIPTION
@@ -107,18 +107,13 @@ class CIFAR10CLI(LightningCLI):
         """Takes the precision that is fastest here; the run's own config then holds it."""
         config.precision = fast_precision(config.accelerator)
         self._get(self.config, "trainer").precision = config.precision
-        _say(f"{config.precision} is fastest here; --trainer.precision chooses another")
+        say(f"{config.precision} is fastest here; --trainer.precision chooses another")
 
     def _run_subcommand(self, subcommand: str) -> None:
         with user_errors():
             session = RunSession.open(self, subcommand)
         arguments: dict[str, Any] = self._prepare_subcommand_kwargs(subcommand)
         session.run(arguments)
-
-
-@rank_zero_only
-def _say(message: str) -> None:
-    print(f"note: {message}", file=sys.stderr, flush=True)
 
 
 def main(args: ArgsType = None) -> None:

@@ -29,6 +29,7 @@ from datamodules import CIFAR10DataModule
 from experiments.environment import circumstances, fast_precision
 from experiments.record import RECORD, RunRecord
 from lightning_modules import FastCNN, LinearSchedule, Muon
+from lightning_modules.fast_cnn import WHITENING_IMAGES
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"
@@ -72,14 +73,14 @@ def accuracy(options: argparse.Namespace, data: list[str]) -> dict[str, Any]:
 def plain_epoch(config: dict[str, Any], data: CIFAR10DataModule) -> float:
     """Trains an epoch of a recipe by hand and returns the seconds."""
     model, optimizer, schedule = _by_hand(config["model"]["init_args"])
-    schedule.total_steps = len(data.train_dataloader())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(fast_precision("auto"))
     model.to(device).train()
     source = data.train_dataloader()
+    schedule.total_steps = len(source)
     frozen_at = model.whiten_bias_until * len(source)
     started = time.perf_counter()
-    model.whiten_with(data.training_sample(5000).to(device))
+    model.whiten_with(data.training_sample(WHITENING_IMAGES).to(device))
     for step, (pixels, classes) in enumerate(source):
         if step >= frozen_at:
             model.whiten.bias.requires_grad_(False)  # type: ignore[union-attr]

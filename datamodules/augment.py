@@ -26,7 +26,7 @@ class AugmentedImages:
             that two epochs show every image both ways; or ``none``.
         cutout: side in pixels of a square that is painted over in every image [2]_; its centre is
             anywhere in the image. 0 for none.
-        fill: the colour of that square, uint8 ``(C, 1, 1)``, so usually the mean.
+        fill: the colour of that square, uint8 ``(C, 1, 1)``, usually the mean; black by default.
         seed: at least 0.
 
     Raises:
@@ -51,7 +51,7 @@ class AugmentedImages:
         self.crop = crop
         self.flip = flip
         self.cutout = cutout
-        self.fill = fill
+        self.fill = images.new_zeros(1) if fill is None else fill
         self.seed = seed
         self.images = images
         self.device = images.device
@@ -96,7 +96,7 @@ class AugmentedImages:
             mirrored = self._mirrored[indices][:, None, None, None]
             images = torch.where(mirrored, images.flip(3), images)
         if self.cutout:
-            images = torch.where(self._inside(indices), self._colour(), images)
+            images = torch.where(self._inside(indices), self.fill, images)
         return images
 
     def _inside(self, indices: Tensor) -> Tensor:
@@ -106,9 +106,6 @@ class AugmentedImages:
         rows, columns = (position >= start) & (position < start + self.cutout)
         inside: Tensor = rows[:, None, :, None] & columns[:, None, None, :]
         return inside
-
-    def _colour(self) -> Tensor:
-        return self.images.new_zeros(1) if self.fill is None else self.fill
 
 
 def check_augmentation(crop: int, flip: str, cutout: int, size: int = 32) -> None:

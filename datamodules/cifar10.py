@@ -135,9 +135,7 @@ class CIFAR10DataModule(LightningDataModule):
         except DatasetError as error:
             if self.source != "auto":
                 raise DatasetError(f"{error}. {_REMEDY}") from error
-            _say(
-                f"{error}. USING THE SYNTHETIC STAND-IN: its accuracies say nothing about CIFAR-10"
-            )
+            say(f"{error}. USING THE SYNTHETIC STAND-IN: its accuracies say nothing about CIFAR-10")
             self._make_synthetic()
 
     def _make_synthetic(self) -> None:
@@ -145,7 +143,7 @@ class CIFAR10DataModule(LightningDataModule):
         self._folder = make_synthetic(self.data_dir, self.synthetic_images)
         if is_new:
             size = sum(file.stat().st_size for file in self._folder.iterdir()) / 1e6
-            _say(f"made the synthetic set in {self._folder}, {size:,.0f} MB")
+            say(f"made the synthetic set in {self._folder}, {size:,.0f} MB")
 
     def _locate_cifar10(self, patience_s: float) -> Path:
         try:
@@ -425,7 +423,8 @@ def _subset(images: ImageSet, indices: np.ndarray[Any, Any]) -> ImageSet:
 
 
 @rank_zero_only
-def _say(message: str) -> None:
+def say(message: str) -> None:
+    """Tells the user something, once for all processes."""
     print(f"note: {message}", file=sys.stderr, flush=True)
 
 

@@ -95,10 +95,6 @@ def _figures(metrics: dict[str, Any]) -> str:
     )
 
 
-def _learning_rate(trainer: Trainer) -> float:
-    return float(trainer.optimizers[0].param_groups[0]["lr"])
-
-
 class TrainMonitor(Callback):
     """Logs the learning rate and the throughput in images/s, at each entry of the log.
 
@@ -157,4 +153,4 @@ class TrainMonitor(Callback):
             self._since = (self.seconds, self.images)
             assert isinstance(pl_module, Classifier)
             pl_module.step_figures["images_per_s"] = images / seconds
-            pl_module.step_figures["lr"] = _learning_rate(trainer)
+            pl_module.step_figures["lr"] = trainer.optimizers[0].param_groups[0]["lr"]

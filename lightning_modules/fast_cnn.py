@@ -16,7 +16,7 @@ Views = Literal["one", "mirror", "six"]
 
 _PATCH = 2  # pixels of a side of the patches that are whitened
 _WHITENING_EPS = 5e-4
-_WHITENING_IMAGES = 5000
+WHITENING_IMAGES = 5000
 
 
 class FastCNN(Classifier):
@@ -153,7 +153,7 @@ class FastCNN(Classifier):
         self._steps = self._steps_of_fit() or math.inf
         if not self.whitened:
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            self.whiten_with(data.training_sample(_WHITENING_IMAGES).to(self.device))
+            self.whiten_with(data.training_sample(WHITENING_IMAGES).to(self.device))
 
     def _bias_is_frozen(self) -> bool:
         """Whether the whitening bias is trained no more; never where processes share gradients."""
