@@ -29,6 +29,7 @@ from datamodules.cifar10 import say
 from experiments.checkpoints import best_checkpoint
 from experiments.environment import fast_precision
 from experiments.help import COMMANDS, DESCRIPTION
+from experiments.memory import keep_freed_memory
 from experiments.parsing import RunParser, Seed, UsageError, fail, prepare_arguments, user_errors
 from experiments.progress import RunProgressBar
 from experiments.session import RunSession, quiet_lightning
@@ -123,6 +124,7 @@ def main(args: ArgsType = None) -> None:
         args: arguments without the program's name; default: those of the process.
     """
     quiet_lightning()
+    keep_freed_memory()
     try:
         CIFAR10CLI(
             Classifier,

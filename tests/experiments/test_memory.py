@@ -1,0 +1,51 @@
+"""Freed memory stays with the process."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+FAULTS = """
+import resource, sys, threading, torch
+from experiments.memory import keep_freed_memory
+told = keep_freed_memory()
+def step():
+    torch.ones(25_000_000)  # 100 MB
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()  # the heap grows
+thread = threading.Thread(target=step)
+thread.start()
+thread.join()
+print(told, faults())
+"""
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's malloc")
+
+
+def run(**environment: str) -> tuple[str, int]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_", "LD_PR"))}
+    command = [sys.executable, "-c", FAULTS]
+    printed = subprocess.check_output(command, cwd=PROJECT, env={**kept, **environment}, text=True)
+    told, faults = printed.split()
+    return told, int(faults)
+
+
+@glibc
+def test_large_blocks_are_not_mapped_anew() -> None:
+    told, faults = run()
+    assert told == "True"
+    assert faults < 60_000  # 10 blocks have 244,000 pages; one may have been too small a hole
+
+
+@glibc
+def test_settings_of_the_environment_stay() -> None:
+    told, faults = run(MALLOC_ARENA_MAX="2")
+    assert told == "False"
+    assert faults > 100  # of 2 MB each, if the pages are huge
