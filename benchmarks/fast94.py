@@ -85,8 +85,7 @@ def plain_epoch(config: dict[str, Any], data: CIFAR10DataModule) -> float:
         if step >= frozen_at:
             model.whiten.bias.requires_grad_(False)  # type: ignore[union-attr]
         images, labels = data.normalize(pixels.to(device)), classes.to(device)
-        if step < model.small_until * len(source):
-            images = model.reduce(images)
+        images = model.reduce(images, step / len(source))
         with torch.autocast(device, half, enabled=half is not None):
             loss = F.cross_entropy(model(images), labels, label_smoothing=model.label_smoothing)
         optimizer.zero_grad()

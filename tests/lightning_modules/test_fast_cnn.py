@@ -94,9 +94,7 @@ def test_training_whitens_and_freezes_the_bias_midway(fit: Cli) -> None:
     assert 0 < biases[1] != biases[2]
 
 
-def test_images_are_small_early_in_training_alone(
-    fit: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_grow_early_in_training(fit: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     forward = FastCNN.forward
 
@@ -106,14 +104,33 @@ def test_images_are_small_early_in_training_alone(
         return forward(self, images)
 
     monkeypatch.setattr(FastCNN, "forward", noting)
-    fit(*FIT, "--model.small_until=0.5", "--model.small_size=20")
-    assert sizes == [20, 20, 32, 32]
+    fit(*FIT, "--model.small_until=0.75", "--model.small_size=20")
+    assert sizes == [20, 24, 28, 32]
 
 
-@pytest.mark.parametrize("size", [16, 17, 24, 31])
+@pytest.mark.parametrize("size", [16, 17, 24, 31, 32])
 def test_every_size_leaves_a_pixel(size: int) -> None:
     model = FastCNN(small_size=size, **SMALL)
-    assert model(model.reduce(torch.zeros(2, 3, 32, 32))).shape == (2, 10)
+    model.small_until = 1.0
+    reduced = model.reduce(torch.zeros(2, 3, 32, 32), 0.0)
+    assert reduced.shape[2:] == (size, size)
+    assert model(reduced).shape == (2, 10)
+
+
+def gradients_of(model: FastCNN, images: Tensor) -> dict[str, Tensor]:
+    model(images).square().sum().backward()
+    return {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.slow
+def test_a_compiled_model_has_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    eager, compiled = FastCNN(**SMALL), FastCNN(**SMALL, compiled=True)
+    compiled.load_state_dict(eager.state_dict())
+    images = torch.randn(8, 3, 32, 32)
+    expected = gradients_of(eager, images)
+    for name, gradient in gradients_of(compiled, images).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-4)
 
 
 def test_a_resumed_fit_keeps_its_first_filters(fit: Cli) -> None:
