@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import fast94, layer_norm, loader, step_overhead
+from benchmarks import fast94, layer_norm, loader, step_overhead, time_to_accuracy
 from datamodules import CIFAR10DataModule
-from tests.conftest import IMAGES
+from tests.conftest import IMAGES, Cli
 
 
 @pytest.mark.slow  # starts processes
@@ -100,3 +100,20 @@ def test_fast94_compares_with_a_plain_script(tmp_path: Path, recipe: list[str]) 
     assert result["ratio"] == pytest.approx(
         result["plain_images_per_s"] / result["ours_images_per_s"], rel=1e-2
     )
+
+
+def test_accuracy_over_time_is_what_the_runs_recorded(tmp_path: Path, fit: Cli) -> None:
+    record = fit("--model=MLP")
+    output, picture = tmp_path / "result.json", tmp_path / "plot.png"
+    time_to_accuracy.main([str(record.path), f"--output={output}", f"--plot={picture}"])
+    (run,) = json.loads(output.read_text())["runs"]
+    assert run["name"] == record.name
+    assert run["val/acc"][-1] == pytest.approx(record.summary["val/acc"], abs=1e-4)
+    assert 0 < run["seconds"][0] < run["seconds"][1]
+    assert picture.stat().st_size > 1000
+
+
+def test_accuracy_over_time_needs_validations(fit: Cli) -> None:
+    record = fit("--model=MLP", "--data.val_size=0", "--trainer.val_check_interval=1.0")
+    with pytest.raises(SystemExit, match="no validations; fit it with"):
+        time_to_accuracy.main([str(record.path)])

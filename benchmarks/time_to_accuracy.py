@@ -1,0 +1,77 @@
+"""Accuracy on validation over wall time: what runs recorded, as data and as a plot.
+
+    python cli.py fit --config configs/fast94.yaml --name fast94 --data.val_size 5000
+    python cli.py fit --config configs/cnn.yaml --name cnn
+    python -m benchmarks.time_to_accuracy runs/fast94 runs/cnn
+
+Seconds are wall time since the fit began, validations included; of a resumed run, since it went on.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+from experiments.environment import circumstances
+from experiments.record import RunError, RunRecord
+
+mpl.use("Agg")  # no display needed
+from matplotlib import pyplot as plt
+
+PROJECT = Path(__file__).resolve().parent.parent
+DATA = PROJECT / "benchmarks" / "results" / "time_to_accuracy.json"
+PLOT = PROJECT / "docs" / "time_to_accuracy.png"
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Reads the validations of a run.
+
+    Raises:
+        RunError: if there is no run or it was never validated.
+    """
+    record = RunRecord.open(path)
+    entries = [entry for entry in record.metrics() if entry.get("val/acc") is not None]
+    if not entries:
+        raise RunError(f"{path} has no validations; fit it with --data.val_size 5000")
+    return {
+        "name": record.name,
+        "git": record.fields["git"],
+        "seconds": [entry["seconds"] for entry in entries],
+        "val/acc": [round(entry["val/acc"], 4) for entry in entries],
+    }
+
+
+def draw(runs: list[dict[str, Any]], path: Path) -> None:
+    """Draws the accuracies over time as a PNG."""
+    figure, axis = plt.subplots(figsize=(7, 4), constrained_layout=True)
+    for run in runs:
+        last = f"{run['name']} ({run['val/acc'][-1]:.3f} after {run['seconds'][-1]:.0f} s)"
+        axis.plot(run["seconds"], run["val/acc"], marker="o", markersize=3, label=last)
+    axis.set(xlabel="seconds since the fit began", ylabel="accuracy on validation")
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower right")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Reads the runs and writes data and plot."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs")
+    parser.add_argument("--output", type=Path, default=DATA)
+    parser.add_argument("--plot", type=Path, default=PLOT)
+    options = parser.parse_args(args)
+    try:
+        runs = [read_run(path) for path in options.runs]
+    except RunError as error:
+        sys.exit(f"error: {error}")
+    options.output.write_text(json.dumps({**circumstances(), "runs": runs}, indent=2) + "\n")
+    draw(runs, options.plot)
+    print(f"{options.output}\n{options.plot}")
+
+
+if __name__ == "__main__":
+    main()
