@@ -4,11 +4,11 @@ import os
 import platform
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).resolve().parents[2]
+from tests.conftest import PROJECT
+
 FAULTS = """
 import resource, sys, threading, torch
 from experiments.memory import keep_freed_memory
