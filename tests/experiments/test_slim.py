@@ -75,3 +75,11 @@ def test_a_profiler_that_is_asked_for_stays() -> None:
     assert "run_training_batch" in profiler.summary()
     trainer, _ = fitted()
     assert isinstance(trainer.profiler, NoProfiler)  # type: ignore[attr-defined]
+
+
+def test_gradients_are_clipped_where_that_is_asked_for() -> None:
+    def moved(**options: Any) -> float:
+        *_, bias = fitted(**options)[1].parameters()  # began at 0
+        return float(bias.detach().abs().max())
+
+    assert 0 < moved(gradient_clip_val=1e-9) < 1e-9 < moved()
