@@ -2,6 +2,7 @@
 
     python -m benchmarks.fast94 accuracy --data_dir data            # fast94, five seeds
     python -m benchmarks.fast94 accuracy --data_dir data --config configs/cnn_5k.yaml --seeds 0 1 2
+    python -m benchmarks.fast94 accuracy --data_dir data --seeds {0..24}    # on a GPU: 25 runs
     python -m benchmarks.fast94 speed --data_dir data
 
 ``accuracy`` runs ``cli.py fit --test_after_fit true`` for each seed, with the record, W&B (offline)
@@ -43,6 +44,7 @@ _KEPT = (
     "train/seconds",
     "train/images_per_s",
     "train/steps",
+    "train/peak_gpu_mib",
 )
 
 

@@ -5,6 +5,7 @@ import sys
 import time
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar
 from tqdm import tqdm
@@ -102,12 +103,14 @@ class TrainMonitor(Callback):
         seconds: time spent in training steps, without validation; a resumed fit goes on counting.
         images: images trained on, likewise.
         started: whether training has begun.
+        peak_gpu_bytes: the most memory that training took on the GPU; None without one.
     """
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self.images = 0
         self.started = False
+        self.peak_gpu_bytes: int | None = None
         self._since = (0.0, 0)
         self._mark = 0.0
 
@@ -127,11 +130,14 @@ class TrainMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
         self.started = True
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
         self._since = (self.seconds, self.images)
         self._mark = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops the clock."""
+        self._wait(pl_module)
         self._lap()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -140,7 +146,16 @@ class TrainMonitor(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops the clock."""
+        self._wait(pl_module)
         self._lap()
+        if pl_module.device.type == "cuda":
+            self.peak_gpu_bytes = torch.cuda.max_memory_allocated(pl_module.device)
+
+    @staticmethod
+    def _wait(pl_module: LightningModule) -> None:
+        """Lets the GPU finish what it was given: steps that are only queued have taken no time."""
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

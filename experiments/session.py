@@ -300,6 +300,8 @@ class RunSession:
         if self.monitor.seconds:
             rate = self.monitor.images / self.monitor.seconds
             self.record.summary["train/images_per_s"] = round(rate, 1)
+        if self.monitor.peak_gpu_bytes is not None:
+            self.record.summary["train/peak_gpu_mib"] = round(self.monitor.peak_gpu_bytes / 2**20)
 
     def _test_after_fit(self) -> None:
         assert self.record is not None

@@ -98,6 +98,7 @@ def test_gpu_config_runs(arguments: Callable[..., list[str]], runs: Path) -> Non
     record = RunRecord.open(runs / "run")
     assert record.fields["hardware"]["gpus"]
     assert "test/acc" in record.summary
+    assert record.summary["train/peak_gpu_mib"] > 0
 
 
 def test_online_config_without_an_account_is_an_error(
