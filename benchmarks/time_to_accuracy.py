@@ -40,6 +40,7 @@ def read_run(path: Path) -> dict[str, Any]:
     return {
         "name": record.name,
         "git": record.fields["git"],
+        "steps": [entry["step"] for entry in entries],
         "seconds": [entry["seconds"] for entry in entries],
         "val/acc": [round(entry["val/acc"], 4) for entry in entries],
     }

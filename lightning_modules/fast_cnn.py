@@ -50,7 +50,7 @@ class FastCNN(Classifier):
         **kwargs: see `Classifier`.
 
     Raises:
-        ValueError: for a width below 1, unknown views or a size out of range.
+        ValueError: for a width below 1, unknown views, or a size or part of training out of range.
 
     .. [1] K. Jordan, 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, 2024, arXiv:2404.00498.
     .. [2] J. Howard, Training Imagenet in 3 hours for $25; and CIFAR10 for $0.26, 2018,
@@ -79,6 +79,9 @@ class FastCNN(Classifier):
             raise ValueError(f"model.widths must be positive, got {widths}")
         if not 16 <= small_size <= 32:  # three poolings and a 2x2 patch leave a pixel of 16
             raise ValueError(f"model.small_size must be 16 to 32 pixels, got {small_size}")
+        for name, part in (("small_until", small_until), ("whiten_bias_until", whiten_bias_until)):
+            if not 0 <= part <= 1:
+                raise ValueError(f"model.{name} must be a part of training, 0 to 1, got {part}")
         self.views = views
         self.small_until = small_until
         self.small_size = small_size

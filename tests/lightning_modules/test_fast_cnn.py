@@ -146,6 +146,8 @@ def test_a_resumed_fit_keeps_its_first_filters(fit: Cli) -> None:
         ({"views": "ten"}, "model.views must be one, mirror or six, got ten"),
         ({"widths": (4, 0, 4)}, "model.widths must be positive"),
         ({"small_size": 15}, "model.small_size must be 16 to 32 pixels, got 15"),
+        ({"small_until": 2.0}, "model.small_until must be a part of training, 0 to 1, got 2.0"),
+        ({"whiten_bias_until": -0.1}, "model.whiten_bias_until must be a part of training"),
     ],
 )
 def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
