@@ -103,7 +103,7 @@ class TrainMonitor(Callback):
         seconds: time spent in training steps, without validation; a resumed fit goes on counting.
         images: images trained on, likewise.
         started: whether training has begun.
-        peak_gpu_bytes: the most memory that training took on the GPU; None without one.
+        peak_gpu_bytes: the most memory that the fit has held on the GPU; None without one.
     """
 
     def __init__(self) -> None:
@@ -118,6 +118,13 @@ class TrainMonitor(Callback):
         now = time.perf_counter()
         self.seconds += now - self._mark
         self._mark = now
+
+    def _stop(self, device: torch.device) -> None:
+        """Stops the clock when a GPU has finished: steps that are only queued took no time yet."""
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            self.peak_gpu_bytes = torch.cuda.max_memory_allocated(device)
+        self._lap()
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that a resumed fit counts on."""
@@ -137,8 +144,7 @@ class TrainMonitor(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops the clock."""
-        self._wait(pl_module)
-        self._lap()
+        self._stop(pl_module.device)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock again."""
@@ -146,16 +152,7 @@ class TrainMonitor(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops the clock."""
-        self._wait(pl_module)
-        self._lap()
-        if pl_module.device.type == "cuda":
-            self.peak_gpu_bytes = torch.cuda.max_memory_allocated(pl_module.device)
-
-    @staticmethod
-    def _wait(pl_module: LightningModule) -> None:
-        """Lets the GPU finish what it was given: steps that are only queued have taken no time."""
-        if pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)
+        self._stop(pl_module.device)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
