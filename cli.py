@@ -38,6 +38,7 @@ from lightning_modules import (  # noqa: F401 - known by short name
     MLP,
     Classifier,
     FastCNN,
+    FineTuned,
     NumPyMLP,
 )
 

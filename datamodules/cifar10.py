@@ -28,9 +28,11 @@ from datamodules.files import (
 )
 
 Source = Literal["cifar10", "synthetic", "auto"]
-Normalization = Literal["mean_image", "mean_image_std", "channel"]
+Normalization = Literal["mean_image", "mean_image_std", "channel", "imagenet"]
 
 _IMAGE_SIZE = 32
+# Mean and standard deviation of red, green and blue, as torchvision's weights were trained with.
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _REMEDY = (
     "Copy the official cifar-10-batches-py folder there, name the folder it lies in with "
     "--data.data_dir or CIFAR10_DIR, run where it can be downloaded, or add "
@@ -60,7 +62,8 @@ class CIFAR10DataModule(LightningDataModule):
             seeds are selected on the same images.
         normalization: ``mean_image`` subtracts the mean image and does not scale (the course's
             preprocessing, about -140 to 155); ``mean_image_std`` also divides by the standard
-            deviation of each channel; ``channel`` uses mean and standard deviation per channel.
+            deviation of each channel; ``channel`` uses mean and standard deviation per channel;
+            ``imagenet`` uses those of ImageNet, which networks trained on it expect.
         crop: shift training images by up to so many pixels, see `AugmentedImages`.
         flip: mirror training images, see `AugmentedImages`.
         cutout: paint a square of so many pixels' side in training images, in the mean colour.
@@ -305,17 +308,21 @@ class CIFAR10DataModule(LightningDataModule):
 
     def _source(self, images: ImageSet, batch_size: int, seed: int | None = None) -> BatchSource:
         trainer = self.trainer
-        device = trainer.strategy.root_device if trainer else "cpu"
-        pixels = torch.from_numpy(images.images).to(device)
+        pixels, labels = self._on_device(images)
         return BatchSource(
             pixels if seed is None else self._augmented(pixels, seed),
-            torch.from_numpy(images.labels).to(device),
+            labels,
             batch_size=batch_size,
             shuffle_seed=seed,
             drop_last=seed is not None,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
+
+    def _on_device(self, images: ImageSet) -> tuple[Tensor, Tensor]:
+        device = self.trainer.strategy.root_device if self.trainer else "cpu"
+        pixels, labels = torch.from_numpy(images.images), torch.from_numpy(images.labels)
+        return pixels.to(device), labels.to(device)
 
     def _augmented(self, images: Tensor, seed: int) -> Tensor | AugmentedImages:
         if not self.crop and self.flip == "none" and not self.cutout:
@@ -370,6 +377,9 @@ def statistics(
     Returns:
         ``mean`` of shape (3, 32, 32) or (3, 1, 1), and perhaps ``std`` of shape (3, 1, 1); float32.
     """
+    if normalization == "imagenet":
+        mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in _IMAGENET)
+        return {"mean": mean, "std": std}
     count = len(images)
     mean_image = images.sum(0, dtype=np.int64) / count
     channel_mean = mean_image.mean((1, 2), keepdims=True)

@@ -201,6 +201,7 @@ class RunSession:
     def _facts(self, resolved: dict[str, Any]) -> dict[str, Any]:
         optimizer = resolved["model"].get("init_args", {}).get("optimizer") or {}
         facts: dict[str, Any] = {
+            "job_type": self.subcommand,
             "model": type(self.model).__name__,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "optimizer": str(optimizer.get("class_path", "")).rpartition(".")[2],
@@ -393,6 +394,7 @@ def quiet_lightning() -> None:
 
 def _silence_expected_warnings() -> None:
     for message in (
+        r"Found \d+ module\(s\) in eval mode",  # frozen layers
         "Checkpoint directory .* exists and is not empty",  # the run's folder holds its record
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 with torch 2.14
         "The dirpath has changed from",  # a new run that starts from another's checkpoint

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torchvision import models
 
 from cli import main
 from experiments.record import RunRecord
@@ -16,7 +17,14 @@ CONFIGS = sorted(
     path.relative_to(PROJECT).as_posix() for path in (PROJECT / "configs").rglob("*.yaml")
 )
 RUNNABLE = [name for name in CONFIGS if not name.startswith("configs/sweeps/")]
-SPECIAL = {"configs/trainer/gpu.yaml", "configs/trainer/ddp.yaml", "configs/logger/wandb.yaml"}
+SPECIAL = {
+    "configs/finetune.yaml",
+    "configs/logger/wandb.yaml",
+    "configs/trainer/ddp.yaml",
+    "configs/trainer/gpu.yaml",
+}
+# What trains on all images says so, and stays so.
+UNSPLIT = ("experiments.CurveOnTest", "ablations/protocol.yaml")
 # Four images a step: quick enough for the network with 11 million weights.
 TWO_STEPS = [
     "--trainer.max_steps=2",
@@ -45,7 +53,9 @@ def arguments(
 
     def make(config: str, *flags: str) -> list[str]:
         places = [f"--runs_dir={runs}", "--name=run"]
-        return [*command(config), *synthetic, *TWO_STEPS, *places, *flags]
+        unsplit = any(text in (PROJECT / config).read_text() for text in UNSPLIT)
+        whole = ["--data.val_size=0"] if unsplit else []
+        return [*command(config), *synthetic, *TWO_STEPS, *whole, *places, *flags]
 
     return make
 
@@ -82,6 +92,55 @@ def test_print_config_parses_back(
     with pytest.raises(SystemExit):
         main(["fit", f"--config={tmp_path / 'printed.yaml'}", "--print_config"])
     assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load(printed)
+
+
+def test_fine_tuning_runs_with_a_file(
+    arguments: Callable[..., list[str]], runs: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "resnet18.pth"
+    torch.save(models.resnet18(weights=None).state_dict(), weights)
+    flags = [f"--model.weights={weights}", "--model.image_size=32", "--trainer.logger=false"]
+    main(arguments("configs/finetune.yaml", *flags, "--trainer.accelerator=cpu"))
+    assert RunRecord.open(runs / "run").fields["model"] == "FineTuned"
+
+
+def test_fine_tuning_without_the_file_is_an_error(
+    arguments: Callable[..., list[str]], error_of: Callable[[list[str]], str], runs: Path
+) -> None:
+    message = error_of(arguments("configs/finetune.yaml", "--trainer.logger=false"))
+    assert "no weights resnet18-f37072fd.pth; name a state dict" in message
+    assert not (runs / "run").exists()
+
+
+SWEEPS = [name for name in CONFIGS if name.startswith("configs/sweeps/")]
+
+
+@pytest.mark.parametrize("config", SWEEPS)
+def test_a_sweep_asks_for_what_the_command_line_knows(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(PROJECT)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert (PROJECT / config).read_text().startswith(f"# wandb sweep {config}\n")
+    sweep = yaml.safe_load((PROJECT / config).read_text())
+    assert sweep["metric"] == {"name": "val/acc", "goal": "maximize"}
+    for end in (0, -1):
+        chosen = {
+            name: options["values"][end]
+            if "values" in options
+            else options["min" if end else "max"]
+            for name, options in sweep["parameters"].items()
+        }
+        flags = [f"--{name}={value}" for name, value in chosen.items()]
+        macros = {"${env}": [], "${interpreter}": [], "${program}": [], "${args}": flags}
+        words = [word for part in sweep["command"] for word in macros.get(part, [part])]
+        with pytest.raises(SystemExit) as done:
+            main([*words, "--print_config"])
+        assert done.value.code in {0, None}
+        printed = yaml.safe_load(capsys.readouterr().out)
+        assert printed["data"]["init_args"]["val_size"] == 5000
+        assert printed["trainer"]["logger"]["init_args"]["mode"] == "online"
+        assert printed["model"]["init_args"]["norm"] == chosen["model.norm"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -189,7 +189,10 @@ def test_a_model_must_be_named(flag: list[str], refused: Callable[..., str]) -> 
 
 
 def test_an_unknown_model_names_the_known(refused: Callable[..., str]) -> None:
-    assert refused("--model=MPL") == "model: expected one of CNN, FastCNN, MLP, NumPyMLP, got MPL"
+    assert (
+        refused("--model=MPL")
+        == "model: expected one of CNN, FastCNN, FineTuned, MLP, NumPyMLP, got MPL"
+    )
 
 
 def test_a_config_without_its_flag_is_explained(refused: Callable[..., str]) -> None:
