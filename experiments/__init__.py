@@ -1,6 +1,33 @@
-"""What is kept of a run, and how its commands begin and end."""
+"""What is kept of a run, and how runs begin, end and are compared."""
 
-from experiments.loggers import RecordLogger, WandbLogger
-from experiments.record import RunError, RunRecord
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["RecordLogger", "RunError", "RunRecord", "WandbLogger"]
+if TYPE_CHECKING:
+    from experiments.loggers import RecordLogger, WandbLogger
+    from experiments.probes import ActivationStatistics, CurveOnTest
+    from experiments.record import RunError, RunRecord
+
+__all__ = [
+    "ActivationStatistics",
+    "CurveOnTest",
+    "RecordLogger",
+    "RunError",
+    "RunRecord",
+    "WandbLogger",
+]
+_HOMES = {
+    "ActivationStatistics": "probes",
+    "CurveOnTest": "probes",
+    "RecordLogger": "loggers",
+    "RunError": "record",
+    "RunRecord": "record",
+    "WandbLogger": "loggers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for: comparing runs needs neither torch nor Lightning, and no wait."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

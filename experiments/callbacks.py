@@ -93,7 +93,7 @@ class EvaluationReport(Callback):
             logger.summarize({f"{stage}/acc/{name}": value for name, value in per_class.items()})
 
     def _show_mistakes(self, trainer: Trainer) -> None:
-        data = _datamodule(trainer)
+        data = datamodule_of(trainer)
         probabilities = torch.cat(self._logits).float().softmax(1).cpu()
         labels = torch.from_numpy(data.test_set.labels)[: len(probabilities)]
         confidence, predicted = probabilities.max(1)
@@ -134,7 +134,7 @@ class PredictionWriter(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the file."""
-        data = _datamodule(trainer)
+        data = datamodule_of(trainer)
         images = data.images_to_predict
         labels = [data.label_names[i] if i >= 0 else None for i in images.labels]
         probabilities = torch.cat(self._probabilities).numpy()
@@ -195,11 +195,12 @@ class RunStatus(Callback):
             logger.close(exit_code=130 if stopped else 1)
 
 
-def _datamodule(trainer: Trainer) -> CIFAR10DataModule:
+def datamodule_of(trainer: Trainer) -> CIFAR10DataModule:
+    """The data that a trainer runs on."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(data, CIFAR10DataModule)
     return data
 
 
 def _label_names(trainer: Trainer) -> list[str]:
-    return list(_datamodule(trainer).label_names)
+    return list(datamodule_of(trainer).label_names)

@@ -8,8 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 _PROJECT = Path(__file__).resolve().parent.parent
 _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16")
 _PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy", "wandb")
@@ -63,6 +61,8 @@ def versions() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """The processor, the threads torch may use, and the GPUs."""
+    import torch  # noqa: PLC0415 - who only reads records need not wait for it
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "platform": f"{platform.system()} {platform.machine()}",
@@ -85,6 +85,8 @@ def fast_precision(accelerator: str) -> Literal["bf16-mixed", "16-mixed", "32-tr
         ``bf16-mixed`` where the device multiplies bfloat16, ``16-mixed`` on other CUDA devices,
         else ``32-true``.
     """
+    import torch  # noqa: PLC0415 - as above
+
     if accelerator in {"cuda", "gpu", "auto"} and torch.cuda.is_available():
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return "bf16-mixed" if bf16 else "16-mixed"

@@ -1,5 +1,6 @@
 """The pictures in a run's folder: curves, confusion matrix, mistakes."""
 
+import statistics
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy.typing as npt
 mpl.use("Agg")  # no display needed
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 _DPI = 120
 _TITLE_WIDTH = 70  # characters
@@ -40,25 +42,61 @@ def curves(entries: Iterable[Mapping[str, Any]], path: Path, title: str) -> None
         title: the figure's title.
     """
     entries = list(entries)
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
+    figure, axes = panels(2, title)
     for ax, metric, label in zip(axes, ("loss", "acc"), ("cross-entropy", "accuracy"), strict=True):
         _draw(ax, entries, f"train/{metric}", color="tab:blue", alpha=0.6, linewidth=1)
         _draw(ax, entries, f"val/{metric}", color="tab:orange", marker="o", markersize=3)
+        _draw(ax, entries, f"test_curve/{metric}", color="tab:green", marker=".", markersize=3)
         _draw(ax, entries, f"test/{metric}", color="tab:red", marker="*", markersize=12, ls="")
         ax.set(xlabel="optimiser steps", ylabel=label)
-        ax.grid(alpha=0.3)
         if ax.get_legend_handles_labels()[1]:
             ax.legend()
-    figure.suptitle(title)
-    figure.savefig(path, dpi=_DPI)
-    plt.close(figure)
+    save(figure, path)
 
 
 def _draw(ax: Axes, entries: list[Mapping[str, Any]], key: str, **style: Any) -> None:
     points = {e["step"]: e[key] for e in entries if e.get(key) is not None}  # latest per step
     if points:
         steps, values = zip(*sorted(points.items()), strict=True)
-        ax.plot(steps, values, label=f"{key.partition('/')[0]} ({values[-1]:.3f})", **style)
+        label = f"{key.partition('/')[0].replace('_', ' ')} ({values[-1]:.3f})"
+        ax.plot(steps, values, label=label, **style)
+
+
+def band(ax: Axes, curves: Sequence[Mapping[int, float]], label: str, **style: Any) -> None:
+    """Draws the mean of several runs' curves and a band of a standard deviation to each side.
+
+    Args:
+        ax: where to draw.
+        curves: values by step, one mapping a run; a step counts with the runs that have it.
+        label: the group's name; the number of runs is added to it.
+        style: of the line.
+    """
+    curves = [curve for curve in curves if curve]
+    steps = sorted(set().union(*curves))
+    at = [[curve[step] for curve in curves if step in curve] for step in steps]
+    means = [statistics.fmean(values) for values in at]
+    spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in at]
+    if steps:
+        (line,) = ax.plot(steps, means, label=f"{label} (n = {len(curves)})", **style)
+        low = [mean - sd for mean, sd in zip(means, spread, strict=True)]
+        high = [mean + sd for mean, sd in zip(means, spread, strict=True)]
+        ax.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG and forgets it."""
+    figure.savefig(path, dpi=_DPI)
+    plt.close(figure)
+
+
+def panels(count: int, title: str) -> tuple[Figure, list[Axes]]:
+    """A figure with so many plots side by side."""
+    size = (5.5 * count if count > 1 else 8, 4)
+    figure, axes = plt.subplots(1, count, figsize=size, squeeze=False, constrained_layout=True)
+    figure.suptitle(title)
+    for ax in axes.flat:
+        ax.grid(alpha=0.3)
+    return figure, list(axes.flat)
 
 
 def confusion_matrix(
@@ -85,8 +123,7 @@ def confusion_matrix(
     ax.set(xlabel="predicted", ylabel="true")
     lines = f"{title}, accuracy {accuracy:.4f}".splitlines()
     ax.set_title("\n".join(textwrap.fill(line, _TITLE_WIDTH) for line in lines), fontsize=10)
-    figure.savefig(path, dpi=_DPI)
-    plt.close(figure)
+    save(figure, path)
 
 
 def image_grid(
@@ -111,5 +148,4 @@ def image_grid(
         ax.imshow(image, interpolation="nearest")
         lines = [textwrap.shorten(line, 24) for line in caption.splitlines()]
         ax.set_title("\n".join(lines), fontsize=7)
-    figure.savefig(path, dpi=_DPI)
-    plt.close(figure)
+    save(figure, path)
