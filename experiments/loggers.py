@@ -11,7 +11,7 @@ import wandb
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from experiments.record import RunError, RunRecord
+from experiments.record import RunError, RunRecord, experiment_name
 
 WandbMode = Literal["offline", "online", "disabled"]
 
@@ -65,9 +65,9 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         mode: ``offline`` needs no account; ``online`` needs one; ``disabled`` writes nothing.
             Default: the environment variable ``WANDB_MODE``, else offline.
         entity: the W&B user or team, for ``online``.
-        group: name that groups runs, for example over seeds.
-        job_type: kind of run within a group.
-        tags: labels to filter by.
+        group: what the project page groups runs by; default: the run's name without its seed.
+        job_type: kind of run within a group; default: the command that began it.
+        tags: labels to filter by; default: model, optimiser and data.
         notes: a description.
 
     Raises:
@@ -123,6 +123,8 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         self._wandb_init.update(dir=str(record.path), name=record.name)
         self._wandb_init["id"] = record.fields.get("wandb_id")
         self._save_dir = str(record.path)
+        for key, value in _labels(record).items():
+            self._wandb_init[key] = self._wandb_init.get(key) or value
         os.environ.setdefault("WANDB_DATA_DIR", str(record.path / "wandb"))
         try:
             self.experiment.config.update(dict(config), allow_val_change=True)
@@ -172,6 +174,16 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
                 f"W&B stopped logging ({error!r}); training and the run's own record go on",
                 stacklevel=3,
             )
+
+
+def _labels(record: RunRecord) -> dict[str, Any]:
+    """By what a W&B project page groups and filters runs, where the user chose nothing."""
+    known = (record.fields.get(key) for key in ("model", "optimizer", "data"))
+    return {
+        "group": experiment_name(record.name),
+        "job_type": record.fields.get("job_type"),
+        "tags": [str(value) for value in known if value],
+    }
 
 
 def _without_epoch_of_evaluation(metrics: Mapping[str, float]) -> dict[str, float]:

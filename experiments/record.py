@@ -7,6 +7,7 @@ the summary), ``metrics.jsonl`` (a line per entry), the checkpoints, the plots a
 import json
 import math
 import os
+import re
 import shlex
 import sys
 import time
@@ -23,6 +24,8 @@ RECORD = "record.json"
 METRICS = "metrics.jsonl"
 CONFIG = "config.yaml"
 
+# What names of runs end in: a seed, a time, a count of the same time.
+_SEED_AND_TIME = re.compile(r"(-s\d+)?(-\d{8}-\d{6}(-\d+)?)?$")
 _OF_WEIGHTS = ("*_test.png", "*_validate.png", "predictions*.csv")
 _LONGEST_NAME = 128  # W&B's limit for the name of a run; file systems allow about 255
 
@@ -177,6 +180,11 @@ def run_folder(root: Path, name: str) -> Path:
     if len(os.fsencode(name)) > _LONGEST_NAME:
         raise RunError(f"--name is {len(os.fsencode(name))} bytes long; {_LONGEST_NAME} at most")
     return root / name
+
+
+def experiment_name(name: str) -> str:
+    """The name that runs of one experiment share: a run's name without seed and time."""
+    return _SEED_AND_TIME.sub("", name) or name
 
 
 def _known_runs(root: Path) -> str:

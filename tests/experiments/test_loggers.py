@@ -12,6 +12,7 @@ import wandb
 from cli import main
 from experiments.record import RunRecord
 from tests.conftest import Cli, short_fit
+from tests.wandb_server import WandbServer
 
 TINY = ["--model=MLP", "--model.hidden_units=[2]"]
 
@@ -138,3 +139,26 @@ def test_a_wandb_that_fails_does_not_end_training(
     assert sum("W&B stopped" in str(warning.message) for warning in warned) == 1
     assert (record.fields["status"], ended) == ("finished", [0])
     assert [entry["step"] for entry in record.metrics() if "train/loss" in entry] == [2, 4]
+
+
+def test_an_online_run_reaches_the_server(
+    runs: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with WandbServer().listening() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        monkeypatch.setenv("WANDB_MODE", "online")
+        record = short_fit(
+            runs, data_dir, "--model=MLP", "--seed_everything=3", name="mlp-s3", wandb=True
+        )
+    (run,) = server.runs.values()
+    assert record.fields["status"] == "finished"
+    assert run["displayName"] == "mlp-s3"
+    assert run["groupName"] == "mlp"
+    assert run["jobType"] == "fit"
+    assert run["tags"] == ["MLP", "SGD", "synthetic"]
+    config = json.loads(run["config"])
+    assert config["seed_everything"]["value"] == 3
+    logged = [e["val/acc"] for e in server.streamed["wandb-history.jsonl"] if "val/acc" in e]
+    assert logged[-1] == pytest.approx(record.summary["val/acc"])
+    assert server.exit_codes == [0]

@@ -1,0 +1,295 @@
+"""Runs grouped over seeds, their differences, and what makes a comparison doubtful."""
+
+import functools
+import json
+import math
+import re
+import statistics
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from experiments.record import experiment_name
+from experiments.runs import Run
+from experiments.significance import FEWEST, Difference, difference
+
+# What may differ between runs of one experiment: where they lie, what they are called.
+_NOT_OF_THE_EXPERIMENT = re.compile(
+    r"(name|config|overwrite|ckpt_path|runs_dir|test_after_fit|run\..*|data\.(data_dir|download)"
+    r"|trainer\.(logger.*|default_root_dir|enable_.*|callbacks))"
+)
+_SEEDS = {"seed_everything", "data.seed"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one experiment.
+
+    Attributes:
+        name: what their names have in common.
+        runs: over seeds.
+        metric: the final figure they are compared by.
+        curve: what their best and last values are of.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+    metric: str
+    curve: str
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The configuration that the runs share."""
+        return next((run.config for run in self.runs if run.config), {})
+
+    def final(self) -> dict[int, float]:
+        """The final figure by seed; runs without a seed count from -1 down."""
+        return self._by_seed(lambda run: run.value(self.metric))
+
+    def best(self) -> dict[int, float]:
+        """The highest value of the curve by seed; the lowest of a loss."""
+        return self._of_curve(lambda curve: curve[_best(curve, self.curve)])
+
+    def best_steps(self) -> dict[int, float]:
+        """The step of the best value, by seed."""
+        return self._of_curve(lambda curve: _best(curve, self.curve))
+
+    def last(self) -> dict[int, float]:
+        """The last value of the curve, by seed."""
+        return self._of_curve(lambda curve: [*curve.values()][-1])
+
+    def _of_curve(self, of: Callable[[dict[int, float]], float]) -> dict[int, float]:
+        return self._by_seed(lambda run: of(curve) if (curve := run.curve(self.curve)) else None)
+
+    def _by_seed(self, of: Callable[[Run], float | None]) -> dict[int, float]:
+        found: dict[int, float] = {}
+        for position, run in enumerate(self.runs, 1):
+            value = of(run)
+            if value is not None:
+                taken = run.seed is None or run.seed in found
+                found[-position if taken else int(run.seed or 0)] = value
+        return found
+
+    def status(self) -> str:
+        """How the runs ended: ``finished``, or ``4 finished, 1 failed``."""
+        counts = Counter(run.status for run in self.runs)
+        if len(counts) == 1:
+            return next(iter(counts))
+        return ", ".join(f"{count} {status}" for status, count in counts.most_common())
+
+    def notes(self) -> str:
+        """What is wrong with the runs, and with their figures."""
+        notes = dict.fromkeys(run.note for run in self.runs if run.note)
+        for run in self.runs:
+            if self.metric in run.summary and run.value(self.metric) is None:
+                notes[f"{run.name}: {self.metric} is not finite"] = None
+        return "; ".join(notes)
+
+    def sort_key(self, ascending: bool) -> tuple[bool, float, str]:
+        """Sorts by the mean of the final figure, lines without one last."""
+        values = self.final() or self.last()
+        mean = statistics.fmean(values.values()) if values else math.nan
+        return not values, mean if ascending else -mean, self.name
+
+
+def _best(curve: Mapping[int, float], metric: str) -> int:
+    choose = min if "loss" in metric else max
+    return choose(curve, key=lambda step: curve[step])
+
+
+def group_runs(runs: Sequence[Run], metric: str, curve: str, by_seed: bool = True) -> list[Group]:
+    """Groups runs whose configurations differ in their seeds alone.
+
+    Args:
+        runs: to group; those without a configuration stay by themselves.
+        metric: the final figure to compare by.
+        curve: what best and last values are of.
+        by_seed: whether to group at all.
+    """
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        key = json.dumps(_experiment(run), sort_keys=True, default=str)
+        alone = not (by_seed and run.config)
+        found.setdefault(f"{run.path}" if alone else key, []).append(run)
+    groups = []
+    for members in found.values():
+        members.sort(key=lambda run: (run.seed is None, run.seed or 0, run.name))
+        name = members[0].name
+        if by_seed and len(members) > 1:
+            name = _common_name([run.name for run in members])
+        groups.append(Group(name, tuple(members), metric, curve))
+    return groups
+
+
+def _experiment(run: Run) -> dict[str, Any]:
+    kept = {k: v for k, v in run.config.items() if not _NOT_OF_THE_EXPERIMENT.fullmatch(k)}
+    # The data that was found: `source: auto` may be either.
+    kept["data found"] = run.fields.get("data")
+    return {key: value for key, value in kept.items() if key not in _SEEDS}
+
+
+def _common_name(names: Sequence[str]) -> str:
+    stems = {experiment_name(name) for name in names}
+    return stems.pop() if len(stems) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def differing(groups: Sequence[Group], everything: bool = False) -> list[str]:
+    """The keys of the configuration in which groups differ, or all of them."""
+    configs = [group.config for group in groups if group.config]
+    keys = list(dict.fromkeys(key for config in configs for key in config))
+    if everything:
+        return keys
+    return [
+        key
+        for key in keys
+        if not _NOT_OF_THE_EXPERIMENT.fullmatch(key)
+        and key not in _SEEDS
+        and len({json.dumps(config.get(key), default=str) for config in configs}) > 1
+    ]
+
+
+def numbers(
+    groups: Sequence[Group], baseline: Group | None, everything: bool = False
+) -> pd.DataFrame:
+    """A line a group, in numbers, for a program to read."""
+    keys = differing(groups, everything)
+    return pd.DataFrame([_numbers(group, baseline, keys) for group in groups])
+
+
+def _numbers(group: Group, baseline: Group | None, keys: Sequence[str]) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": group.name, "status": group.status(), "runs": len(group.runs)}
+    columns = {
+        group.metric: group.final(),
+        f"{group.curve} best": group.best(),
+        f"{group.curve} best step": group.best_steps(),
+        f"{group.curve} last": group.last(),
+    }
+    for name, found in columns.items():
+        values = list(found.values())
+        row[f"{name} n"] = len(values)
+        row[f"{name} mean"] = statistics.fmean(values) if values else None
+        row[f"{name} sd"] = statistics.stdev(values) if len(values) > 1 else None
+    if baseline is not None:
+        gap = None if group is baseline else difference(group.final(), baseline.final())
+        for part in ("mean", "low", "high", "p", "test"):
+            row[f"difference {part}"] = getattr(gap, part) if gap else None
+    row |= {key: _cell(group.config.get(key)) for key in keys}
+    row["seeds"] = " ".join(str(run.seed) for run in group.runs)
+    row["note"] = group.notes()
+    return row
+
+
+def table(
+    groups: Sequence[Group], baseline: Group | None, everything: bool = False
+) -> pd.DataFrame:
+    """A line a group, in text, for people to read; columns without content are left out."""
+    keys = differing(groups, everything)
+    headings = _short(keys)
+    rows = []
+    for group in groups:
+        row = {"name": group.name, "status": group.status(), "n": _count(group)}
+        row[group.metric] = _spread(group.final())
+        row[f"{group.curve}: best"] = _spread(group.best())
+        row["at step"] = _steps(group.best_steps())
+        row["last"] = _spread(group.last())
+        if baseline is not None:
+            row[f"difference to {baseline.name}"] = _words(group, baseline)
+        row |= {headings[key]: _cell(group.config.get(key, "")) for key in keys}
+        row["note"] = group.notes()
+        rows.append(row)
+    frame = pd.DataFrame(rows)
+    kept = [column for column in frame if column == "name" or (frame[column] != "").any()]
+    return frame[kept]
+
+
+def _count(group: Group) -> str:
+    have, all_runs = len(group.final() or group.last()), len(group.runs)
+    return str(have) if have == all_runs else f"{have} of {all_runs}"
+
+
+def _spread(found: Mapping[int, float]) -> str:
+    values = list(found.values())
+    if not values:
+        return ""
+    sd = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.4f}{sd}"
+
+
+def _steps(found: Mapping[int, float]) -> str:
+    if not found:
+        return ""
+    low, high = int(min(found.values())), int(max(found.values()))
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _words(group: Group, baseline: Group) -> str:
+    if group is baseline:
+        return "(baseline)"
+    ours, theirs = group.final(), baseline.final()
+    found = difference(ours, theirs)
+    if found is not None:
+        return _test(found)
+    if not ours or not theirs:
+        return ""
+    gap = statistics.fmean(ours.values()) - statistics.fmean(theirs.values())
+    return f"{gap:+.4f}, n too small to test (below {FEWEST})"
+
+
+def _test(found: Difference) -> str:
+    interval = f"{found.low:+.4f} to {found.high:+.4f}"
+    return f"{found.mean:+.4f} ({interval}), p = {found.p:.2g}, {found.test}"
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | dict) else "" if value is None else value
+
+
+def _short(keys: Sequence[str]) -> dict[str, str]:
+    """Headings: the last part of each key where no other key ends in it."""
+    last = Counter(key.rpartition(".")[2] for key in keys)
+    return {k: s if last[s := k.rpartition(".")[2]] == 1 else k for k in keys}
+
+
+def warnings_about(runs: Sequence[Run]) -> list[str]:
+    """What makes a comparison of these runs doubtful, a line each."""
+    readable = [run for run in runs if run.status != "unreadable"]
+    found = [
+        _disagreement(readable, "commit", _commit),
+        _disagreement(readable, "data", lambda run: run.fields.get("data")),
+        _disagreement(readable, "number of images", _images),
+        *(
+            _disagreement(readable, f"{package} version", functools.partial(_version, package))
+            for package in ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy")
+        ),
+    ]
+    dirty = [run.name for run in readable if (run.fields.get("git") or {}).get("dirty")]
+    if dirty:
+        found.append(f"{len(dirty)} of {len(readable)} runs come from uncommitted changes")
+    return [warning for warning in found if warning]
+
+
+def _disagreement(runs: Sequence[Run], what: str, of: Callable[[Run], Any]) -> str:
+    counts = Counter(str(value) for run in runs if (value := of(run)) is not None)
+    if len(counts) < 2:
+        return ""
+    listed = ", ".join(f"{value} ({count})" for value, count in counts.most_common(4))
+    more = f" and {len(counts) - 4} more" if len(counts) > 4 else ""
+    return f"runs differ in {what}: {listed}{more}"
+
+
+def _commit(run: Run) -> str | None:
+    commit = (run.fields.get("git") or {}).get("commit")
+    return commit[:7] if commit else None
+
+
+def _images(run: Run) -> str | None:
+    images = run.fields.get("images")
+    return "/".join(map(str, images.values())) if isinstance(images, dict) else None
+
+
+def _version(package: str, run: Run) -> str | None:
+    found: str | None = (run.fields.get("versions") or {}).get(package)
+    return found

@@ -1,0 +1,258 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from experiments.compare import main
+from tests.conftest import PROJECT, short_fit
+
+CONFIG: dict[str, Any] = {
+    "seed_everything": 0,
+    "trainer": {"max_steps": 100},
+    "model": {
+        "class_path": "lightning_modules.MLP",
+        "init_args": {
+            "norm": "none",
+            "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}},
+        },
+    },
+    "data": {"class_path": "datamodules.CIFAR10DataModule", "init_args": {"val_size": 5000}},
+}
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes a run's folder as a fit leaves it."""
+
+    def make(
+        name: str, acc: float | None = 0.5, seed: int = 0, norm: str = "none", **fields: Any
+    ) -> Path:
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        config = json.loads(json.dumps(CONFIG))
+        config["seed_everything"] = seed
+        config["model"]["init_args"]["norm"] = norm
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        record = {
+            "name": name,
+            "status": "finished",
+            "seed": seed,
+            "data": "cifar10",
+            "git": {"commit": "a" * 40, "dirty": False},
+            "versions": {"torch": "2.14.1"},
+            "summary": {"test/acc": acc, "val/acc": acc},
+            **fields,
+        }
+        (folder / "record.json").write_text(json.dumps(record))
+        entries = [{"step": step, "val/acc": step / 200} for step in (50, 100, 75)]
+        entries[-1]["val/acc"] = 0.1
+        lines = [json.dumps({**e, "step": e["step"]}) for e in entries[:2]]
+        lines.append(json.dumps({"step": 150, "val/acc": 0.1}))
+        (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def three_and_three(write: Write) -> None:
+    for seed in range(3):
+        write(f"plain-s{seed}", 0.50 + seed / 100, seed)
+        write(f"batch-s{seed}", 0.55 + seed / 100 + (seed == 1) / 1000, seed, norm="batch")
+
+
+@pytest.fixture
+def output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    def run(*args: str) -> str:
+        main([*args, f"--runs_dir={tmp_path / 'runs'}"])
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def rows(output: Callable[..., str]) -> Callable[..., list[dict[str, Any]]]:
+    def run(*args: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(output(*args, "--format=json"))["runs"]
+        return found
+
+    return run
+
+
+Rows = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.mark.usefixtures("three_and_three")
+def test_seeds_are_one_line_and_the_best_comes_first(rows: Rows) -> None:
+    best, second = rows()
+    assert (best["name"], best["test/acc n"], best["seeds"]) == ("batch", 3, "0 1 2")
+    assert second["test/acc mean"] == pytest.approx(0.51)
+    assert second["test/acc sd"] == pytest.approx(0.01)
+
+
+@pytest.mark.usefixtures("three_and_three")
+def test_best_and_last_of_the_curve_are_told_apart(rows: Rows) -> None:
+    row = rows()[0]
+    assert row["val/acc best mean"] == 0.5
+    assert row["val/acc best step mean"] == 100
+    assert row["val/acc last mean"] == pytest.approx(0.1)
+
+
+@pytest.mark.usefixtures("three_and_three")
+def test_only_what_differs_is_shown(rows: Rows) -> None:
+    assert rows()[0]["model.norm"] == "batch"
+    assert "trainer.max_steps" not in rows()[0]
+    assert rows("--all")[0]["trainer.max_steps"] == 100
+
+
+@pytest.mark.usefixtures("three_and_three")
+def test_a_baseline_is_compared_in_pairs(rows: Rows) -> None:
+    best, baseline = rows("--baseline=plain")
+    assert best["difference test"] == "paired t"
+    assert best["difference mean"] == pytest.approx(0.05 + 1 / 3000)
+    assert best["difference low"] < best["difference mean"] < best["difference high"]
+    assert best["difference p"] < 1e-3
+    assert baseline["difference mean"] is None
+
+
+def test_a_single_seed_is_not_tested(write: Write, output: Callable[..., str]) -> None:
+    write("a", 0.5)
+    write("b", 0.6, norm="batch")
+    assert "+0.1000, n too small to test (below 3)" in output("--baseline=a")
+
+
+@pytest.mark.usefixtures("three_and_three")
+@pytest.mark.parametrize("form", ["table", "md", "csv", "json", "html"])
+def test_every_format_has_every_line(form: str, output: Callable[..., str], tmp_path: Path) -> None:
+    text = output(f"--format={form}")
+    assert "plain" in text
+    assert "batch" in text
+    assert ("0.5100" in text) == (form in {"table", "md", "html"})
+    if form == "csv":
+        (tmp_path / "t.csv").write_text(text)
+        assert len(pd.read_csv(tmp_path / "t.csv")) == 2
+    if form == "html":
+        assert "<td>0.5100 ± 0.0100</td>" in text
+
+
+@pytest.mark.usefixtures("three_and_three")
+def test_curves_are_drawn_and_part_of_the_page(tmp_path: Path, output: Callable[..., str]) -> None:
+    picture, page = tmp_path / "curves.png", tmp_path / "page.html"
+    output(f"--plot={picture}", "--format=html", f"--output={page}")
+    assert picture.stat().st_size > 5000
+    assert "data:image/png;base64," in page.read_text()
+
+
+def test_broken_runs_are_shown(write: Write, rows: Rows, tmp_path: Path) -> None:
+    write("whole")
+    write("nan", None, status="failed", error="FloatingPointError('train/loss is nan at step 20')")
+    write("truncated").joinpath("record.json").write_text('{"status": "fin')
+    write("foreign").joinpath("record.json").write_text('{"loss": 1}')
+    write("half").joinpath("metrics.jsonl").write_text('{"step": 1, "val/acc": 0.2}\n{"step": ')
+    write("running", status="running")
+    old = write("crashed", status="running")
+    for file in old.iterdir():
+        os.utime(file, (time.time() - 3600, time.time() - 3600))
+    found = {row["name"]: row for row in rows("--no_group")}
+    assert len(found) == 7
+    assert found["nan"]["note"].startswith("FloatingPointError('train/loss is nan at step 20')")
+    assert "can't be read" in found["truncated"]["note"]
+    assert "is not of this project" in found["foreign"]["note"]
+    assert found["half"]["note"] == "1 of 2 lines of metrics.jsonl can't be read"
+    states = {name: row["status"] for name, row in found.items()}
+    assert states["truncated"] == states["foreign"] == "unreadable"
+    assert (states["running"], states["crashed"]) == ("running", "crashed")
+    assert states["nan"] == "failed"
+
+
+def test_what_makes_a_comparison_doubtful_is_said(
+    write: Write, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    write("a")
+    write("b", git={"commit": "b" * 40, "dirty": True}, data="synthetic")
+    write("c", versions={"torch": "2.11.0"}, images={"train": 50_000, "val": 0, "test": 10_000})
+    main([f"--runs_dir={tmp_path / 'runs'}"])
+    found = capsys.readouterr().err
+    assert "warning: runs differ in commit: aaaaaaa (2), bbbbbbb (1)" in found
+    assert "warning: runs differ in data: cifar10 (2), synthetic (1)" in found
+    assert "warning: runs differ in torch version: 2.14.1 (2), 2.11.0 (1)" in found
+    assert "warning: 1 of 3 runs come from uncommitted changes" in found
+
+
+def test_other_data_is_another_line(write: Write, rows: Rows) -> None:
+    write("a-s0", data="cifar10")
+    write("a-s1", data="synthetic", seed=1)
+    assert len(rows()) == 2
+
+
+@pytest.mark.usefixtures("three_and_three")
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["cnn*"], "nothing called cnn* in "),
+        (["--baseline=cnn"], "no line called cnn to compare with; there are batch, plain"),
+        (["--metric=test/accuracy"], "no run has test/accuracy; there are test/acc, val/acc"),
+    ],
+)
+def test_bad_input_is_one_line(
+    args: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*args, f"--runs_dir={tmp_path / 'runs'}"])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_no_folder_of_runs_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([f"--runs_dir={tmp_path / 'none'}"])
+    assert "is no folder; name another with --runs_dir" in capsys.readouterr().err
+
+
+def test_neither_torch_nor_lightning_is_waited_for(three_and_three: None, tmp_path: Path) -> None:
+    code = (
+        "import sys; from experiments.compare import main; "
+        f"main(['--runs_dir={tmp_path / 'runs'}']); "
+        "assert not {'torch', 'pytorch_lightning', 'wandb'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True, capture_output=True)
+
+
+def test_real_runs_and_their_wandb_files_say_the_same(
+    tmp_path: Path,
+    data_dir: Path,
+    output: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runs = tmp_path / "runs"
+    record = short_fit(runs, data_dir, "--model=MLP", "--test_after_fit=true", wandb=True)
+    capsys.readouterr()
+    (ours,) = json.loads(output("run", "--format=json"))["runs"]
+    (theirs,) = json.loads(output(str(record.path / "wandb"), "--format=json"))["runs"]
+    assert theirs["status"] == ours["status"] == "finished"
+    assert theirs["test/acc mean"] == pytest.approx(ours["test/acc mean"])
+    assert theirs["val/acc best mean"] == pytest.approx(ours["val/acc best mean"])
+    assert theirs["seeds"] == ours["seeds"]
+
+
+@pytest.mark.parametrize("content", [b"", b":W&B\xeb\xe1\x00", b"\x00" * 100])
+def test_wandb_files_that_cant_be_read_are_shown(
+    content: bytes, tmp_path: Path, rows: Rows
+) -> None:
+    folder = tmp_path / "wandb" / "offline-run-20261124_000000-abc"
+    folder.mkdir(parents=True)
+    (folder / "run-abc.wandb").write_bytes(content)
+    (row,) = rows(str(tmp_path / "wandb"))
+    assert row["status"] == "unreadable"
+    assert "run-abc.wandb" in row["note"]
