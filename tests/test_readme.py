@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+import reproduce
 import start
 from cli import main
+from experiments import compare
 from experiments.record import RunRecord
-from tests.conftest import PROJECT, SHORT
+from tests.conftest import PROJECT, SHORT, short_fit
 
 README = (PROJECT / "README.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -35,7 +37,7 @@ def commands_of(program: str) -> list[list[str]]:
 
 def test_every_block_is_understood() -> None:
     programs = {" ".join(arguments(command)[:2]) for command in COMMANDS}
-    assert programs <= {"python cli.py", "python3 start.py", "python -m"}
+    assert programs <= {"python cli.py", "python reproduce.py", "python3 start.py", "python -m"}
     assert len(commands_of("python cli.py")) >= 5
 
 
@@ -44,6 +46,26 @@ def test_start_understands(words: list[str], monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(start, "set_up", lambda **_: None)
     monkeypatch.setattr(start, "run", lambda command: 0 if command else 1)
     assert start.main(words) == 0
+
+
+@pytest.mark.parametrize("words", commands_of("python reproduce.py"), ids=" ".join)
+def test_reproduce_understands(words: list[str]) -> None:
+    _, unknown = reproduce.parser().parse_known_args(words)
+    assert unknown == []
+
+
+COMPARISONS = [words[1:] for words in commands_of("python -m") if "compare" in words[0]]
+
+
+@pytest.mark.parametrize("words", COMPARISONS, ids=" ".join)
+def test_compare_runs(
+    words: list[str], tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    short_fit(Path("runs"), data_dir, "--model=MLP", name="mlp")
+    compare.main(words)
+    if "--output" in words:
+        assert Path("runs.html").stat().st_size > 1000
 
 
 def is_about_a_run(words: list[str]) -> bool:

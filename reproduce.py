@@ -1,0 +1,246 @@
+"""Reproduces the report: runs its claims through the command line and writes what holds.
+
+    python reproduce.py --budget quick           # the MLP's claims, three seeds
+    python reproduce.py --budget full            # all claims, five seeds; three for the CNNs
+    python reproduce.py --only adam schedule     # some claims
+    python reproduce.py --list                   # what there is
+
+A run that exists is not run again, one that was interrupted goes on. Other arguments go to every
+``cli.py fit``, as ``--data.data_dir FOLDER``.
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import yaml
+
+from cli import main as cli_main
+from datamodules.course import CourseOrder
+from experiments.claims import ARMS, CLAIMS, Arm, Claim, diverged
+from experiments.environment import circumstances
+from experiments.reproduction import claims_named, claims_table, write_page
+from experiments.runs import Run, flat, read_run
+
+PROJECT = Path(__file__).resolve().parent
+BUDGETS = {"quick": (3, 0), "full": (5, 3)}  # seeds of an experiment, and of a slow one
+_IMAGES, _BATCH, _STEPS, _EVERY, _SEED = 50_000, 32, 5_000, 500, 42  # of the author's CNN
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs what is asked for and writes the page.
+
+    Args:
+        args: arguments without the program's name; default: those of the process.
+    """
+    options, passed = parser().parse_known_args(args)
+    try:
+        claims = claims_named(options.only)
+        _check(options, passed)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    if options.list:
+        for claim in claims:
+            print(f"{claim.key:22} {claim.section:4} {claim.text} ({claim.number})")
+        return
+    failed = run_all(claims, options, passed)
+    runs = find_runs(options.runs_dir)
+    write_page(runs, options.output or options.runs_dir, _TITLE, _intro(options, passed), seen())
+    print(claims_table(runs).drop(columns="section").to_string(index=False))
+    print(f"page: {(options.output or options.runs_dir) / 'reproduction.html'}")
+    if failed:
+        sys.exit(f"error: {len(failed)} runs failed: {', '.join(failed)}")
+
+
+_TITLE = "The report's claims, reproduced"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options; what it does not know goes to every fit."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", default=[], metavar="CLAIM", help="some claims only")
+    parser.add_argument("--seeds", type=int, help="seeds 0 to N - 1 for every experiment")
+    parser.add_argument("--budget", choices=BUDGETS, default="quick")
+    parser.add_argument("--runs_dir", type=Path, default=Path("runs/reproduce"))
+    parser.add_argument("--output", type=Path, help="folder of the page; default: --runs_dir")
+    parser.add_argument("--list", action="store_true", help="show the claims, run nothing")
+    return parser
+
+
+def _check(options: argparse.Namespace, passed: list[str]) -> None:
+    if options.seeds is not None and options.seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, got {options.seeds}")
+    for argument in passed:
+        if argument.startswith("-") and not argument.startswith(("--data", "--trainer")):
+            raise ValueError(f"unknown option {argument}; see python reproduce.py --help")
+    options.runs_dir = options.runs_dir.resolve()
+    options.output = options.output and options.output.resolve()
+
+
+def seeds_of(arm: Arm, options: argparse.Namespace) -> range:
+    """The seeds that an experiment is run with."""
+    if options.seeds is not None:
+        return range(options.seeds)
+    quick, slow = BUDGETS[options.budget]
+    return range(slow if arm.slow else quick)
+
+
+def run_all(claims: list[Claim], options: argparse.Namespace, passed: list[str]) -> list[str]:
+    """Runs what the claims need and is not there; returns the names of runs that failed."""
+    names = dict.fromkeys(name for claim in claims for name in claim.judge.arms)
+    # Seed by seed: an early stop leaves something of every claim.
+    arms = [arm for arm in ARMS.values() if arm.name in names]
+    todo = [(arm, seed) for seed in range(100) for arm in arms if seed in seeds_of(arm, options)]
+    failed = []
+    for done, (arm, seed) in enumerate(todo, 1):
+        started = time.perf_counter()
+        run, is_new = ensure(arm, seed, options.runs_dir, passed)
+        accuracy = run.value("test/acc")
+        if run.status != "finished" and not diverged(run):
+            failed.append(run.name)
+        if is_new:
+            result = f"test {accuracy:.4f}" if accuracy is not None else run.note or run.status
+            seconds = time.perf_counter() - started
+            print(f"[{done}/{len(todo)}] {run.name}: {result}, {seconds:.0f} s", flush=True)
+    return failed
+
+
+def ensure(arm: Arm, seed: int, root: Path, passed: list[str]) -> tuple[Run, bool]:
+    """Runs an experiment with a seed unless its run is there, whole and of the same configuration.
+
+    Returns:
+        The run, and whether anything was run.
+    """
+    path = root / f"{arm.name}-s{seed}"
+    run = read_run(path)
+    fits = run.status != "unreadable" and not _differs(arm, seed, run, passed)
+    is_over = run.status == "finished" and run.value("test/acc") is not None
+    if fits and (is_over or diverged(run)):
+        return run, False
+    arguments = [
+        "fit",
+        *arm.arguments(Path(os.path.relpath(PROJECT))),
+        f"--seed_everything={seed}",
+        f"--name={path.name}",
+        f"--runs_dir={root}",
+        "--test_after_fit=true",
+        "--trainer.enable_model_summary=false",
+        f"--trainer.logger.group={arm.name}",
+        "--trainer.logger.job_type=reproduce",
+        f"--trainer.logger.tags=[{', '.join(_claims_of(arm))}]",
+        *passed,
+    ]
+    goes_on = fits and (path / "last.ckpt").is_file()
+    if not (goes_on and _fit([*arguments, "--ckpt_path=last"])):
+        _fit([*arguments, f"--overwrite={str(path.exists()).lower()}"])
+    run = read_run(path)
+    if run.status == "interrupted":
+        sys.exit(128 + signal.SIGINT)  # Ctrl-C: the next call goes on
+    return run, True
+
+
+def _claims_of(arm: Arm) -> list[str]:
+    return [claim.key for claim in CLAIMS if arm.name in claim.judge.arms]
+
+
+def _fit(arguments: list[str]) -> bool:
+    """Runs ``cli.py`` as from a shell; returns whether it could start."""
+    with mock.patch.object(sys, "argv", ["cli.py", *arguments]), _quiet():
+        try:
+            cli_main()
+        except SystemExit as stop:
+            if stop.code == 2:
+                return False
+            if isinstance(stop.code, int) and stop.code > 128:
+                raise  # a signal: everything stops
+            print(stop.code, file=sys.stderr)
+    return True
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the closing table of each run out of the output; its record has all of it."""
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+def _differs(arm: Arm, seed: int, run: Run, passed: list[str]) -> list[str]:
+    """The keys in which a run's configuration is not what the experiment's files and flags say."""
+    asked: dict[str, object] = {}
+    for name in arm.configs:
+        asked |= flat(yaml.safe_load((PROJECT / f"configs/{name}.yaml").read_text()))
+    for flag in [*arm.flags, *passed]:
+        key, equals, value = flag.removeprefix("--").partition("=")
+        if equals:
+            key = key.replace("init_args.", "")
+            key = "model.optimizer.lr" if key == "model.lr" else key
+            asked[key] = yaml.safe_load(value)
+    asked["seed_everything"] = seed
+    known = run.config
+    return [
+        key
+        for key, value in asked.items()
+        if key in known and key != "trainer.callbacks" and not _same(known[key], value)
+    ]
+
+
+def _same(found: object, asked: object) -> bool:
+    try:
+        return float(found) == float(asked)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return str(found) == str(asked)
+
+
+def find_runs(root: Path) -> dict[str, dict[int, Run]]:
+    """The runs of the experiments that are there, by arm and seed."""
+    found: dict[str, dict[int, Run]] = {}
+    for name in ARMS:
+        paths = sorted(root.glob(f"{name}-s*"))
+        runs = {seed: read_run(path) for path in paths if (seed := _seed(path, name)) is not None}
+        found[name] = dict(sorted(runs.items()))
+    return found
+
+
+def _seed(path: Path, name: str) -> int | None:
+    digits = path.name.removeprefix(f"{name}-s")
+    return int(digits) if digits.isdecimal() else None
+
+
+def seen() -> dict[int, float]:
+    """Share of the images of the author's evaluations that had been trained on, by step."""
+    order = CourseOrder.draw(_IMAGES, _BATCH, _STEPS, _EVERY, _SEED)
+    return {_EVERY * count: share for count, share in enumerate(order.seen(), 1)}
+
+
+def _intro(options: argparse.Namespace, passed: list[str]) -> list[str]:
+    now = circumstances()
+    quick, slow = BUDGETS[options.budget]
+    seeds = f"{quick} seeds" if options.seeds is None else f"{options.seeds} seeds"
+    few = f" ({slow} for the CNNs)" if options.seeds is None and slow else ""
+    versions = ", ".join(f"{name} {version}" for name, version in now["versions"].items())
+    machine = now["hardware"]
+    gpus = ", ".join(machine["gpus"]) or "no GPU"
+    words = ["python reproduce.py", "--budget", options.budget]
+    words += ["--only", *options.only] if options.only else []
+    words += ["--seeds", str(options.seeds)] if options.seeds is not None else []
+    command = " ".join([*words, *(word for word in passed if "data_dir" not in word)])
+    return [
+        f"Written by `{command}` on {now['date']}: {seeds}{few}. Every network is trained on all "
+        "50,000 training images for a fixed number of steps, and its last weights are tested on "
+        "the official 10,000 test images: nothing is selected. The figures' test curves are "
+        "measured along the way and nothing is chosen by them.",
+        f"{machine['cpu']}, {machine['threads']} threads, {gpus}; {versions}.",
+    ]
+
+
+if __name__ == "__main__":
+    main()

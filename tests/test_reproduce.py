@@ -1,0 +1,119 @@
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import reproduce
+from tests.conftest import PROJECT, SHORT
+
+Reproduce = Callable[..., Path]
+
+
+@pytest.fixture
+def small(synthetic: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reproduce:
+    """Runs claims for a few steps on small data; returns the folder of the runs and the page."""
+    monkeypatch.chdir(PROJECT)
+    flags = [flag for flag in synthetic if "val_size" not in flag]
+
+    def run(*args: str) -> Path:
+        root = tmp_path / "runs"
+        reproduce.main([f"--runs_dir={root}", *SHORT, *flags, "--trainer.logger=false", *args])
+        return root
+
+    return run
+
+
+def written(root: Path) -> dict[str, int]:
+    return {path.parent.name: path.stat().st_mtime_ns for path in root.glob("*/record.json")}
+
+
+def test_a_claim_runs_its_experiments_and_writes_the_page(
+    small: Reproduce, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = small("--only", "adam", "plateau", "--seeds=3")
+    names = {
+        f"{arm}-s{s}" for arm in ("two_layers_sgd", "two_layers_adam", "mlp_deep") for s in range(3)
+    }
+    assert written(root).keys() == names
+    out = capsys.readouterr().out
+    assert "[9/9] mlp_deep-s2: test 0." in out
+    page = (root / "reproduction.md").read_text()
+    assert "paired t, p = " in page
+    assert "(reproduction/mlp_deep.png)" in page
+    assert (root / "reproduction/mlp_deep.png").is_file()
+    assert "data:image/png;base64," in (root / "reproduction.html").read_text()
+    records = json.loads((root / "reproduction/runs.json").read_text())["runs"]
+    accuracies = [run["summary"]["test/acc"] for run in records if run["arm"] == "two_layers_adam"]
+    assert f"two_layers_adam: {sum(accuracies) / 3:.4f} ± " in page
+    command = next(run["command"] for run in records if run["name"] == "mlp_deep-s2")
+    assert command.startswith("cli.py fit --config=configs/mlp_deep.yaml ")
+    assert "--seed_everything=2" in command
+
+
+def test_what_exists_is_not_run_again_unless_it_is_something_else(small: Reproduce) -> None:
+    root = small("--only", "small-init", "--seeds=1")
+    before = written(root)
+    small("--only", "small-init", "--seeds=2")
+    after = written(root)
+    assert after.items() > before.items()
+    assert len(after) == 2
+    small("--only", "small-init", "--seeds=1", "--trainer.gradient_clip_val=0.5")
+    changed = written(root)
+    assert changed["two_layers_small_init-s0"] != before["two_layers_small_init-s0"]
+    assert changed["two_layers_small_init-s1"] == after["two_layers_small_init-s1"]
+
+
+def test_an_interrupted_run_goes_on(small: Reproduce) -> None:
+    root = small("--only", "small-init", "--seeds=1")
+    path = root / "two_layers_small_init-s0" / "record.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({**fields, "status": "interrupted"}))
+    small("--only", "small-init", "--seeds=1", "--trainer.max_steps=8")
+    assert json.loads(path.read_text())["summary"]["train/steps"] == 8
+
+
+def test_the_author_s_cnn_is_explained(small: Reproduce) -> None:
+    limits = [
+        "--data.batch_size=4",
+        "--trainer.limit_val_batches=2",
+        "--trainer.limit_test_batches=2",
+    ]
+    flags = ["--data.eval_batch_size=4", "--trainer.precision=32-true", "--trainer.max_steps=2"]
+    root = small("--only", "cnn", "--seeds=1", *limits, *flags)
+    page = (root / "reproduction.md").read_text()
+    assert "99.4% at 5000 (seed 42, replayed)" in page
+    assert (root / "reproduction/ninety_one.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--only", "adams"], "no claim 'adams'; there are numpy, pytorch"),
+        (["--seeds=0"], "--seeds must be at least 1, got 0"),
+        (["--model.lr=1"], "unknown option --model.lr=1"),
+    ],
+)
+def test_bad_input_is_one_line(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        reproduce.main([*args, f"--runs_dir={tmp_path / 'runs'}"])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_list_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reproduce.main(["--list", f"--runs_dir={tmp_path / 'runs'}"])
+    assert "small-init" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_arguments_of_the_process_are_restored(small: Reproduce) -> None:
+    before = list(sys.argv)
+    small("--only", "small-init", "--seeds=1")
+    assert sys.argv == before
