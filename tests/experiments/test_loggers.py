@@ -11,7 +11,7 @@ import wandb
 
 from cli import main
 from experiments.record import RunRecord
-from tests.conftest import Cli, short_fit
+from tests.conftest import SHORT, Cli, short_fit, small
 from tests.wandb_server import WandbServer
 
 TINY = ["--model=MLP", "--model.hidden_units=[2]"]
@@ -142,15 +142,14 @@ def test_a_wandb_that_fails_does_not_end_training(
 
 
 def test_an_online_run_reaches_the_server(
-    runs: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data_dir: Path, shell: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
+    flags = [*TINY, "--seed_everything=3", "--name=mlp-s3"]
     with WandbServer().listening() as server:
-        monkeypatch.setenv("WANDB_BASE_URL", server.url)
-        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-        monkeypatch.setenv("WANDB_MODE", "online")
-        record = short_fit(
-            runs, data_dir, "--model=MLP", "--seed_everything=3", name="mlp-s3", wandb=True
-        )
+        account = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40}
+        done = shell("fit", *SHORT, *small(data_dir), *flags, WANDB_MODE="online", **account)
+    assert done.returncode == 0, done.stderr
+    record = RunRecord.open(tmp_path / "runs" / "mlp-s3")
     (run,) = server.runs.values()
     assert record.fields["status"] == "finished"
     assert run["displayName"] == "mlp-s3"
