@@ -68,6 +68,31 @@ def test_compare_runs(
         assert Path("runs.html").stat().st_size > 1000
 
 
+WALK = re.findall(
+    r"^```sh\n(.*?)^```", (PROJECT / "docs/comparing.md").read_text(), re.MULTILINE | re.DOTALL
+)
+
+
+def test_the_walk_through_a_comparison(
+    tmp_path: Path,
+    synthetic: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(PROJECT / "configs")
+    commands = [arguments(line) for block in WALK for line in block.splitlines()]
+    for words in commands:
+        if words[:2] == ["python", "cli.py"]:
+            main([*words[2:], *SHORT, *synthetic, "--trainer.logger=false"])
+        else:
+            assert words[:3] == ["python", "-m", "experiments.compare"]
+            compare.main(words[3:])
+    assert "paired t" in capsys.readouterr().out
+    assert "batch-lr0.1-s0" in Path("runs.html").read_text()
+    assert Path("curves.png").is_file()
+
+
 def is_about_a_run(words: list[str]) -> bool:
     return "--name" in words
 

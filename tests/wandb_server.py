@@ -17,6 +17,8 @@ class WandbServer:
         runs: the variables of each ``UpsertBucket``, by run name.
         streamed: the lines of each file that was streamed, by file name.
         exit_codes: those that ended a stream.
+        operations: names of the queries, in their order.
+        views: the variables of each ``upsertView``: reports.
     """
 
     def __init__(self) -> None:
@@ -24,12 +26,15 @@ class WandbServer:
         self.streamed: dict[str, list[Any]] = {}
         self.exit_codes: list[int] = []
         self.operations: list[str] = []
+        self.views: list[dict[str, Any]] = []
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"] or 0))
-                self._answer(server.answer(self.path, json.loads(body or b"{}")))
+                # W&B also posts bodies that are not JSON: counts of its own use.
+                content = json.loads(body) if body.strip().startswith(b"{") else {}
+                self._answer(server.answer(self.path, content))
 
             def do_PUT(self) -> None:
                 self.rfile.read(int(self.headers["Content-Length"] or 0))
@@ -112,6 +117,17 @@ class WandbServer:
             }
         if operation == "ServerFeaturesQuery":
             return {"serverInfo": {"features": []}}
+        if operation == "ProjectInternalId":
+            return {"project": {"internalId": "UHJvamVjdEludGVybmFsSWQ6MQ=="}}
+        if operation == "GetProjects":
+            page = {"endCursor": "", "hasNextPage": False}
+            return {"models": {"edges": [], "pageInfo": page}}
+        if operation == "upsertView":
+            self.views.append(variables)
+            project = {"id": "cHJv", "name": variables["projectName"], "entityName": "team"}
+            known = ("name", "displayName", "description", "spec")
+            view = {"id": "dmlldw", "project": project, **{key: variables[key] for key in known}}
+            return {"upsertView": {"view": view, "inserted": True}}
         return {}
 
 
