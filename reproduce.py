@@ -96,7 +96,7 @@ def seeds_of(arm: Arm, options: argparse.Namespace) -> range:
 
 def run_all(claims: list[Claim], options: argparse.Namespace, passed: list[str]) -> list[str]:
     """Runs what the claims need and is not there; returns the names of runs that failed."""
-    names = dict.fromkeys(name for claim in claims for name in claim.judge.arms)
+    names = dict.fromkeys(name for claim in claims for name in claim.arms)
     # Seed by seed: an early stop leaves something of every claim.
     arms = [arm for arm in ARMS.values() if arm.name in names]
     todo = [(arm, seed) for seed in range(100) for arm in arms if seed in seeds_of(arm, options)]
@@ -149,7 +149,7 @@ def ensure(arm: Arm, seed: int, root: Path, passed: list[str]) -> tuple[Run, boo
 
 
 def _claims_of(arm: Arm) -> list[str]:
-    return [claim.key for claim in CLAIMS if arm.name in claim.judge.arms]
+    return [claim.key for claim in CLAIMS if arm.name in claim.arms]
 
 
 def _fit(arguments: list[str]) -> bool:

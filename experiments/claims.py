@@ -368,6 +368,7 @@ class Claim:
         text: what it says.
         number: its figure, if it gives one.
         judge: how it is judged.
+        drawn: arms that its figure needs besides.
     """
 
     key: str
@@ -375,6 +376,12 @@ class Claim:
     text: str
     number: str
     judge: Judge
+    drawn: tuple[str, ...] = ()
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """All arms that are run for it."""
+        return (*self.judge.arms, *self.drawn)
 
 
 _DEEP = "mlp_deep"
@@ -520,6 +527,7 @@ CLAIMS = (
         "Batch normalisation suffers from very small batches (2 against 200)",
         "",
         Greater("batch_200", "batch_2"),
+        drawn=tuple(f"{norm}_{size}" for norm in NORMS for size in BATCH_SIZES),
     ),
     Claim(
         "layernorm-small-batch",
