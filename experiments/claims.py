@@ -335,11 +335,12 @@ class NoGain:
         for arm in self.changed:
             pair = Greater(arm, self.than, self.metric, self.than_metric)
             a, b = _pair(runs, pair)
-            ours.append(f"{arm}: {spread(a)}")
+            ours.append(f"{self.metric if arm == self.than else arm}: {spread(a)}")
             found = difference(a, b)
             verdicts.append(_missing(a, b) or self._verdict(found))
             tests.append(f"{arm}: {_words(found)}" if found else f"{arm}: not tested")
-        ours.append(f"{self.than}: {spread(values(runs, self.than, self._than_metric))}")
+        without = self._than_metric if self.changed == (self.than,) else self.than
+        ours.append(f"{without}: {spread(values(runs, self.than, self._than_metric))}")
         return Judgement(_worst(verdicts), "; ".join(ours), "; ".join(tests))
 
     @property
@@ -503,7 +504,14 @@ CLAIMS = (
     Claim(
         "elu-shift",
         "2.2",
-        "ELU shifts the mean activation at initialisation, tanh does not (last activation)",
+        "ELU shifts the mean of a centred input at initialisation, tanh does not (first activation)",
+        "",
+        Greater(_DEEP, "tanh", "activations/1/mean@0", magnitude=True),
+    ),
+    Claim(
+        "elu-shift-last",
+        "2.2",
+        "The shift reaches the last activation",
         "",
         Greater(_DEEP, "tanh", "activations/5/mean@0", magnitude=True),
     ),
