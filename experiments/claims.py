@@ -504,7 +504,7 @@ CLAIMS = (
     Claim(
         "elu-shift",
         "2.2",
-        "ELU shifts the mean of a centred input at initialisation, tanh does not (first activation)",
+        "ELU shifts the mean of a centred input at initialisation, tanh does not (first layer)",
         "",
         Greater(_DEEP, "tanh", "activations/1/mean@0", magnitude=True),
     ),
