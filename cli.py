@@ -26,12 +26,12 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from datamodules import CIFAR10DataModule
 from datamodules.cifar10 import say
-from experiments.checkpoints import best_checkpoint
 from experiments.environment import fast_precision
 from experiments.help import COMMANDS, DESCRIPTION
 from experiments.memory import keep_freed_memory
 from experiments.parsing import RunParser, Seed, UsageError, fail, prepare_arguments, user_errors
 from experiments.progress import RunProgressBar
+from experiments.saving import best_checkpoint
 from experiments.session import RunSession, quiet_lightning
 from lightning_modules import (  # noqa: F401 - known by short name
     CNN,
@@ -62,6 +62,18 @@ class CIFAR10CLI(LightningCLI):
         group.add_argument("--runs_dir", type=str, default="runs", help="Where runs are kept.")
         group.add_argument(
             "--overwrite", type=bool, default=False, help="Replace a run of the same name."
+        )
+        group.add_argument(
+            "--resume",
+            type=bool,
+            default=False,
+            help="Go on with the run where it was left, or begin it if there is none.",
+        )
+        group.add_argument(
+            "--save_every_min",
+            type=float,
+            default=5.0,
+            help="Minutes after which to save last.ckpt even without a validation.",
         )
         group.add_argument(
             "--test_after_fit",

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from torch import nn
 
+from datamodules.cifar10 import say
 from experiments.record import RunError
 
 BEST = "best"
 LAST = "last"
+PREVIOUS = "previous"  # the last but one
 
 
 def find_checkpoint(run: Path, which: str) -> Path:
@@ -34,6 +35,32 @@ def find_checkpoint(run: Path, which: str) -> Path:
     return path
 
 
+def newest_checkpoint(run: Path) -> Path | None:
+    """Returns the checkpoint to go on from: the last one, or, if that is damaged, the one before.
+
+    Returns:
+        None if there is none yet.
+
+    Raises:
+        RunError: if none of them can be read.
+    """
+    errors = []
+    for path in (run / f"{LAST}.ckpt", run / f"{PREVIOUS}.ckpt"):
+        if not path.is_file():
+            continue
+        try:
+            load_checkpoint(path)
+        except RunError as error:
+            errors.append(error)
+            continue
+        if errors:
+            say(f"{errors[0]}: going on from {path.name}")
+        return path
+    if errors:
+        raise RunError(f"{errors[0]}; begin the run anew with --overwrite true")
+    return None
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a checkpoint without running code from it.
 
@@ -46,7 +73,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as file:
             broken = file.testzip()  # torch.load does not check the checksums
         if broken is not None:
-            raise RunError(f"the checkpoint {path} is corrupted (in {broken}); use another one")
+            raise RunError(f"the checkpoint {path} is corrupted (in {broken})")
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except RunError:
         raise
@@ -57,8 +84,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:
         size = path.stat().st_size
         raise RunError(
-            f"{path} ({size:,} bytes) is truncated or no checkpoint: {_first_line(error)}; "
-            "use another one"
+            f"{path} ({size:,} bytes) is truncated or no checkpoint: {_first_line(error)}"
         ) from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise RunError(f"{path} is no checkpoint of Lightning: it has no state_dict")
@@ -133,46 +159,6 @@ def check_training(path: Path, checkpoint: dict[str, Any], ours: dict[str, Any])
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def best_checkpoint() -> ModelCheckpoint:
-    """Keeps the checkpoint with the best validation accuracy as ``best.ckpt``."""
-    return ModelCheckpoint(
-        filename=BEST,
-        monitor="val/acc",
-        mode="max",
-        auto_insert_metric_name=False,
-        enable_version_counter=False,
-        save_on_train_epoch_end=False,  # before `LastCheckpoint` saves what is known of the best
-    )
-
-
-class LastCheckpoint(Checkpoint):
-    """Keeps the newest state as a checkpoint: at each validation and when training ends.
-
-    Lightning's ``save_last`` writes only when a new best one is found.
-
-    Args:
-        path: the checkpoint's file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._step: int | None = None
-
-    def _save(self, trainer: Trainer) -> None:
-        if self._step != trainer.global_step:
-            self._step = trainer.global_step
-            trainer.save_checkpoint(self.path, weights_only=False)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves after a validation within a fit."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._save(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the final state."""
-        self._save(trainer)
 
 
 class TrainingSettings(Callback):

@@ -25,6 +25,7 @@ Seed = restricted_number_type(
     "Seed", int, [(">=", 0), ("<", 2**32)], join="and", docstring="An integer from 0 to 2^32 - 1."
 )
 _EVALUATIONS = {"validate", "test", "predict"}
+_SWITCHES = {"--resume", "--overwrite", "--test_after_fit"}
 _BEFORE_OTHERS = {"-c": 0, "--config": 0, "--trainer": 1, "--model": 1, "--data": 1}
 _LEARNING_RATE = "--model.lr"
 _LEARNING_RATE_LONG = "--model.init_args.optimizer.init_args.lr"
@@ -81,10 +82,10 @@ def prepare_arguments(args: list[str] | None) -> list[str]:
     """
     given = sys.argv[1:] if args is None else args
     _check_order(given)
-    arguments = [_expand_learning_rate(argument) for argument in given]
+    arguments = _expand_switches([_expand_learning_rate(argument) for argument in given])
     configs = _values(arguments, "-c", "--config")
     names = _values(arguments, "--name")
-    goes_on = {BEST, LAST} & set(_values(arguments, "--ckpt_path"))
+    goes_on = {BEST, LAST} & set(_values(arguments, "--ckpt_path")) or _resumes(arguments)
     of_a_run = bool(arguments) and (arguments[0] in _EVALUATIONS or goes_on)
     if of_a_run and names and not configs:
         root = Path((_values(arguments, "--runs_dir") or ["runs"])[-1])
@@ -104,6 +105,21 @@ def _check_order(arguments: list[str]) -> None:
 def _expand_learning_rate(argument: str) -> str:
     flag, equals, value = argument.partition("=")
     return _LEARNING_RATE_LONG + equals + value if flag == _LEARNING_RATE else argument
+
+
+def _expand_switches(arguments: list[str]) -> list[str]:
+    """Lets ``--resume`` alone mean ``--resume true``, as for the other switches."""
+    following = [*arguments[1:], "--"]
+    return [
+        f"{argument}=true" if argument in _SWITCHES and after.startswith("-") else argument
+        for argument, after in zip(arguments, following, strict=False)
+    ]
+
+
+def _resumes(arguments: list[str]) -> bool:
+    """Whether a fit is to go on with a named run that needs no other configuration."""
+    asked = _values(arguments, "--resume")[-1:]
+    return asked in (["true"], ["True"]) and not _values(arguments, "--model")
 
 
 def _in_order(arguments: list[str]) -> list[str]:

@@ -46,6 +46,7 @@ class RunRecord:
         self.path = path
         self.fields = fields
         self._opened = time.perf_counter()
+        self._before = 0.0  # seconds that earlier processes worked on the run
 
     @classmethod
     def create(cls, path: Path, config: str, facts: Mapping[str, Any]) -> "RunRecord":
@@ -73,8 +74,8 @@ class RunRecord:
         record = cls(path, fields)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            (path / CONFIG).write_text(config)
             record.save()
+            replace_file(path / CONFIG, config)
         except OSError as error:
             raise RunError(
                 f"cannot write to the run's folder {path}: {error.strerror}; "
@@ -96,21 +97,31 @@ class RunRecord:
         except (OSError, ValueError) as error:
             raise RunError(f"{path / RECORD} can't be read: {error}") from error
 
-    def resume(self, config: str, facts: Mapping[str, Any]) -> None:
-        """Marks a run that goes on as running, with the configuration it goes on with.
+    def resume(self, config: str, facts: Mapping[str, Any], step: int) -> None:
+        """Takes the record back to a step, and marks the run as running.
 
-        What was measured, drawn or predicted with weights that will be trained on is removed.
+        What was measured after that step, or measured, drawn or predicted with weights that will be
+        trained on, is removed: the run goes on as if it had never got further.
+
+        Args:
+            config: the resolved configuration that it goes on with, YAML.
+            facts: more fields for ``record.json``.
+            step: optimiser steps behind the checkpoint that it goes on from; 0 to begin anew.
         """
-        (self.path / CONFIG).write_text(config)
-        again = {"command": shlex.join(sys.argv), "started": _now(), "git": git_state()}
-        self.fields.setdefault("resumed", []).append(again)
-        self.fields.update(facts, status="running")
+        kept = [entry for entry in self.metrics() if _is_of_fit(entry, step)]
+        replace_file(self.path / METRICS, "".join(json.dumps(entry) + "\n" for entry in kept))
+        replace_file(self.path / CONFIG, config)
+        again = {"command": shlex.join(sys.argv), "started": _now(), "step": step}
+        self.fields.setdefault("resumed", []).append({**again, "git": git_state()})
+        self.fields.update(facts, status="running", summary={})
+        for entry in kept:
+            self._summarize(entry)
+        self._before = kept[-1]["seconds"] if kept else 0.0
         for pattern in _OF_WEIGHTS:
             for file in self.path.glob(pattern):
                 file.unlink()
-        for key in [key for key in self.summary if key.startswith(("test/", "validate/"))]:
-            del self.summary[key]  # of weights that will be trained on
-        self.fields.pop("error", None)
+        for key in ("error", "fitted", "ended", "seconds"):
+            self.fields.pop(key, None)
         self.save()
 
     @property
@@ -126,9 +137,19 @@ class RunRecord:
 
     def save(self) -> None:
         """Writes ``record.json`` in one step, so that readers never see half of it."""
-        partial = self.path / f".{RECORD}.{os.getpid()}"
-        partial.write_text(json.dumps(_plain(self.fields), indent=2, allow_nan=False) + "\n")
-        partial.replace(self.path / RECORD)
+        content = json.dumps(_plain(self.fields), indent=2, allow_nan=False) + "\n"
+        replace_file(self.path / RECORD, content)
+
+    def sync(self) -> None:
+        """Has the metrics written to the disk itself, as a checkpoint of the same step is."""
+        if (self.path / METRICS).is_file():
+            with (self.path / METRICS).open("rb+") as file:
+                os.fsync(file.fileno())
+
+    @property
+    def seconds(self) -> float:
+        """How long processes have worked on the run so far."""
+        return round(self._before + time.perf_counter() - self._opened, 3)
 
     def log(self, metrics: Mapping[str, Any], step: int | None) -> None:
         """Appends one entry to ``metrics.jsonl`` and updates the summary.
@@ -136,35 +157,72 @@ class RunRecord:
         Args:
             metrics: floats by name; values that aren't finite are written as null.
             step: optimiser steps done.
+
+        Raises:
+            RunError: if it can't be written.
         """
-        seconds = round(time.perf_counter() - self._opened, 3)
-        entry = {"step": step, "seconds": seconds, **_plain(metrics)}
-        with (self.path / METRICS).open("a") as file:
-            file.write(json.dumps(entry, allow_nan=False) + "\n")
+        entry = {"step": step, "seconds": self.seconds, **_plain(metrics)}
+        try:
+            with (self.path / METRICS).open("a") as file:
+                file.write(json.dumps(entry, allow_nan=False) + "\n")
+        except OSError as error:
+            raise RunError(
+                f"cannot write metrics to {self.path / METRICS}: {error.strerror}"
+            ) from error
+        self._summarize(entry)
+
+    def _summarize(self, entry: Mapping[str, Any]) -> None:
         for key, value in entry.items():
             if key in {"step", "seconds", "epoch"}:
                 continue
             self.summary[key] = value
             if key == "val/acc" and value is not None and value > self._best():
                 self.summary["best/val/acc"] = value
-                self.summary["best/step"] = step
+                self.summary["best/step"] = entry["step"]
 
     def _best(self) -> float:
         return float(self.summary.get("best/val/acc", -math.inf))
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """Yields the entries of ``metrics.jsonl``, oldest first."""
+        """Yields the entries of ``metrics.jsonl``, oldest first.
+
+        A last line that a killed process left unfinished is passed over.
+        """
         path = self.path / METRICS
         if path.is_file():
-            for line in path.read_text().splitlines():
+            *lines, rest = path.read_text().split("\n")
+            for line in [*lines, rest] if _is_whole(rest) else lines:
                 yield json.loads(line)
 
     def finish(self, status: Status) -> None:
         """Writes how the run ended and how long this process worked on it."""
         self.fields["status"] = status
         self.fields["ended"] = _now()
-        self.fields["seconds"] = round(time.perf_counter() - self._opened, 3)
+        self.fields["seconds"] = self.seconds
         self.save()
+
+
+def replace_file(path: Path, content: str) -> None:
+    """Writes a text file in one step and to the disk: it is the old one or the new one, whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _is_of_fit(entry: Mapping[str, Any], step: int) -> bool:
+    """Whether an entry belongs to a fit of so many steps, and not to an evaluation by itself."""
+    evaluated = any(key.startswith(("test/", "validate/")) for key in entry)
+    return not evaluated and (entry["step"] or 0) <= step and step > 0
+
+
+def _is_whole(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def run_folder(root: Path, name: str) -> Path:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
 from pytorch_lightning.utilities.model_summary.model_summary import ModelSummary
 
 from datamodules import CIFAR10DataModule
@@ -25,12 +25,12 @@ from experiments.callbacks import (
 from experiments.checkpoints import (
     BEST,
     LAST,
-    LastCheckpoint,
     TrainingSettings,
     check_model,
     check_training,
     find_checkpoint,
     load_checkpoint,
+    newest_checkpoint,
     training_settings,
 )
 from experiments.checks import check_fit, check_progress, check_validation
@@ -39,6 +39,8 @@ from experiments.messages import one_line
 from experiments.parsing import USER_ERRORS, UsageError
 from experiments.progress import TrainMonitor
 from experiments.record import RECORD, RunError, RunRecord, run_folder
+from experiments.resuming import RunLock, choose_run, experiment_of, is_finished, note_changes
+from experiments.saving import AtomicCheckpointIO, LastCheckpoint
 from experiments.slim import skip_idle_hooks
 from experiments.summary import summary_table
 from lightning_modules import Classifier
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
     from pytorch_lightning.cli import LightningCLI
 
 # Not of the run: a later command that takes the run's configuration must not take these.
-_OF_ONE_COMMAND = {"ckpt_path": None, "name": None, "overwrite": False}
+_OF_ONE_COMMAND = {"ckpt_path": None, "name": None, "overwrite": False, "resume": False}
 _RUN_VARIABLE = "CIFAR10_LIGHTNING_RUN"  # tells the other processes of a run its name
 
 
@@ -81,6 +83,8 @@ class RunSession:
         self.steps_of_weights: int | None = None
         self.is_new = False
         self.changes_status = True
+        self.is_over = False
+        self._lock: RunLock | None = None
 
     # ---- before -------------------------------------------------------------------------------
 
@@ -93,7 +97,11 @@ class RunSession:
             RunError: if the run or the checkpoint can't be used as asked.
             ValueError: if data, model and checkpoint do not fit together.
         """
-        checkpoint = _checkpoint(cli.config[subcommand], subcommand)
+        config = cli.config[subcommand]
+        if subcommand == "fit" and config.resume:
+            checkpoint = _checkpoint_to_resume(config, cli.model)
+        else:
+            checkpoint = _checkpoint(config, subcommand)
         session = cls(cli, subcommand, checkpoint, None)
         session.model.check_trainer(session.trainer)
         if subcommand == "fit":
@@ -116,7 +124,7 @@ class RunSession:
                 session.steps_of_weights = int(content["global_step"])
             if state := content.get(type(session.data).__qualname__):
                 session.data.load_state_dict(state)
-            if subcommand == "fit":
+            if subcommand == "fit" and not session.config.resume:
                 check_progress(checkpoint, content, session.trainer, session.data)
         session._check_classes()
         if subcommand == "fit":
@@ -140,20 +148,31 @@ class RunSession:
         path = self._run_folder()
         # Weights of another run only start a new one: they must not overwrite the run named.
         inside = self.checkpoint is not None and self.checkpoint.resolve().parent == path.resolve()
-        resuming = self.subcommand == "fit" and inside
+        resuming = self.subcommand == "fit" and (inside or self._begins_again(path))
         if not self.trainer.is_global_zero:  # the first process writes the record
             self._attach(RunRecord(path, {"summary": {}}), resolved)
             return
-        if self.subcommand == "fit" and not resuming:
-            _make_room(path, self.config.overwrite)
+        if self.subcommand == "fit":
+            self._lock = RunLock(path)
+            if not resuming:
+                _make_room(path, self.config.overwrite)
         self.is_new = not (path / RECORD).is_file()
         if self.is_new:
             record = RunRecord.create(path, dumped, facts)
         else:
             record = RunRecord.open(path)
             self._check_data(record, facts)
+        if resuming and self.config.resume:
+            self.is_over = is_finished(record, resolved)
+            note_changes(record, resolved)
+        if self.is_over:
+            self.record = record
+            return
+        if self._lock is not None:
+            self._lock.acquire()
         if resuming:
-            record.resume(dumped, facts)
+            step = int(load_checkpoint(self.checkpoint)["global_step"]) if self.checkpoint else 0
+            record.resume(dumped, facts, step)
         self.changes_status = self.subcommand == "fit" or self.is_new
         try:
             self._attach(record, {**resolved, "run": facts})
@@ -161,6 +180,10 @@ class RunSession:
             self._forget_new_run(path)
             raise
         self._announce(record)
+
+    def _begins_again(self, path: Path) -> bool:
+        """Whether a run is to go on that was left before its first checkpoint."""
+        return bool(self.config.resume) and (path / RECORD).is_file()
 
     def _forget_new_run(self, path: Path) -> None:
         """Removes the folder of a run in which nothing ran: its name stays free."""
@@ -189,8 +212,7 @@ class RunSession:
         return root / name
 
     def _default_name(self, root: Path) -> str:
-        configs = self.config.get("config") or []
-        parts = [Path(configs[0]).stem if configs else type(self.model).__name__.lower()]
+        parts = [experiment_of(self.config, self.model)]
         if self.data.resolved_source == "synthetic":
             parts.append("synthetic")
         parts += [f"s{self.config.seed_everything}", time.strftime("%Y%m%d-%H%M%S")]
@@ -231,7 +253,8 @@ class RunSession:
         if self.subcommand == "predict":
             added.append(PredictionWriter(self._predictions))
         if trainer.checkpoint_callbacks:
-            added.append(LastCheckpoint(record.path / f"{LAST}.ckpt"))
+            added.append(LastCheckpoint(record, 60 * self.config.save_every_min))
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks += added
         # Checkpoints must come last, the newest state after the best, so that it knows of that.
@@ -265,6 +288,8 @@ class RunSession:
         Args:
             arguments: keyword arguments for the trainer's method.
         """
+        if self.is_over:
+            return
         started = time.perf_counter()
         arguments["ckpt_path"] = str(self.checkpoint) if self.checkpoint else None
         arguments["weights_only"] = True  # a checkpoint must not be able to run code
@@ -281,6 +306,8 @@ class RunSession:
                     self._test_after_fit()
         if self.record is not None and self.trainer.is_global_zero:
             self._close(time.perf_counter() - started)
+        if self._lock is not None:
+            self._lock.release()
 
     def _run_trainer(self, arguments: dict[str, Any]) -> None:
         """Runs the trainer; what it refuses to start is the user's to know, and leaves no run."""
@@ -310,6 +337,9 @@ class RunSession:
         checkpoint = find_checkpoint(self.record.path, BEST if has_best else LAST)
         self.steps_of_weights = int(load_checkpoint(checkpoint)["global_step"])
         self.record.summary["test/checkpoint"] = checkpoint.name
+        # After a fit, Lightning's weight averaging would put back the weights that aren't averaged.
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:] = [c for c in callbacks if not isinstance(c, WeightAveraging)]
         self.trainer.test(
             self.model,
             datamodule=self.data,
@@ -354,6 +384,19 @@ def _checkpoint(config: Any, subcommand: str) -> Path | None:
         raise RunError(f"--ckpt_path {asked} of which run? Name it with --name")
     run = RunRecord.open(run_folder(Path(config.runs_dir), config.name)).path
     return find_checkpoint(run, asked or BEST)
+
+
+def _checkpoint_to_resume(config: Any, model: Classifier) -> Path | None:
+    """The newest checkpoint of the run that ``--resume`` means, or what it is to start from."""
+    if config.overwrite:
+        raise RunError("--overwrite replaces a run, --resume goes on with it: leave one out")
+    root = Path(config.runs_dir)
+    config.name = config.name or choose_run(root, config, model)
+    if config.name is not None:
+        run = run_folder(root, config.name)
+        if (run / RECORD).is_file() and (found := newest_checkpoint(run)):
+            return found
+    return Path(config.ckpt_path) if config.ckpt_path else None
 
 
 def _keep_no_best_without_validation(trainer: Trainer, data: CIFAR10DataModule) -> None:

@@ -2,15 +2,17 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -28,6 +30,19 @@ def is_log_step(trainer: Trainer) -> bool:
     if every < 1 or trainer.global_step % every:
         return False
     return not trainer.fit_loop.epoch_loop._should_accumulate()  # as Lightning's own logging asks
+
+
+class _Shared:
+    """A callable that copies of a model share: those of a command line can't be copied."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Shared":
+        return self
 
 
 class Classifier(LightningModule, ABC):
@@ -75,8 +90,8 @@ class Classifier(LightningModule, ABC):
             raise ValueError(f"model.label_smoothing must be 0 to 1, got {label_smoothing}")
         # Optimisers are callables, which a checkpoint that loads with weights_only=True can't hold.
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"], logger=False)
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
+        self.optimizer = _Shared(optimizer)
+        self.lr_scheduler = lr_scheduler and _Shared(lr_scheduler)
         self.lr_interval = lr_interval
         self.label_smoothing = label_smoothing
         self.example_input_array = torch.zeros(2, 3, 32, 32)
@@ -85,9 +100,9 @@ class Classifier(LightningModule, ABC):
         self._metrics: dict[str, tuple[MulticlassConfusionMatrix, MeanMetric]] = {}
         self.step_figures: dict[str, float] = {}
         self._window: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._loss_sum: Tensor | float = 0.0
-        self._correct: Tensor | float = 0.0
-        self._images = 0
+        # Of the batches since the last entry of the log: loss (mean), correct answers, images.
+        self._noted = torch.zeros(0, 3)
+        self._seed = torch.initial_seed()
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets an attribute; Lightning sets this one 30 times a step, and it is no parameter."""
@@ -124,24 +139,39 @@ class Classifier(LightningModule, ABC):
         """Keeps what the next entry of the log needs of a training batch, on the device."""
         self._window.append((loss.detach(), logits.detach(), labels))
         if len(self._window) == _WINDOW:
-            self._sum_window()
+            self._fold_window()
 
     @torch.no_grad()
-    def _sum_window(self) -> None:
-        """Adds up what `note` kept: a few operations for many steps instead of some for each."""
+    def _fold_window(self) -> None:
+        """Shortens what `note` kept to three numbers a batch, a few operations for many batches."""
         if not self._window:
             return
         losses, logits, labels = zip(*self._window, strict=True)
         sizes = [len(batch) for batch in labels]
-        weights = torch.tensor(sizes, dtype=losses[0].dtype).to(losses[0].device, non_blocking=True)
-        self._loss_sum = self._loss_sum + (torch.stack(losses) * weights).sum()
-        self._correct = self._correct + (torch.cat(logits).argmax(1) == torch.cat(labels)).sum()
-        self._images += sum(sizes)
+        right = torch.cat(logits).argmax(1) == torch.cat(labels)
+        correct = torch.stack([part.sum() for part in torch.split(right, sizes)])
+        images = torch.tensor(sizes).to(right.device, non_blocking=True)
+        rows = torch.stack([torch.stack(losses).float(), correct, images], 1)
+        self._noted = torch.cat([self._noted.to(rows.device), rows])
         self._window.clear()
 
     def on_fit_start(self) -> None:
-        """Forgets what an earlier fit left unlogged."""
-        self._clear_window()
+        """Forgets what an earlier fit left unlogged, unless this one goes on with it."""
+        self._window.clear()
+        if not self.trainer.ckpt_path:
+            self._noted = self._noted[:0]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Makes what the step draws, such as dropout, a function of the seed and of the step.
+
+        A run that goes on from a checkpoint then draws as the uninterrupted one, whatever
+        validation or logging drew before.
+        """
+        place = (self._seed, self.trainer.current_epoch, batch_idx, self.global_rank)
+        seed = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0])
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` takes 0.08 ms
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Logs the means since the last entry when the trainer is to log this step.
@@ -151,9 +181,9 @@ class Classifier(LightningModule, ABC):
         """
         if not is_log_step(self.trainer):
             return
-        self._sum_window()
-        loss, accuracy = float(self._loss_sum) / self._images, float(self._correct) / self._images
-        self._clear_window()
+        self._fold_window()
+        loss, accuracy = self._means(self._noted.cpu().double())
+        self._noted = self._noted[:0]
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"train/loss is {loss} at step {self.trainer.global_step}: the training has "
@@ -161,6 +191,15 @@ class Classifier(LightningModule, ABC):
             )
         self._log_step({"train/loss": loss, "train/acc": accuracy, **self.step_figures})
         self.step_figures.clear()
+
+    def _means(self, noted: Tensor) -> tuple[float, float]:
+        """Loss and accuracy over the images of all processes."""
+        losses, correct, images = noted.T
+        sums = torch.stack([losses @ images, correct.sum(), images.sum()])
+        if self.trainer.world_size > 1:
+            sums = self.trainer.strategy.reduce(sums.float().to(self.device), reduce_op="sum")
+        loss, right, total = sums.tolist()
+        return loss / total, right / total
 
     def _log_step(self, figures: dict[str, float]) -> None:
         """Does what `log` does with figures of a step: that takes half a millisecond for each."""
@@ -171,11 +210,6 @@ class Classifier(LightningModule, ABC):
             # Lightning's own entries count steps from 0.
             logger.log_metrics({**figures, "epoch": trainer.current_epoch}, trainer.global_step - 1)
             logger.save()
-
-    def _clear_window(self) -> None:
-        self._window.clear()
-        self._loss_sum = self._correct = 0.0
-        self._images = 0
 
     # ---- evaluation ---------------------------------------------------------------------------
 
@@ -233,7 +267,7 @@ class Classifier(LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Makes the optimiser and, if asked for, its schedule."""
-        optimizer = self.optimizer(self.parameters())
+        optimizer: Optimizer = self.optimizer(self.parameters())
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
@@ -254,5 +288,22 @@ class Classifier(LightningModule, ABC):
         return steps  # type: ignore[return-value]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Writes the model's class into the checkpoint, so that another is refused at load."""
+        """Adds the model's class, so that another is refused, and what is measured but not logged.
+
+        Called by all processes: what each has noted is gathered.
+        """
         checkpoint["model_class"] = type(self).__qualname__
+        if self.trainer.state.fn == "fit":
+            self._fold_window()
+            noted: Any = self.all_gather(self._noted)
+            checkpoint["measured"] = {
+                "noted": noted.view(self.trainer.world_size, *self._noted.shape).cpu(),
+                "confusion": {name: matrix.cpu() for name, matrix in self.confusion.items()},
+            }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes over what was measured, so that the next entry of the log is the same."""
+        measured = checkpoint.get("measured", {"noted": [], "confusion": {}})
+        if self.global_rank < len(measured["noted"]):
+            self._noted = measured["noted"][self.global_rank].to(self.device)
+        self.confusion = dict(measured["confusion"])

@@ -105,12 +105,12 @@ def test_the_story_of_a_run(
     (tmp_path / "configs").symlink_to(PROJECT / "configs")
     small = [*SHORT, *synthetic, "--trainer.logger=false"]
     story = [words for words in commands_of("python cli.py") if is_about_a_run(words)]
-    assert [words[0] for words in story] == ["fit", "test", "predict", "fit"]
+    assert [words[0] for words in story] == ["fit", "test", "predict", "fit", "fit"]
     for position, words in enumerate(story, 1):
-        steps = f"--trainer.max_steps={4 * position}"  # the later fit goes on with the first
+        steps = f"--trainer.max_steps={4 * position}"  # later fits go on with the first
         main([*words, *small, steps] if words[0] == "fit" else words)
     run = tmp_path / "runs" / "my-mlp"
-    assert RunRecord.open(run).summary["train/steps"] == 16
+    assert RunRecord.open(run).summary["train/steps"] == 20
     assert {"best.ckpt", "curves.png", "confusion_test.png"} <= {
         path.name for path in run.iterdir()
     }

@@ -45,7 +45,7 @@ def test_a_failed_save_leaves_the_old_record(
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(os, "fsync", full)
     record.fields["seed"] = 2
     with pytest.raises(OSError, match="No space"):
         record.save()
@@ -84,7 +84,7 @@ def test_a_finished_record_tells_when_and_how_long(record: RunRecord) -> None:
 def test_going_on_replaces_what_the_run_is(record: RunRecord) -> None:
     record.fields["error"] = "KeyboardInterrupt()"
     record.finish("interrupted")
-    record.resume("model: CNN\n", {"seed": 2})
+    record.resume("model: CNN\n", {"seed": 2}, step=2)
     fields = RunRecord.open(record.path).fields
     assert (fields["status"], fields["seed"], "error" in fields) == ("running", 2, False)
     assert (record.path / "config.yaml").read_text() == "model: CNN\n"

@@ -1,0 +1,117 @@
+"""Which run ``--resume`` means, whether anything is left to do, and that one process does it."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+from pytorch_lightning import LightningModule
+
+from datamodules.cifar10 import say
+from experiments.record import CONFIG, RECORD, RunError, RunRecord, experiment_name
+from experiments.runs import flat, read_run
+
+_LIMITS = ("trainer.max_steps", "trainer.max_epochs")
+# What may differ without another result: places, looks, and how long to train.
+_HARMLESS = (*_LIMITS, "config", "runs_dir", "save_every_min", "test_after_fit", "data.data_dir")
+
+
+def experiment_of(config: Any, model: LightningModule) -> str:
+    """The first part of a run's default name: that of its first config file, or its model's."""
+    configs = config.get("config") or []
+    return Path(configs[0]).stem if configs else type(model).__name__.lower()
+
+
+def choose_run(root: Path, config: Any, model: LightningModule) -> str | None:
+    """Finds the newest unfinished run of the same config file and seed, where none is named.
+
+    Args:
+        root: the folder of all runs.
+        config: the parsed command line.
+        model: the model asked for.
+
+    Returns:
+        The run's name; None if there is none, and a new one is to begin.
+    """
+    name = experiment_of(config, model)
+    found = []
+    for path in root.glob(f"{name}-*/{RECORD}"):
+        run = read_run(path.parent)
+        same = run.fields.get("seed") == int(config.seed_everything)
+        same &= experiment_name(run.name) in {name, f"{name}-synthetic"}
+        if same and run.fields.get("job_type") == "fit" and run.fields.get("status") != "finished":
+            found.append((str(run.fields.get("started")), run.name))
+    if not found:
+        say(f"no unfinished run of {name} with seed {config.seed_everything} in {root}: a new one")
+        return None
+    return max(found)[1]
+
+
+def is_finished(record: RunRecord, config: dict[str, Any]) -> bool:
+    """Whether a run is over, and neither a longer training nor a missing test is asked for."""
+    if record.fields.get("status") != "finished":
+        return False
+    before, now = _flat_config(record), flat(config)
+    longer = any(before.get(name) != now.get(name) for name in _LIMITS)
+    untested = config["test_after_fit"] and "test/acc" not in record.summary
+    if longer or untested:
+        return False
+    say(f"run {record.name} is finished; to train it longer, raise --trainer.max_steps")
+    return True
+
+
+def note_changes(record: RunRecord, config: dict[str, Any]) -> None:
+    """Tells in what a run that goes on differs from what it was: it ends as neither would."""
+    before, now = _flat_config(record), flat(config)
+    changed = [
+        f"{name} {now.get(name)} (was {before[name]})"
+        for name in sorted(before)
+        if before[name] != now.get(name) and not name.startswith((*_HARMLESS, "trainer.logger"))
+    ]
+    if changed:
+        say(f"the run goes on with other settings: {', '.join(changed)}")
+
+
+def _flat_config(record: RunRecord) -> dict[str, Any]:
+    try:
+        return flat(yaml.safe_load((record.path / CONFIG).read_text()))
+    except (OSError, yaml.YAMLError, AttributeError):
+        return {}  # killed before it was written
+
+
+class RunLock:
+    """Keeps a second process from training the same run; the system frees it with the process.
+
+    Args:
+        path: the run's folder.
+
+    Raises:
+        RunError: if another process trains this run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = FileLock(path / ".lock")
+        if path.is_dir():
+            self.acquire()
+            self.release()
+
+    def acquire(self) -> None:
+        """Takes the lock, in a folder that exists.
+
+        Raises:
+            RunError: if another process has it.
+        """
+        try:
+            with contextlib.suppress(OSError, NotImplementedError):  # no locks on this file system
+                self._file.acquire(timeout=0)
+        except Timeout as error:
+            raise RunError(
+                f"run {self.path.name} is being trained by another process; wait for it, or take "
+                "another --name"
+            ) from error
+
+    def release(self) -> None:
+        """Lets others train the run."""
+        self._file.release()

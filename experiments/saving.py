@@ -1,0 +1,223 @@
+"""Checkpoints that survive: written whole or not at all, and good to go on from exactly.
+
+A run goes on exactly where its newest checkpoint was taken because everything random in a training
+is a function of the seed and the place in it (`datamodules.BatchSource`,
+`lightning_modules.Classifier`), and because that place is written down between two batches, in a
+form in which Lightning's loops repeat and leave out nothing (`settle`).
+"""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+
+from experiments.checkpoints import BEST, LAST, PREVIOUS
+from experiments.record import RunError, RunRecord
+
+
+def best_checkpoint() -> ModelCheckpoint:
+    """Keeps the checkpoint with the best validation accuracy as ``best.ckpt``."""
+    return ModelCheckpoint(
+        filename=BEST,
+        monitor="val/acc",
+        mode="max",
+        auto_insert_metric_name=False,
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,  # at each validation
+    )
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, to the disk, and then moves it there in one step.
+
+    Whatever happens meanwhile, the file of that name is the old one or the new one, whole. The
+    newest checkpoint of a run, ``last.ckpt``, becomes ``previous.ckpt`` when the next is safe.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Writes a checkpoint.
+
+        Args:
+            checkpoint: its content.
+            path: the file.
+            storage_options: not used.
+
+        Raises:
+            RunError: if it can't be written, or could not be read again without running code.
+        """
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(checkpoint, partial)
+            if path.stem == LAST and path.exists():
+                path.replace(path.with_name(f"{PREVIOUS}.ckpt"))
+            partial.replace(path)
+            _sync_folder(path.parent)
+        except (OSError, RuntimeError) as error:
+            partial.unlink(missing_ok=True)
+            kept = f"; the one before is safe in {path}" if path.exists() else ""
+            raise RunError(f"cannot write the checkpoint {path}: {_reason(error)}{kept}") from error
+
+
+def _write(checkpoint: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        torch.load(path, map_location="meta", mmap=True, weights_only=True)
+    except Exception as error:
+        raise RuntimeError(f"it would not load again: {str(error).splitlines()[0]}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the renaming itself survive a loss of power, where folders can be opened."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _reason(error: Exception) -> str:
+    """The system's own words: torch reports an error of the disk as a failure of its own."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__context__
+    return str(error).splitlines()[0]
+
+
+def settle(checkpoint: dict[str, Any], batches: int, per_epoch: int) -> None:
+    """Writes the progress of Lightning's loops as it is between two batches, all work done.
+
+    Lightning guesses from its counters at which of its hooks a checkpoint was taken, and what of
+    the rest to repeat. A checkpoint that is taken after one batch (validation, schedules and
+    callbacks included) and before the next needs no guess.
+
+    Args:
+        checkpoint: what is going to be saved; its ``loops`` are changed.
+        batches: training batches that are done, over all epochs.
+        per_epoch: training batches in an epoch.
+    """
+    epoch, batch = divmod(batches, per_epoch)
+    loops = checkpoint["loops"]["fit_loop"]
+    begun = epoch + (batch > 0)
+    for counters in (loops["epoch_progress"]["total"], loops["epoch_progress"]["current"]):
+        counters.update(ready=begun, started=begun, processed=epoch, completed=epoch)
+    progress = loops["epoch_loop.batch_progress"]
+    progress.update(
+        total=dict.fromkeys(progress["total"], batches),
+        current=dict.fromkeys(progress["current"], batch),
+        is_last_batch=False,
+    )
+    evaluated = loops["epoch_loop.val_loop.batch_progress"]
+    for name in ("total", "current"):
+        evaluated[name] = dict.fromkeys(evaluated[name], evaluated[name]["ready"])
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"]
+    for state in loops["state_dict"].get("combined_loader", []):
+        state["batches"] = batch
+    checkpoint["epoch"] = epoch
+
+
+def _limits(trainer: Trainer) -> list[int | None]:
+    return [trainer.max_steps, trainer.max_epochs]
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps the newest state as ``last.ckpt``, from which a run goes on exactly.
+
+    Saved after each validation, after every ``every_s`` seconds and at the end of the fit, always
+    between two batches.
+
+    Args:
+        record: the run's record, in whose folder it lies.
+        every_s: seconds after which to save even without a validation.
+    """
+
+    def __init__(self, record: RunRecord, every_s: float = 300.0) -> None:
+        self.record = record
+        self.path = record.path / f"{LAST}.ckpt"
+        self.every_s = every_s
+        self._saved_at = time.monotonic()
+        self._step: int | None = None
+        self._due = False
+        self._stopped = False
+        self._limits: list[int | None] = []
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Settles the progress of a checkpoint that isn't taken within a batch."""
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+        if trainer.state.fn == "fit" and progress.processed == progress.completed:
+            settle(checkpoint, progress.completed, int(trainer.num_training_batches))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether the fit was stopped early, and by which limits it would have ended."""
+        return {"stopped": self._stopped, "limits": self._limits}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over the state of a checkpoint."""
+        self._stopped, self._limits = state_dict["stopped"], state_dict["limits"]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves a fit that was stopped early as it is, unless it is to be longer now."""
+        trainer.should_stop = self._stopped and self._limits == _limits(trainer)
+        self._stopped, self._limits = False, _limits(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begins to count; a fit that goes on does so with a batch, not with a validation."""
+        self._saved_at = time.monotonic()
+        self._step = trainer.global_step if trainer.global_step else None
+        loop: Any = trainer.fit_loop.epoch_loop
+        if loop.restarting:
+            loop._should_check_val_fx = lambda fetcher: False
+            # Lightning forgets this where a schedule has asked for the number of steps before.
+            done = loop.batch_progress.current.completed
+            for source in trainer.fit_loop._combined_loader.flattened:  # type: ignore[union-attr]
+                source.load_state_dict({"batches": done})
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves if it is time; then gradients must not be half accumulated."""
+        loop: Any = trainer.fit_loop.epoch_loop
+        if "_should_check_val_fx" in vars(loop):
+            del loop._should_check_val_fx
+        if self._is_due(trainer) and batch_idx % trainer.accumulate_grad_batches == 0:
+            self.save(trainer)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        if self._due or trainer.world_size > 1:  # processes' clocks differ
+            return self._due
+        return time.monotonic() - self._saved_at > self.every_s
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lets the state be saved when the schedules have seen the validation too."""
+        self._due = trainer.state.fn == "fit" and not trainer.sanity_checking
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the final state."""
+        self._stopped = trainer.should_stop
+        self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Saves, unless this very state has been saved."""
+        self._due = False
+        self._saved_at = time.monotonic()
+        if self._step != trainer.global_step:
+            self._step = trainer.global_step
+            if trainer.is_global_zero:
+                self.record.sync()
+            trainer.save_checkpoint(self.path, weights_only=False)
