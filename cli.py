@@ -7,6 +7,9 @@ Each run keeps everything in ``runs/<name>/``; later commands find it by name:
 import signal
 import sys
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C within the imports: no traceback
+
 try:
     import torchvision  # noqa: F401 - before Lightning, which hides why this fails
 except (ImportError, RuntimeError) as _error:
@@ -22,7 +25,6 @@ from typing import Any
 
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from datamodules import CIFAR10DataModule
 from datamodules.cifar10 import say
@@ -31,8 +33,10 @@ from experiments.help import COMMANDS, DESCRIPTION
 from experiments.memory import keep_freed_memory
 from experiments.parsing import RunParser, Seed, UsageError, fail, prepare_arguments, user_errors
 from experiments.progress import RunProgressBar
+from experiments.record import RunError
 from experiments.saving import best_checkpoint
 from experiments.session import RunSession, quiet_lightning
+from experiments.stopping import Stopped
 from lightning_modules import (  # noqa: F401 - known by short name
     CNN,
     MLP,
@@ -136,6 +140,8 @@ def main(args: ArgsType = None) -> None:
     Args:
         args: arguments without the program's name; default: those of the process.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     quiet_lightning()
     keep_freed_memory()
     try:
@@ -164,8 +170,12 @@ def main(args: ArgsType = None) -> None:
         fail(error)
     except FloatingPointError as error:
         sys.exit(f"error: {error}")  # with status 1
-    except SIGTERMException as error:
-        raise SystemExit(128 + signal.SIGTERM) from error  # Lightning would exit with 0
+    except RunError as error:
+        sys.exit(f"error: {error}")
+    except Stopped as stopped:
+        raise SystemExit(stopped.status) from None
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 if __name__ == "__main__":

@@ -139,11 +139,10 @@ def ensure(arm: Arm, seed: int, root: Path, passed: list[str]) -> tuple[Run, boo
         f"--trainer.logger.tags=[{', '.join(_claims_of(arm))}]",
         *passed,
     ]
-    goes_on = fits and (path / "last.ckpt").is_file()
-    if not (goes_on and _fit([*arguments, "--ckpt_path=last"])):
+    if not (fits and _fit([*arguments, "--resume=true"])):
         _fit([*arguments, f"--overwrite={str(path.exists()).lower()}"])
     run = read_run(path)
-    if run.status == "interrupted":
+    if run.status in {"interrupted", "preempted"}:
         sys.exit(128 + signal.SIGINT)  # Ctrl-C: the next call goes on
     return run, True
 

@@ -1,6 +1,8 @@
 """What a run keeps besides its metrics: reports, predictions, how it ended."""
 
+import contextlib
 import csv
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from datamodules import CIFAR10DataModule
 from experiments import plots
 from experiments.loggers import WandbLogger
-from experiments.record import RunRecord
+from experiments.record import RunRecord, Status
+from experiments.stopping import Stopped
 from lightning_modules import Classifier
 
 
@@ -187,12 +189,22 @@ class RunStatus(Callback):
         """Marks the run."""
         if not trainer.is_global_zero:
             return
-        stopped = isinstance(exception, KeyboardInterrupt | SIGTERMException)
+        status, code = _how_it_ended(exception)
         if self.changes_status:
             self.record.fields["error"] = repr(exception)
-            self.record.finish("interrupted" if stopped else "failed")
+            with contextlib.suppress(OSError):  # a full disk, perhaps what is being reported
+                self.record.finish(status)
         if logger := wandb_logger(trainer):
-            logger.close(exit_code=130 if stopped else 1)
+            logger.close(exit_code=code, preempted=status == "preempted")
+
+
+def _how_it_ended(exception: BaseException) -> tuple[Status, int]:
+    if isinstance(exception, Stopped):
+        terminated = exception.signum == signal.SIGTERM
+        return ("preempted" if terminated else "interrupted"), exception.status
+    if isinstance(exception, KeyboardInterrupt):
+        return "interrupted", 128 + signal.SIGINT
+    return "failed", 1
 
 
 def datamodule_of(trainer: Trainer) -> CIFAR10DataModule:

@@ -1,9 +1,12 @@
 """Where metrics go: the run's own record, and W&B."""
 
 import os
+import sys
+import time
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning.loggers
@@ -11,7 +14,10 @@ import wandb
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from datamodules.cifar10 import say
 from experiments.record import RunError, RunRecord, experiment_name
+
+_START_S = _FINISH_S = 30  # how long W&B's server may keep a run waiting
 
 WandbMode = Literal["offline", "online", "disabled"]
 
@@ -100,8 +106,8 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             # W&B flushes every 15 s and waits 90 s for a server by default.
             settings={
                 "x_transaction_log_flush_interval": 1,
-                "init_timeout": 30,
-                "finish_timeout": 30,
+                "init_timeout": _START_S,
+                "finish_timeout": _FINISH_S,
                 "console": "off",
                 "silent": True,
             },
@@ -127,15 +133,33 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             self._wandb_init[key] = self._wandb_init.get(key) or value
         os.environ.setdefault("WANDB_DATA_DIR", str(record.path / "wandb"))
         try:
-            self.experiment.config.update(dict(config), allow_val_change=True)
+            self._open(config)
+        except wandb.errors.CommError as error:
+            if self.mode != "online":
+                raise _cannot_start(self.mode, error) from error
+            self._go_offline(record, config, error)
         except Exception as error:
-            raise RunError(
-                f"W&B can't start in {self.mode} mode: {' '.join(str(error).split())}; "
-                "run without its server with --trainer.logger.mode offline"
-            ) from error
+            raise _cannot_start(self.mode, error) from error
         record.fields["wandb_id"] = self.experiment.id
         self.experiment.define_metric("val/acc", summary="max")
         self.experiment.define_metric("val/loss", summary="min")
+
+    def _open(self, config: Mapping[str, Any]) -> None:
+        self.experiment.config.update(dict(config), allow_val_change=True)
+
+    def _go_offline(self, record: RunRecord, config: Mapping[str, Any], error: Exception) -> None:
+        """Logs into files what the server does not take: no training waits for it."""
+        self.mode = self._wandb_init["mode"] = "offline"
+        self._offline = True
+        self._experiment = None
+        say(
+            f"W&B's server does not answer ({_one_line(error)}): logging offline; upload with: "
+            f"{Path(sys.executable).name} -m wandb sync {record.path / 'wandb'}/offline-run-*"
+        )
+        try:
+            self._open(config)
+        except Exception as again:
+            raise _cannot_start("offline", again) from again
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Logs metrics; a W&B that fails is reported once and then left alone."""
@@ -153,15 +177,32 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         """Writes final values into the W&B run's summary; never fatal, as `log_metrics`."""
         self._try(lambda: self.experiment.summary.update(dict(values)))
 
-    def close(self, exit_code: int) -> None:
-        """Ends the W&B run, so that it is marked finished (0) or failed (anything else)."""
-        if self._experiment is not None:
-            warned, self._broken = self._broken, False  # end also what failed before
-            with warnings.catch_warnings():
-                if warned:
-                    warnings.simplefilter("ignore")
-                self._try(lambda: self.experiment.finish(exit_code=exit_code))
-            self._experiment = None
+    def close(self, exit_code: int, preempted: bool = False) -> None:
+        """Ends the W&B run, within `_FINISH_S` seconds.
+
+        Args:
+            exit_code: marks the run finished (0) or failed (anything else).
+            preempted: marks a run that was told to go, and will go on, as preempted.
+        """
+        if self._experiment is None:
+            return
+        warned, self._broken = self._broken, False  # end also what failed before
+        started = time.monotonic()
+        with warnings.catch_warnings():
+            if warned:
+                warnings.simplefilter("ignore")
+            if preempted:
+                self._try(self.experiment.mark_preempting)
+            self._try(lambda: self.experiment.finish(exit_code=exit_code))
+        late = time.monotonic() - started >= _FINISH_S
+        if self.mode == "online" and (warned or self._broken or late):
+            say(f"W&B's server may lack the end of this run; upload it with: {self._sync_command}")
+        self._experiment = None
+
+    @property
+    def _sync_command(self) -> str:
+        folder = Path(self.experiment.dir).parent
+        return f"{Path(sys.executable).name} -m wandb sync --include-online {folder}"
 
     def _try(self, action: Callable[..., Any], *args: Any, **kw: Any) -> None:
         if self._broken:
@@ -190,6 +231,17 @@ def _without_epoch_of_evaluation(metrics: Mapping[str, float]) -> dict[str, floa
     """Leaves out the epoch that Lightning adds to a test: the next one, not that of the weights."""
     evaluated = any(key.startswith(("test/", "validate/")) for key in metrics)
     return {key: value for key, value in metrics.items() if not (evaluated and key == "epoch")}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _cannot_start(mode: str, error: Exception) -> RunError:
+    return RunError(
+        f"W&B can't start in {mode} mode: {_one_line(error)}; "
+        "run without its server with --trainer.logger.mode offline"
+    )
 
 
 def _check_account() -> None:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from experiments.environment import git_state, hardware, versions
 
-Status = Literal["running", "finished", "failed", "interrupted"]
+Status = Literal["running", "finished", "failed", "interrupted", "preempted"]
 
 RECORD = "record.json"
 METRICS = "metrics.jsonl"

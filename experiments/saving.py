@@ -130,6 +130,20 @@ def settle(checkpoint: dict[str, Any], batches: int, per_epoch: int) -> None:
     checkpoint["epoch"] = epoch
 
 
+def check_finite(trainer: Trainer) -> None:
+    """Refuses weights that no training comes back from.
+
+    Raises:
+        FloatingPointError: naming the first of them.
+    """
+    for name, weight in trainer.lightning_module.named_parameters():
+        if not weight.isfinite().all():
+            raise FloatingPointError(
+                f"the weights {name} are not finite after step {trainer.global_step}: "
+                "the training has diverged; try a lower learning rate (--model.lr)"
+            )
+
+
 def _limits(trainer: Trainer) -> list[int | None]:
     return [trainer.max_steps, trainer.max_epochs]
 
@@ -213,11 +227,17 @@ class LastCheckpoint(Checkpoint):
         self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        """Saves, unless this very state has been saved."""
+        """Saves, unless this very state has been saved.
+
+        Raises:
+            FloatingPointError: if the weights are not finite; the last good checkpoint stays.
+            RunError: if it can't be written.
+        """
         self._due = False
         self._saved_at = time.monotonic()
         if self._step != trainer.global_step:
             self._step = trainer.global_step
+            check_finite(trainer)
             if trainer.is_global_zero:
                 self.record.sync()
             trainer.save_checkpoint(self.path, weights_only=False)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -15,6 +16,7 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, WeightAvera
 from pytorch_lightning.utilities.model_summary.model_summary import ModelSummary
 
 from datamodules import CIFAR10DataModule
+from datamodules.cifar10 import say
 from experiments import plots
 from experiments.callbacks import (
     EvaluationReport,
@@ -42,6 +44,7 @@ from experiments.record import RECORD, RunError, RunRecord, run_folder
 from experiments.resuming import RunLock, choose_run, experiment_of, is_finished, note_changes
 from experiments.saving import AtomicCheckpointIO, LastCheckpoint
 from experiments.slim import skip_idle_hooks
+from experiments.stopping import StopBetweenBatches, Stopped, StopSignals
 from experiments.summary import summary_table
 from lightning_modules import Classifier
 
@@ -85,6 +88,7 @@ class RunSession:
         self.changes_status = True
         self.is_over = False
         self._lock: RunLock | None = None
+        self._signals = StopSignals()
 
     # ---- before -------------------------------------------------------------------------------
 
@@ -250,6 +254,8 @@ class RunSession:
                 callback.dirpath = str(record.path.resolve())
         added: list[Callback] = [self.monitor, EvaluationReport(record, self._step)]
         added.append(RunStatus(record, self.changes_status))
+        if self.subcommand == "fit":
+            added.append(StopBetweenBatches(self._signals))
         if self.subcommand == "predict":
             added.append(PredictionWriter(self._predictions))
         if trainer.checkpoint_callbacks:
@@ -287,9 +293,24 @@ class RunSession:
 
         Args:
             arguments: keyword arguments for the trainer's method.
+
+        Raises:
+            Stopped: if a signal ended it; how to go on has been said.
         """
         if self.is_over:
             return
+        try:
+            with warnings.catch_warnings(), self._signals:
+                _silence_expected_warnings()
+                self._run(arguments)
+        except Stopped as stopped:
+            self._say_how_to_go_on(stopped)
+            raise
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    def _run(self, arguments: dict[str, Any]) -> None:
         started = time.perf_counter()
         arguments["ckpt_path"] = str(self.checkpoint) if self.checkpoint else None
         arguments["weights_only"] = True  # a checkpoint must not be able to run code
@@ -297,17 +318,26 @@ class RunSession:
             arguments["verbose"] = False
         if self.subcommand == "predict":
             arguments["return_predictions"] = False
-        with warnings.catch_warnings():
-            _silence_expected_warnings()
-            self._run_trainer(arguments)
-            if self.subcommand == "fit" and self.record is not None:
-                self._note_fit()
-                if self.config.test_after_fit:
-                    self._test_after_fit()
+        self._run_trainer(arguments)
+        if self.subcommand == "fit" and self.record is not None:
+            self._note_fit()
+            if self.config.test_after_fit:
+                self._test_after_fit()
         if self.record is not None and self.trainer.is_global_zero:
             self._close(time.perf_counter() - started)
-        if self._lock is not None:
-            self._lock.release()
+
+    def _say_how_to_go_on(self, stopped: Stopped) -> None:
+        if self.record is None or self.subcommand != "fit":
+            say(f"stopped by {stopped}")
+            return
+        places = {"--runs_dir": self.record.path.parent, "--name": self.record.name}
+        if self.config.runs_dir == "runs":
+            del places["--runs_dir"]
+        flags = shlex.join(str(word) for place in places.items() for word in place)
+        say(
+            f"stopped by {stopped} after step {self.trainer.global_step:,}; go on with: "
+            f"{Path(sys.executable).name} cli.py fit {flags} --resume"
+        )
 
     def _run_trainer(self, arguments: dict[str, Any]) -> None:
         """Runs the trainer; what it refuses to start is the user's to know, and leaves no run."""

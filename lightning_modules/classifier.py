@@ -18,6 +18,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from lightning_modules.schedules import LinearSchedule
 
+_REMEDY = "the training has diverged; try a lower learning rate (--model.lr)"
 _WINDOW = 64  # training batches whose logits are kept at most
 
 LRInterval = Literal["step", "epoch"]
@@ -182,15 +183,21 @@ class Classifier(LightningModule, ABC):
         if not is_log_step(self.trainer):
             return
         self._fold_window()
-        loss, accuracy = self._means(self._noted.cpu().double())
-        self._noted = self._noted[:0]
+        noted, self._noted = self._noted.cpu().double(), self._noted[:0]
+        loss, accuracy = self._means(noted)
         if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"train/loss is {loss} at step {self.trainer.global_step}: the training has "
-                "diverged; try a lower learning rate (--model.lr)"
-            )
+            raise FloatingPointError(f"train/loss is {loss} at {self._first_bad(noted)}: {_REMEDY}")
         self._log_step({"train/loss": loss, "train/acc": accuracy, **self.step_figures})
         self.step_figures.clear()
+
+    def _first_bad(self, noted: Tensor) -> str:
+        """Says which of the batches since the last entry was the first without a finite loss."""
+        finite = noted[:, 0].isfinite()
+        since = len(noted) - 1 - int(finite.long().argmin()) if not finite.all() else 0
+        step = self.trainer.global_step - since // self.trainer.accumulate_grad_batches
+        batch = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready - since
+        epoch, batch = divmod(batch - 1, int(self.trainer.num_training_batches))
+        return f"step {step} (epoch {epoch}, batch {batch})"
 
     def _means(self, noted: Tensor) -> tuple[float, float]:
         """Loss and accuracy over the images of all processes."""
@@ -258,6 +265,9 @@ class Classifier(LightningModule, ABC):
         confusion: Tensor = matrix.compute()
         accuracy = confusion.trace() / confusion.sum()
         loss = mean_loss.compute()
+        if name == "val" and not loss.isfinite():  # before such weights are kept as the best
+            step = self.trainer.global_step
+            raise FloatingPointError(f"val/loss is {loss.item()} after step {step}: {_REMEDY}")
         self.log_dict({f"{name}/loss": loss, f"{name}/acc": accuracy}, prog_bar=stage == "val")
         self.confusion[name] = confusion
         matrix.reset()

@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -61,12 +62,21 @@ class Zygote:
         args: Sequence[str],
         at: Place | None = None,
         signum: int = signal.SIGKILL,
-        cwd: Path | None = None,
+        largest_file: int | None = None,
         **env: str,
     ) -> Ended:
-        """Runs ``cli.py`` with arguments, sending a signal to itself at a place."""
+        """Runs ``cli.py`` with arguments.
+
+        Args:
+            args: the arguments.
+            at: where it sends a signal to itself.
+            signum: the signal.
+            largest_file: bytes at which the system refuses to let a file grow, as if the disk
+                were full.
+            **env: environment variables.
+        """
         assert self._process.stdin and self._process.stdout
-        order = {"args": list(args), "at": at, "signum": signum, "cwd": str(cwd or "."), "env": env}
+        order = {"args": list(args), "at": at, "signum": signum, "env": env, "limit": largest_file}
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         return Ended(**json.loads(self._process.stdout.readline()))
@@ -105,7 +115,8 @@ def _obey(order: dict[str, Any], out: int, err: int) -> None:
     os.dup2(err, 2)
     code = 0
     try:
-        os.chdir(order["cwd"])
+        if order["limit"]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"], order["limit"]))
         os.environ.update(order["env"])
         sys.argv = ["cli.py", *order["args"]]
         plots: Any = importlib.import_module("experiments.plots")

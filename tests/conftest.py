@@ -17,6 +17,8 @@ from cli import main
 from datamodules.files import make_synthetic
 from experiments import plots
 from experiments.record import RunRecord
+from tests.chaos import Zygote
+from tests.lab import LONG, MODELS, Lab
 
 PROJECT = Path(__file__).resolve().parent.parent
 IMAGES = 200  # in each of the six files of the small synthetic set
@@ -149,3 +151,24 @@ def shell(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def labs(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Lab]]:
+    """For each kind of training, a lab in which it has run undisturbed as ``whole``."""
+    zygote = Zygote()
+
+    class Labs(dict[str, Lab]):
+        def __missing__(self, kind: str) -> Lab:
+            lab = Lab(
+                zygote,
+                tmp_path_factory.mktemp(kind),
+                [*MODELS[kind], *small(data_dir), *LONG],
+            )
+            ended = lab.fit("whole")
+            assert ended.code == 0, ended.err
+            self[kind] = lab
+            return lab
+
+    yield Labs()
+    zygote.close()

@@ -235,7 +235,10 @@ def test_a_diverged_training_fails_and_keeps_what_was_good(
     fit(*TINY)
     with pytest.raises(SystemExit) as failure:
         fit(*TINY, "--ckpt_path=last", "--trainer.max_steps=8", "--model.lr=1e30")
-    assert re.search(r"error: train/loss is \S+ at step 6: .*diverged", str(failure.value.code))
+    assert re.search(
+        r"error: train/loss is \S+ at step 6 \(epoch 0, batch 5\): .*diverged",
+        str(failure.value.code),
+    )
     record = RunRecord.open(runs / "run")
     assert record.fields["status"] == "failed"
     assert step(record.path / "last.ckpt") == 4

@@ -17,6 +17,7 @@ class WandbServer:
         runs: the variables of each ``UpsertBucket``, by run name.
         streamed: the lines of each file that was streamed, by file name.
         exit_codes: those that ended a stream.
+        preempted: whether a run has said that it is being preempted.
         operations: names of the queries, in their order.
         views: the variables of each ``upsertView``: reports.
     """
@@ -25,6 +26,7 @@ class WandbServer:
         self.runs: dict[str, dict[str, Any]] = {}
         self.streamed: dict[str, list[Any]] = {}
         self.exit_codes: list[int] = []
+        self.preempted = False
         self.operations: list[str] = []
         self.views: list[dict[str, Any]] = []
         server = self
@@ -74,6 +76,7 @@ class WandbServer:
         if "file_stream" in path:
             for name, chunk in (body.get("files") or {}).items():
                 self.streamed.setdefault(name, []).extend(map(json.loads, _json(chunk["content"])))
+            self.preempted |= bool(body.get("preempting"))
             if body.get("complete"):
                 self.exit_codes.append(body.get("exitcode", 0))
             return {}

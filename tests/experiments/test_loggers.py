@@ -112,6 +112,23 @@ def test_a_wandb_that_cannot_start_leaves_no_run(
     assert not (runs / "run").exists()
 
 
+def test_a_server_that_cannot_be_reached_leaves_the_run_offline(
+    fit: Cli, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    init = wandb.init
+
+    def reachable_offline(*args: Any, **kwargs: Any) -> Any:
+        if kwargs["mode"] == "online":
+            raise wandb.errors.CommError("timed out")
+        return init(*args, **kwargs)
+
+    monkeypatch.setattr(wandb, "init", reachable_offline)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    fit("--trainer.logger.mode=online", *TINY, wandb=True)
+    assert "does not answer (timed out): logging offline; upload with" in capsys.readouterr().err
+    assert list((runs / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
 def test_a_wandb_that_fails_does_not_end_training(
     fit: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

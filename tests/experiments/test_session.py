@@ -74,4 +74,4 @@ def test_a_terminated_run_exits_with_143(
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 128 + signal.SIGTERM
-    assert RunRecord.open(tmp_path / "runs" / "run").fields["status"] == "interrupted"
+    assert RunRecord.open(tmp_path / "runs" / "run").fields["status"] == "preempted"

@@ -1,0 +1,65 @@
+"""Trainings that are killed, filled up and broken, and one of each kind that was left alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.chaos import Ended, Place, Zygote, fingerprint
+
+# Epochs of 22 batches, a validation every 7 and an entry of the log every 4 steps: none falls
+# together with another but by chance.
+LONG = [
+    "--trainer.accelerator=cpu",
+    "--trainer.max_steps=48",
+    "--trainer.val_check_interval=7",
+    "--trainer.check_val_every_n_epoch=null",
+    "--trainer.log_every_n_steps=4",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.logger=false",
+    "--test_after_fit",
+]
+AUGMENTED = ["--data.flip=random", "--data.crop=2"]
+MODELS = {
+    "MLP": ["--model=MLP", "--model.hidden_units=[20]", *AUGMENTED],
+    "deep": ["--config=configs/mlp_deep.yaml", "--model.hidden_units=[20, 20]"],
+    "LayerNorm": ["--model=MLP", "--model.hidden_units=[20]", "--model.norm=layer"],
+    "NumPyMLP": ["--model=NumPyMLP", "--model.hidden_units=[20]"],
+    "FastCNN": [
+        "--config=configs/fast94.yaml",
+        "--model.widths=[8, 8, 8]",
+        "--trainer.precision=32-true",
+        "--trainer.callbacks+=EMAWeightAveraging",
+        "--trainer.callbacks.decay=0.9",
+    ],
+    "dropout": [
+        "--config=configs/finetune.yaml",
+        "--model.architecture=squeezenet1_1",
+        "--model.image_size=32",
+        "--trainer.precision=32-true",
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Where runs are killed.
+
+    Attributes:
+        zygote: runs the commands.
+        root: holds the runs.
+        options: what all commands share.
+    """
+
+    zygote: Zygote
+    root: Path
+    options: list[str]
+
+    def fit(self, name: str, *args: str, at: Place | None = None, **kwargs: Any) -> Ended:
+        """Runs ``fit`` under a name."""
+        places = [f"--runs_dir={self.root}", f"--name={name}"]
+        return self.zygote.run(["fit", *self.options, *places, *args], at, **kwargs)
+
+    def result(self, name: str) -> dict[str, Any]:
+        """All that a run has come to."""
+        return fingerprint(self.root / name)

@@ -1,0 +1,170 @@
+"""What ends a training, other than its end: each ends honestly, and nothing is lost."""
+
+import json
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.chaos import Place
+from tests.lab import Lab
+from tests.wandb_server import WandbServer
+
+STOPS = [(signal.SIGTERM, 143, "preempted"), (signal.SIGINT, 130, "interrupted")]
+
+
+def status_of(lab: Lab, name: str) -> str:
+    return str(json.loads((lab.root / name / "record.json").read_text())["status"])
+
+
+def steps_of(path: Path) -> int:
+    return int(torch.load(path, weights_only=True)["global_step"])
+
+
+# ---- signals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("signum", "code", "status"), STOPS)
+@pytest.mark.parametrize(
+    ("place", "step"),
+    [
+        (("on_train_batch_end", 17), 17),  # amid an epoch: after this batch
+        (("on_validation_start", 2), 14),  # when the validation is over
+        (("on_train_batch_end", 48), 48),  # with the last batch: before the test
+        (("on_test_start", 1), 48),
+    ],
+)
+def test_a_signal_stops_between_two_batches_and_loses_nothing(
+    labs: dict[str, Lab], signum: int, code: int, status: str, place: Place, step: int
+) -> None:
+    lab, name = labs["MLP"], f"{status}-{place[0]}-{place[1]}"
+    stopped = lab.fit(name, at=place, signum=signum)
+    assert stopped.code == code
+    assert f"fit --runs_dir {lab.root} --name {name} --resume" in stopped.err.splitlines()[-1]
+    assert "Traceback" not in stopped.err
+    assert status_of(lab, name) == status
+    assert steps_of(lab.root / name / "last.ckpt") == step
+    assert lab.fit(name, "--resume").code == 0
+    assert lab.result(name) == lab.result("whole")
+
+
+def test_wandb_is_told_of_a_preemption(labs: dict[str, Lab]) -> None:
+    lab = labs["MLP"]
+    online = ["--trainer.logger=experiments.WandbLogger", "--trainer.logger.mode=online"]
+    with WandbServer().listening() as server:
+        account: dict[str, Any] = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40}
+        at = ("on_train_batch_end", 9)
+        assert lab.fit("told", *online, at=at, signum=signal.SIGTERM, **account).code == 143
+        assert (server.preempted, server.exit_codes) == (True, [143])
+        assert lab.fit("told", *online, "--resume", **account).code == 0
+        assert (len(server.runs), server.exit_codes) == (1, [143, 0])  # one run, that went on
+
+
+@pytest.mark.slow
+def test_a_server_that_does_not_answer_costs_nothing_but_time(labs: dict[str, Lab]) -> None:
+    lab = labs["MLP"]
+    online = ["--trainer.logger=experiments.WandbLogger", "--trainer.logger.mode=online"]
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes calls and says nothing
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        account: dict[str, Any] = {"WANDB_BASE_URL": url, "WANDB_API_KEY": "0" * 40}
+        ended = lab.fit("silent", *online, **account)
+    assert ended.code == 0
+    assert "W&B's server does not answer" in ended.err
+    assert f"-m wandb sync {lab.root}/silent/wandb/offline-run-*" in ended.err
+    assert list((lab.root / "silent" / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+# ---- divergence ----------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_names_its_batch(labs: dict[str, Lab]) -> None:
+    lab = labs["MLP"]
+    ended = lab.fit("nan", "--model.lr=1e6")
+    assert ended.code == 1
+    (line,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    every_step = lab.fit("nan-too", "--model.lr=1e6", "--trainer.log_every_n_steps=1")
+    assert line.partition(" (")[0] in every_step.err  # the step is the very one
+    assert "train/loss is nan at step 4 (epoch 0, batch 3)" in line
+    assert status_of(lab, "nan") == "failed"
+
+
+def test_weights_that_are_not_finite_are_never_saved(labs: dict[str, Lab]) -> None:
+    lab = labs["MLP"]
+    ended = lab.fit("late", "--model.lr=1e6", "--trainer.log_every_n_steps=1000")
+    assert ended.code == 1
+    assert "val/loss is nan after step 7: the training has diverged" in ended.err
+    assert not list((lab.root / "late").glob("*.ckpt"))
+    ended = lab.fit(
+        "later", "--model.lr=1e6", "--trainer.log_every_n_steps=1000", "--data.val_size=0"
+    )
+    assert ended.code == 1
+    assert "are not finite after step 48" in ended.err
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(labs: dict[str, Lab]) -> None:
+    lab = labs["MLP"]
+    assert lab.fit("full", at=("on_train_batch_end", 17), signum=signal.SIGTERM).code == 143
+    before = (lab.root / "full" / "last.ckpt").read_bytes()
+    ended = lab.fit("full", "--resume", largest_file=100_000)
+    assert ended.code == 1
+    (line,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert "cannot write the checkpoint" in line
+    assert "File too large" in line
+    assert (lab.root / "full" / "last.ckpt").read_bytes() == before
+    assert status_of(lab, "full") == "failed"
+    assert not list((lab.root / "full").glob(".*.partial"))
+    assert lab.fit("full", "--resume").code == 0
+    assert lab.result("full") == lab.result("whole")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "text"])
+def test_a_damaged_checkpoint_is_passed_over(labs: dict[str, Lab], damage: str) -> None:
+    lab = labs["MLP"]
+    assert lab.fit(damage, at=("on_train_batch_end", 17)).code == -signal.SIGKILL
+    last = lab.root / damage / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    cut = {"truncated": content[:-1000], "empty": b"", "flipped": content, "text": b"no\n"}
+    last.write_bytes(bytes(cut[damage]))
+    resumed = lab.fit(damage, "--resume")
+    assert resumed.code == 0
+    assert f"{last}" in resumed.err
+    assert "going on from previous.ckpt" in resumed.err
+    assert lab.result(damage) == lab.result("whole")
+
+
+def test_without_a_good_checkpoint_nothing_is_touched(labs: dict[str, Lab]) -> None:
+    lab = labs["MLP"]
+    assert lab.fit("lost", at=("on_train_batch_end", 17)).code == -signal.SIGKILL
+    for name in ("last", "previous"):
+        os.truncate(lab.root / "lost" / f"{name}.ckpt", 1000)
+    before = (lab.root / "lost" / "metrics.jsonl").read_text()
+    ended = lab.fit("lost", "--resume")
+    assert ended.code == 2
+    assert "begin the run anew with --overwrite true" in ended.err
+    assert (lab.root / "lost" / "metrics.jsonl").read_text() == before
+
+
+# ---- going on ------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_has_nothing_left_to_do(labs: dict[str, Lab]) -> None:
+    lab = labs["MLP"]
+    before = lab.result("whole")
+    ended = lab.fit("whole", "--resume")
+    assert (ended.code, lab.result("whole")) == (0, before)
+    assert "run whole is finished" in ended.err
+
+
+def test_what_changes_in_a_run_that_goes_on_is_said(labs: dict[str, Lab]) -> None:
+    lab = labs["MLP"]
+    lab.fit("changed", at=("on_train_batch_end", 17))
+    ended = lab.fit("changed", "--resume", "--data.batch_size=40")
+    assert "goes on with other settings: data.batch_size 40 (was 50)" in ended.err
