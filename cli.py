@@ -32,6 +32,7 @@ from experiments.environment import fast_precision
 from experiments.help import COMMANDS, DESCRIPTION
 from experiments.memory import keep_freed_memory
 from experiments.parsing import RunParser, Seed, UsageError, fail, prepare_arguments, user_errors
+from experiments.processes import die_with_parent
 from experiments.progress import RunProgressBar
 from experiments.record import RunError
 from experiments.saving import best_checkpoint
@@ -144,6 +145,7 @@ def main(args: ArgsType = None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     quiet_lightning()
     keep_freed_memory()
+    die_with_parent()
     try:
         CIFAR10CLI(
             Classifier,

@@ -1,6 +1,5 @@
 """Which run ``--resume`` means, whether anything is left to do, and that one process does it."""
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +103,14 @@ class RunLock:
             RunError: if another process has it.
         """
         try:
-            with contextlib.suppress(OSError, NotImplementedError):  # no locks on this file system
-                self._file.acquire(timeout=0)
-        except Timeout as error:
+            self._file.acquire(timeout=0)
+        except Timeout as error:  # an OSError too: it must come first
             raise RunError(
                 f"run {self.path.name} is being trained by another process; wait for it, or take "
                 "another --name"
             ) from error
+        except (OSError, NotImplementedError):
+            pass  # a file system without locks
 
     def release(self) -> None:
         """Lets others train the run."""

@@ -130,6 +130,17 @@ def settle(checkpoint: dict[str, Any], batches: int, per_epoch: int) -> None:
     checkpoint["epoch"] = epoch
 
 
+def agreed(trainer: Trainer, value: int) -> int:
+    """The largest of all processes' values; with several, asked only at entries of the log."""
+    if trainer.world_size == 1:
+        return value
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    if trainer.global_step % every:
+        return 0
+    values = torch.tensor(value, device=trainer.strategy.root_device)
+    return int(trainer.strategy.reduce(values, reduce_op="max"))
+
+
 def check_finite(trainer: Trainer) -> None:
     """Refuses weights that no training comes back from.
 
@@ -213,9 +224,8 @@ class LastCheckpoint(Checkpoint):
             self.save(trainer)
 
     def _is_due(self, trainer: Trainer) -> bool:
-        if self._due or trainer.world_size > 1:  # processes' clocks differ
-            return self._due
-        return time.monotonic() - self._saved_at > self.every_s
+        late = time.monotonic() - self._saved_at > self.every_s
+        return self._due or bool(agreed(trainer, int(late)))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lets the state be saved when the schedules have seen the validation too."""

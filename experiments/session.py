@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -39,6 +40,7 @@ from experiments.checks import check_fit, check_progress, check_validation
 from experiments.loggers import RecordLogger
 from experiments.messages import one_line
 from experiments.parsing import USER_ERRORS, UsageError
+from experiments.processes import PARENT_VARIABLE
 from experiments.progress import TrainMonitor
 from experiments.record import RECORD, RunError, RunRecord, run_folder
 from experiments.resuming import RunLock, choose_run, experiment_of, is_finished, note_changes
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 
 # Not of the run: a later command that takes the run's configuration must not take these.
 _OF_ONE_COMMAND = {"ckpt_path": None, "name": None, "overwrite": False, "resume": False}
+_IS_OF_PROCESSES = re.compile("gloo|NCCL|EADDRINUSE|TCPStore|timed out", re.IGNORECASE)
 _RUN_VARIABLE = "CIFAR10_LIGHTNING_RUN"  # tells the other processes of a run its name
 
 
@@ -156,6 +159,7 @@ class RunSession:
         if not self.trainer.is_global_zero:  # the first process writes the record
             self._attach(RunRecord(path, {"summary": {}}), resolved)
             return
+        os.environ[PARENT_VARIABLE] = str(os.getpid())
         if self.subcommand == "fit":
             self._lock = RunLock(path)
             if not resuming:
@@ -211,6 +215,10 @@ class RunSession:
             return run_folder(root, name)
         if beside is not None and (beside / RECORD).is_file():
             return beside
+        environment = getattr(self.trainer.strategy, "cluster_environment", None)
+        external = environment is not None and environment.creates_processes_externally
+        if external and _RUN_VARIABLE not in os.environ:  # nor did Lightning start this one
+            raise RunError("several processes must share one run: name it with --name")
         name = os.environ.get(_RUN_VARIABLE) if self.trainer.global_rank else None
         os.environ[_RUN_VARIABLE] = name = name or self._default_name(root)
         return root / name
@@ -344,6 +352,10 @@ class RunSession:
         skip_idle_hooks(self.trainer, self.model)
         try:
             getattr(self.trainer, self.subcommand)(**arguments)
+        except RuntimeError as error:
+            if self.trainer.world_size == 1 or not _IS_OF_PROCESSES.search(str(error)):
+                raise
+            raise RunError(_of_processes(error)) from error
         except USER_ERRORS as error:
             if self.subcommand != "fit" or self.monitor.started:
                 raise
@@ -394,6 +406,13 @@ class RunSession:
             logger.summarize(best)
             logger.close(exit_code=0)
         print(summary_table(record, self.subcommand, seconds, self._predictions))
+
+
+def _of_processes(error: Exception) -> str:
+    if "EADDRINUSE" in str(error):
+        port = os.environ.get("MASTER_PORT")
+        return f"port {port} is taken: leave MASTER_PORT out, or set it to a free port"
+    return f"another process of the run ended, or cannot be reached: {str(error).splitlines()[0]}"
 
 
 def _checkpoint(config: Any, subcommand: str) -> Path | None:

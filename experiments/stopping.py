@@ -7,10 +7,9 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from experiments.saving import LastCheckpoint
+from experiments.saving import LastCheckpoint, agreed
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -121,14 +120,3 @@ class StopBetweenBatches(Callback):
     ) -> None:
         """Lets a signal stop at once what comes after a failure."""
         self.signals.waits = False
-
-
-def agreed(trainer: Trainer, value: int) -> int:
-    """The largest of all processes' values; with several, asked only at entries of the log."""
-    if trainer.world_size == 1:
-        return value
-    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    if trainer.global_step % every:
-        return 0
-    values = torch.tensor(value, device=trainer.strategy.root_device)
-    return int(trainer.strategy.reduce(values, reduce_op="max"))

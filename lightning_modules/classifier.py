@@ -305,9 +305,11 @@ class Classifier(LightningModule, ABC):
         checkpoint["model_class"] = type(self).__qualname__
         if self.trainer.state.fn == "fit":
             self._fold_window()
-            noted: Any = self.all_gather(self._noted)
+            noted = [self._noted.clone() for _ in range(self.trainer.world_size)]
+            if len(noted) > 1:
+                torch.distributed.all_gather(noted, self._noted)
             checkpoint["measured"] = {
-                "noted": noted.view(self.trainer.world_size, *self._noted.shape).cpu(),
+                "noted": torch.stack(noted).cpu(),
                 "confusion": {name: matrix.cpu() for name, matrix in self.confusion.items()},
             }
 

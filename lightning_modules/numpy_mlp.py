@@ -126,6 +126,9 @@ class NumPyMLP(Classifier):
             dout = operation.backward(dout)
         for layer in self.linears:
             layer.take_gradients()  # type: ignore[operator]
+        if self._trainer and self._trainer.world_size > 1:  # what torch does for its own gradients
+            for weight in self.parameters():
+                weight.grad = self._trainer.strategy.reduce(weight.grad, reduce_op="mean")
         self.optimizers().step()  # type: ignore[union-attr]
         self._step_schedule("step")
         self.note(loss, logits, labels)

@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import traceback
@@ -75,11 +76,41 @@ class Zygote:
                 were full.
             **env: environment variables.
         """
-        assert self._process.stdin and self._process.stdout
         order = {"args": list(args), "at": at, "signum": signum, "env": env, "limit": largest_file}
-        self._process.stdin.write(json.dumps(order) + "\n")
+        (ended,) = self._order([order])
+        return ended
+
+    def run_two(self, args: Sequence[str], at: Place | None = None, **kwargs: Any) -> list[Ended]:
+        """Runs ``cli.py`` in two processes that share the work, as ``torchrun`` starts them.
+
+        Args:
+            args: the arguments.
+            at: where the second process sends a signal to itself.
+            **kwargs: see `run`.
+        """
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = str(free.getsockname()[1])
+        orders = []
+        for rank in range(2):
+            env = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "GROUP_RANK": "0",
+                "WORLD_SIZE": "2",
+                "LOCAL_WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+                "TORCHELASTIC_RUN_ID": "test",
+            }
+            where = at if rank == 1 else None
+            orders.append({"args": list(args), "at": where, "env": env, "limit": None, **kwargs})
+        return self._order(orders)
+
+    def _order(self, orders: list[dict[str, Any]]) -> list[Ended]:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps(orders) + "\n")
         self._process.stdin.flush()
-        return Ended(**json.loads(self._process.stdout.readline()))
+        return [Ended(**ended) for ended in json.loads(self._process.stdout.readline())]
 
     def close(self) -> None:
         """Ends the process."""
@@ -93,15 +124,21 @@ def _serve() -> None:
     sys.path.insert(0, str(PROJECT))
     importlib.import_module("cli")
     for line in sys.stdin:
-        order = json.loads(line)
-        files = [os.memfd_create(name) for name in ("out", "err")]
-        child = os.fork()
-        if child == 0:
-            _obey(order, *files)
-        _, status = os.waitpid(child, 0)
-        texts = [_read(file) for file in files]
-        ended = Ended(os.waitstatus_to_exitcode(status), *texts)
-        print(json.dumps(asdict(ended)), flush=True)
+        children = [_fork(order) for order in json.loads(line)]
+        print(json.dumps([_wait(*child) for child in children]), flush=True)
+
+
+def _fork(order: dict[str, Any]) -> tuple[int, int, int]:
+    out, err = (os.memfd_create(name) for name in ("out", "err"))
+    child = os.fork()
+    if child == 0:
+        _obey(order, out, err)
+    return child, out, err
+
+
+def _wait(child: int, out: int, err: int) -> dict[str, Any]:
+    _, status = os.waitpid(child, 0)
+    return asdict(Ended(os.waitstatus_to_exitcode(status), _read(out), _read(err)))
 
 
 def _read(descriptor: int) -> str:
@@ -118,7 +155,7 @@ def _obey(order: dict[str, Any], out: int, err: int) -> None:
         if order["limit"]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"], order["limit"]))
         os.environ.update(order["env"])
-        sys.argv = ["cli.py", *order["args"]]
+        sys.argv = [str(PROJECT / "cli.py"), *order["args"]]
         plots: Any = importlib.import_module("experiments.plots")
         for picture in ("curves", "confusion_matrix", "image_grid"):  # half of the time
             setattr(plots, picture, lambda *args, **kwargs: None)

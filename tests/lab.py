@@ -60,6 +60,12 @@ class Lab:
         places = [f"--runs_dir={self.root}", f"--name={name}"]
         return self.zygote.run(["fit", *self.options, *places, *args], at, **kwargs)
 
+    def fit_two(self, name: str, *args: str, at: Place | None = None, **kwargs: Any) -> list[Ended]:
+        """Runs ``fit`` in two processes; the second sends itself a signal."""
+        places = [f"--runs_dir={self.root}", f"--name={name}"]
+        shared = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+        return self.zygote.run_two(["fit", *self.options, *places, *shared, *args], at, **kwargs)
+
     def result(self, name: str) -> dict[str, Any]:
         """All that a run has come to."""
         return fingerprint(self.root / name)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from experiments.resuming import RunLock
 from tests.chaos import Place
 from tests.lab import Lab
 from tests.wandb_server import WandbServer
@@ -168,3 +169,16 @@ def test_what_changes_in_a_run_that_goes_on_is_said(labs: dict[str, Lab]) -> Non
     lab.fit("changed", at=("on_train_batch_end", 17))
     ended = lab.fit("changed", "--resume", "--data.batch_size=40")
     assert "goes on with other settings: data.batch_size 40 (was 50)" in ended.err
+
+
+def test_two_processes_cannot_train_one_run(labs: dict[str, Lab]) -> None:
+    lab = labs["MLP"]
+    lab.fit("shared", at=("on_train_batch_end", 17))
+    other = RunLock(lab.root / "shared")
+    other.acquire()
+    for flag in ("--resume", "--overwrite"):
+        refused = lab.fit("shared", flag)
+        assert refused.code == 2
+        assert "run shared is being trained by another process" in refused.err
+    other.release()
+    assert lab.fit("shared", "--resume").code == 0

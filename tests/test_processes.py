@@ -1,0 +1,119 @@
+"""Two processes train as one, go on as two, and end together."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import PROJECT, SHORT
+from tests.lab import Lab
+
+HALF = "--data.batch_size=25"  # in each of two processes: 50 in all
+
+
+@pytest.fixture(scope="module", params=["MLP", "NumPyMLP"])
+def lab(request: pytest.FixtureRequest, labs: dict[str, Lab]) -> Lab:
+    """A lab in which two processes have trained undisturbed as ``two``."""
+    found = labs[request.param]
+    ended = found.fit_two("two", HALF)
+    assert [process.code for process in ended] == [0, 0], ended
+    return found
+
+
+def test_two_processes_train_as_one_with_the_same_batches(lab: Lab) -> None:
+    one, two = lab.result("whole"), lab.result("two")
+    assert one["record"]["summary"].keys() == two["record"]["summary"].keys()
+    for alone, shared in zip(one["metrics"], two["metrics"], strict=True):
+        assert shared == pytest.approx(alone, rel=1e-4)
+    assert two["record"]["summary"]["test/acc"] == one["record"]["summary"]["test/acc"]
+    weights = [
+        torch.load(lab.root / name / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("whole", "two")
+    ]
+    for alone, shared in zip(weights[0].values(), weights[1].values(), strict=True):
+        torch.testing.assert_close(shared, alone, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("signum", "codes"), [(signal.SIGKILL, [1, -9]), (signal.SIGTERM, [143, 143])]
+)
+def test_one_process_that_ends_ends_both_and_both_go_on(
+    lab: Lab, signum: int, codes: list[int]
+) -> None:
+    name = f"ended-{signum}"
+    ended = lab.fit_two(name, HALF, at=("on_train_batch_end", 18), signum=signum)
+    assert [process.code for process in ended] == codes
+    if signum == signal.SIGKILL:
+        assert "error: another process of the run ended" in ended[0].err.splitlines()[-1]
+    resumed = lab.fit_two(name, HALF, "--resume")
+    assert [process.code for process in resumed] == [0, 0], resumed
+    assert lab.result(name) == lab.result("two")
+
+
+def test_processes_from_outside_need_the_name_of_their_run(labs: dict[str, Lab]) -> None:
+    lab = labs["MLP"]
+    shared = [*lab.options, f"--runs_dir={lab.root}", "--trainer.devices=2"]
+    ended = lab.zygote.run_two(["fit", *shared, "--trainer.strategy=ddp"], signum=signal.SIGKILL)
+    assert [process.code for process in ended] == [2, 2]
+    assert "must share one run: name it with --name" in ended[0].err
+
+
+# ---- started by Lightning itself ---------------------------------------------------------------
+
+
+def started(tmp_path: Path, *args: str, **env: str) -> "subprocess.Popen[str]":
+    """``cli.py fit`` with two processes, at a folder of its own."""
+    shared = ["--trainer.devices=2", "--trainer.strategy=ddp", "--model=MLP", "--name=run"]
+    return subprocess.Popen(
+        [sys.executable, str(PROJECT / "cli.py"), "fit", *SHORT, *shared, *args],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def left_behind(tmp_path: Path) -> list[str]:
+    """The processes that still work in a folder, after a moment's grace."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        found = [
+            path.parent.name
+            for path in Path("/proc").glob("[0-9]*/cwd")
+            if os.path.realpath(path) == str(tmp_path.resolve())
+        ]
+        if not found:
+            return []
+        time.sleep(0.2)
+    return found
+
+
+@pytest.mark.slow
+def test_a_first_process_that_is_killed_leaves_none_behind(
+    synthetic: list[str], tmp_path: Path
+) -> None:
+    endless = ["--trainer.max_steps=10000000", "--trainer.logger=false"]
+    process = started(tmp_path, *synthetic, *endless)
+    while not (tmp_path / "runs" / "run" / "last.ckpt").exists() and process.poll() is None:
+        time.sleep(0.1)
+    process.kill()
+    process.communicate()
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_is_one_line(synthetic: list[str], tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        process = started(tmp_path, *synthetic, "--trainer.logger=false", **address)
+        _, err = process.communicate()
+    assert process.returncode == 1
+    assert f"error: port {port} is taken: leave MASTER_PORT out" in err
+    assert left_behind(tmp_path) == []
