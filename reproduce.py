@@ -40,6 +40,7 @@ def main(args: list[str] | None = None) -> None:
         args: arguments without the program's name; default: those of the process.
     """
     options, passed = parser().parse_known_args(args)
+    passed = _joined(passed)
     try:
         claims = claims_named(options.only)
         _check(options, passed)
@@ -74,6 +75,18 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, help="folder of the page; default: --runs_dir")
     parser.add_argument("--list", action="store_true", help="show the claims, run nothing")
     return parser
+
+
+def _joined(passed: list[str]) -> list[str]:
+    """Writes ``--key value`` as ``--key=value``."""
+    joined: list[str] = []
+    for word in passed:
+        lacks_value = joined and joined[-1].startswith("--") and "=" not in joined[-1]
+        if lacks_value and not word.startswith("--"):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _check(options: argparse.Namespace, passed: list[str]) -> None:
@@ -119,10 +132,21 @@ def ensure(arm: Arm, seed: int, root: Path, passed: list[str]) -> tuple[Run, boo
 
     Returns:
         The run, and whether anything was run.
+
+    Raises:
+        SystemExit: if a finished run of another configuration is in the way.
     """
     path = root / f"{arm.name}-s{seed}"
     run = read_run(path)
-    fits = run.status != "unreadable" and not _differs(arm, seed, run, passed)
+    differs = _differs(arm, seed, run, passed)
+    fits = run.status != "unreadable" and not differs
+    if differs and run.status == "finished":
+        print(
+            f"error: {path} is a run with other settings ({'; '.join(differs)}): "
+            "take another --runs_dir, or delete it",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
     is_over = run.status == "finished" and run.value("test/acc") is not None
     if fits and (is_over or diverged(run)):
         return run, False
@@ -173,8 +197,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _differs(arm: Arm, seed: int, run: Run, passed: list[str]) -> list[str]:
-    """The keys in which a run's configuration is not what the experiment's files and flags say."""
-    asked: dict[str, object] = {}
+    """In what a run's configuration is not what the experiment's files and flags say."""
+    asked: dict[str, object] = dict(_UNSAID)
     for name in arm.configs:
         asked |= flat(yaml.safe_load((PROJECT / f"configs/{name}.yaml").read_text()))
     for flag in [*arm.flags, *passed]:
@@ -185,11 +209,21 @@ def _differs(arm: Arm, seed: int, run: Run, passed: list[str]) -> list[str]:
             asked[key] = yaml.safe_load(value)
     asked["seed_everything"] = seed
     known = run.config
+    ignored = {"trainer.callbacks"}  # the arm's own
+    if asked.get("trainer.precision") is None:  # chosen by the hardware; the run has the choice
+        ignored.add("trainer.precision")
     return [
-        key
+        f"{key} {known[key]}, asked for {value}"
         for key, value in asked.items()
-        if key in known and key != "trainer.callbacks" and not _same(known[key], value)
+        if key in known and key not in ignored and not _same(known[key], value)
     ]
+
+
+# What a run has where neither its files nor a flag say anything: a flag left out is seen, too.
+_UNSAID = {
+    "data.source": "cifar10",
+    **dict.fromkeys(f"trainer.limit_{kind}_batches" for kind in ("train", "val", "test")),
+}
 
 
 def _same(found: object, asked: object) -> bool:

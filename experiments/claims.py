@@ -21,7 +21,7 @@ from experiments.significance import (
 
 ACCURACY = "test/acc"
 CHANCE = 0.1
-# Less than a point is no "significant improvement", whatever the test says.
+# How small a gain must be for none to be seen: a point.
 _MARGIN = 0.01
 
 Verdict = Literal["holds", "does not hold", "inside noise", "too few seeds", "not run"]
@@ -140,11 +140,16 @@ class Judge(Protocol):
         ...
 
 
+_ACCURACIES = (ACCURACY, "test_curve/acc", "val/acc")
+
+
 def values(runs: Runs, arm: str, metric: str = ACCURACY) -> dict[int, float]:
     """The values of an arm by seed; a run that diverged counts as chance."""
     found: dict[int, float] = {}
     for seed, run in sorted(runs.get(arm, {}).items()):
-        value = CHANCE if diverged(run) else run.value(metric)
+        value = run.value(metric)
+        if value is None and diverged(run) and metric.startswith(_ACCURACIES):
+            value = CHANCE
         if value is not None:
             found[seed] = value
     return found
@@ -207,6 +212,7 @@ class AtLeast:
 
     arm: str
     number: float
+    metric: str = ACCURACY
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -215,7 +221,7 @@ class AtLeast:
 
     def judge(self, runs: Runs) -> Judgement:
         """Asks on which side of the figure the 95 % confidence interval of our mean is."""
-        found = values(runs, self.arm)
+        found = values(runs, self.arm, self.metric)
         ours = f"{self.arm}: {spread(found)}"
         ends = mean_interval(list(found.values()))
         if ends is None:
@@ -406,9 +412,9 @@ CLAIMS = (
     Claim(
         "peak",
         "2.1",
-        "It peaks at slightly more than 50 % after 2,300 steps",
+        "It is slightly above 50 % after 2,300 steps, its peak",
         "> 50 %",
-        Figure("longer", 0.5, "test_curve/acc@2300"),
+        AtLeast("longer", 0.5, "test_curve/acc@2300"),
     ),
     Claim(
         "small-init",

@@ -18,7 +18,7 @@ from experiments.significance import FEWEST, Difference, difference
 
 # What may differ between runs of one experiment: where they lie, what they are called.
 _NOT_OF_THE_EXPERIMENT = re.compile(
-    r"(name|config|overwrite|ckpt_path|runs_dir|test_after_fit|run\..*|data\.(data_dir|download)"
+    r"(name|config|overwrite|resume|save_every_min|ckpt_path|runs_dir|test_after_fit|run\..*|data\.(data_dir|download)"
     r"|trainer\.(logger.*|default_root_dir|enable_.*|callbacks))"
 )
 _SEEDS = {"seed_everything", "data.seed"}

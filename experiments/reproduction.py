@@ -1,6 +1,7 @@
 """The page that says which claims of the report hold, with its figures and the data behind both."""
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,8 @@ from experiments.significance import difference
 _CURVE = "test_curve/acc"
 _KEPT = (ACCURACY, "test/loss", "train/acc", "train/loss", "train/steps", "train/seconds")
 _CURVES = (_CURVE, "train/loss", "val/acc")
+
+_PLACES = {"--runs_dir", "--data.data_dir", "--overwrite"}
 
 
 def write_page(
@@ -58,9 +61,10 @@ def write_page(
 _TESTS = (
     "All at 5 %, by Student's t over seeds. A figure of the report holds if it is inside the "
     "interval that one more run of ours would fall into. A difference is tested in pairs of the "
-    'same seed. "Does not help" holds if the interval of the difference ends below one point, and '
-    "does not hold if the change is significantly better (Bonferroni over the changes of a claim). "
-    "A run that diverges counts as chance, 0.1."
+    'same seed. "Does not help" does not hold if the change is significantly better, by however '
+    "little (Bonferroni over the changes of a claim); else it holds if the interval of the "
+    "difference ends below one point. Where a run diverged, its missing accuracy counts as "
+    "chance, 0.1."
 )
 _RUNS = (
     "Test accuracy is of the last weights, on the official 10,000 images, once. Every run with its "
@@ -131,7 +135,8 @@ def _records(runs: Runs) -> dict[str, Any]:
 
 
 def _record(arm: str, run: Run) -> dict[str, Any]:
-    kept = {key: run.fields.get(key) for key in ("seed", "command", "started", "git")}
+    kept = {key: run.fields.get(key) for key in ("seed", "started", "git")}
+    kept["command"] = _without_places(str(run.fields.get("command")))
     shared = {key: run.fields.get(key) for key in ("versions", "hardware")}
     summary = {key: run.value(key) for key in _KEPT}
     curves = {key: list(map(list, run.curve(key).items())) for key in _CURVES}
@@ -315,3 +320,9 @@ def claims_named(keys: Iterable[str]) -> list[Claim]:
         if key not in known:
             raise ValueError(f"no claim {key!r}; there are {', '.join(known)}")
     return [known[key] for key in keys] or list(CLAIMS)
+
+
+def _without_places(command: str) -> str:
+    """A command without the folders of the machine that it ran on."""
+    words = shlex.split(command)
+    return shlex.join(word for word in words if word.partition("=")[0] not in _PLACES)
