@@ -11,6 +11,7 @@ between the configurations is shown. Runs that crashed, diverged or can't be rea
 """
 
 import argparse
+import glob
 import json
 import os
 import sys
@@ -21,8 +22,8 @@ from pathlib import Path
 import pandas as pd
 
 from experiments import pages, plots
-from experiments.groups import Group, group_runs, numbers, table, warnings_about
-from experiments.record import RECORD
+from experiments.groups import Group, group_runs, numbers, repeats, table, warnings_about
+from experiments.record import CONFIG, METRICS, RECORD
 from experiments.runs import Run, read_run
 from experiments.wandb_runs import find_wandb_files, read_wandb
 
@@ -30,6 +31,7 @@ _FORMATS = ("table", "md", "csv", "json", "html")
 _METRICS = ("test/acc", "val/acc", "train/acc")
 _CURVES = ("val/acc", "test_curve/acc", "train/acc")
 _MOST_CURVES = 10
+_OF_A_RUN = (RECORD, CONFIG, METRICS)
 
 
 class CompareError(ValueError):
@@ -91,7 +93,7 @@ def find_runs(asked: Sequence[str], root: Path, now: float) -> list[Run]:
     """
     found: dict[Path, Run] = {}
     for name in asked or ["*"]:
-        folders = [Path(name)] if Path(name).exists() else sorted(root.glob(name))
+        folders = [Path(name)] if Path(name).exists() else _matching(name, root)
         runs = [run for folder in folders for run in _runs_in(folder, now)]
         if not runs:
             raise CompareError(_nothing(name if asked else None, root))
@@ -99,15 +101,24 @@ def find_runs(asked: Sequence[str], root: Path, now: float) -> list[Run]:
     return list(found.values())
 
 
+def _matching(name: str, root: Path) -> list[Path]:
+    """The folders of a name or pattern: in the folder of all runs, or from here."""
+    # pathlib refuses absolute patterns.
+    here = map(os.path.abspath, glob.glob(name))  # noqa: PTH207
+    places = [*glob.glob(name, root_dir=root), *here]  # noqa: PTH207
+    return [root / place for place in sorted(places)]
+
+
 def _runs_in(folder: Path, now: float) -> list[Run]:
     """The run of a folder, the runs in it, or those in W&B's files there."""
     if (folder / RECORD).exists():
         return [read_run(folder, now)]
-    if below := sorted(path.parent for path in folder.glob(f"*/{RECORD}")):
-        return [read_run(path, now) for path in below]
+    below = {path.parent for name in _OF_A_RUN for path in folder.glob(f"*/{name}")}
+    if any((path / RECORD).exists() for path in below):
+        return [read_run(path, now) for path in sorted(below)]
     if files := find_wandb_files(folder) or find_wandb_files(folder / "wandb"):
         return read_wandb(files, now)
-    looks_like_a_run = any((folder / name).exists() for name in ("config.yaml", "metrics.jsonl"))
+    looks_like_a_run = any((folder / name).exists() for name in _OF_A_RUN)
     return [read_run(folder, now)] if looks_like_a_run else []
 
 
@@ -131,7 +142,7 @@ def compare(runs: Sequence[Run], options: argparse.Namespace) -> str:
     groups = group_runs(runs, metric, curve, by_seed=not options.no_group)
     groups.sort(key=lambda group: group.sort_key(options.ascending))
     baseline = _baseline(groups, options.baseline)
-    warnings = warnings_about(runs)
+    warnings = [*warnings_about(runs), *repeats(groups)]
     shown = groups[: options.top]
     if options.plot:
         _plot(shown, curve, options.plot)
@@ -174,8 +185,8 @@ def _render(
         frame = numbers(groups, baseline, everything=options.all)
         if options.format == "csv":
             return str(frame.to_csv(index=False))
-        rows = frame.to_json(orient="records", indent=1)
-        return f'{{"warnings": {json.dumps(warnings)},\n"runs": {rows}}}\n'
+        rows = frame.astype(object).where(frame.notna(), None).to_dict(orient="records")
+        return json.dumps({"warnings": warnings, "runs": rows}, indent=1) + "\n"
     frame = table(groups, baseline, everything=options.all)
     if options.format == "table":
         return _plain(frame)

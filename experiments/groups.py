@@ -65,13 +65,15 @@ class Group:
         return self._by_seed(lambda run: of(curve) if (curve := run.curve(self.curve)) else None)
 
     def _by_seed(self, of: Callable[[Run], float | None]) -> dict[int, float]:
-        found: dict[int, float] = {}
+        """A value for each seed, the mean where it ran twice; runs without one count down from -1.
+
+        Repeats of a seed are no independent measurements.
+        """
+        found: dict[int, list[float]] = {}
         for position, run in enumerate(self.runs, 1):
-            value = of(run)
-            if value is not None:
-                taken = run.seed is None or run.seed in found
-                found[-position if taken else int(run.seed or 0)] = value
-        return found
+            if (value := of(run)) is not None:
+                found.setdefault(-position if run.seed is None else run.seed, []).append(value)
+        return {seed: statistics.fmean(several) for seed, several in found.items()}
 
     def status(self) -> str:
         """How the runs ended: ``finished``, or ``4 finished, 1 failed``."""
@@ -251,6 +253,17 @@ def _short(keys: Sequence[str]) -> dict[str, str]:
     """Headings: the last part of each key where no other key ends in it."""
     last = Counter(key.rpartition(".")[2] for key in keys)
     return {k: s if last[s := k.rpartition(".")[2]] == 1 else k for k in keys}
+
+
+def repeats(groups: Sequence[Group]) -> list[str]:
+    """Names the lines in which a seed ran more than once, which counts once."""
+    found = []
+    for group in groups:
+        counts = Counter(run.seed for run in group.runs if run.seed is not None)
+        twice = [str(seed) for seed, count in counts.items() if count > 1]
+        if twice:
+            found.append(f"{group.name}: seed {', '.join(twice)} ran more than once, counted once")
+    return found
 
 
 def warnings_about(runs: Sequence[Run]) -> list[str]:

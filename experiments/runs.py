@@ -52,7 +52,8 @@ class Run:
     @property
     def seed(self) -> int | None:
         """The seed of everything."""
-        return self.fields.get("seed")
+        seed: int | None = self.fields.get("seed")
+        return seed
 
     def curve(self, metric: str) -> dict[int, float]:
         """Values of a metric by step, in the order of the steps; the latest where one has two."""
@@ -71,9 +72,13 @@ class Run:
         """
         name, at, step = metric.partition("@")
         if at:
-            return self.curve(name).get(int(step))
+            return self.curve(name).get(int(step)) if step.isdecimal() else None
         found = self.summary.get(name)
         return float(found) if found is not None and _is_number(found) else None
+
+
+_LARGEST = 2**63  # a larger integer is no metric, and may be more than a float holds
+_KINDS = {"git": dict, "versions": dict, "images": dict, "seed": int, "name": str}
 
 
 def read_run(path: Path, now: float | None = None) -> Run:
@@ -90,6 +95,10 @@ def read_run(path: Path, now: float | None = None) -> Run:
     if not isinstance(fields, dict) or not isinstance(fields.get("summary"), dict):
         note = f"{RECORD} is not of this project: it has no summary"
         return Run(path.name, path, "unreadable", note=note)
+    for key, kind in _KINDS.items():
+        if fields.get(key) is not None and not isinstance(fields[key], kind):
+            note = f"{RECORD} is not of this project: its {key} is {fields[key]!r:.40}"
+            return Run(path.name, path, "unreadable", note=note)
     run = Run(path.name, path, str(fields.get("status")), fields, note=fields.get("error", ""))
     if run.status == "running" and _last_write(path) < (now or time.time()) - STALE_S:
         run.status = "crashed"
@@ -113,7 +122,8 @@ def _read_metrics(run: Run) -> None:
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     for line in lines:
         with contextlib.suppress(ValueError):
-            run.entries.append(json.loads(line))
+            if isinstance(entry := json.loads(line), dict):
+                run.entries.append(entry)
     if broken := len(lines) - len(run.entries):
         run.note = run.note or f"{broken} of {len(lines)} lines of {METRICS} can't be read"
 
@@ -149,4 +159,6 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) if isinstance(value, float) else abs(value) < _LARGEST

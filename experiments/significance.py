@@ -36,7 +36,7 @@ def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Differ
     """Compares two groups of runs.
 
     Args:
-        ours: a value for each seed.
+        ours: a value for each seed; negative numbers stand for runs without one.
         theirs: a value for each seed; with the same seeds the test is paired, as a seed decides
             the order of the images in both.
 
@@ -46,7 +46,7 @@ def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Differ
     n = min(len(ours), len(theirs))
     if n < FEWEST:
         return None
-    if ours.keys() == theirs.keys():
+    if ours.keys() == theirs.keys() and min(ours) >= 0:
         low, high, p = _t_test([ours[seed] - theirs[seed] for seed in ours])
         mean = statistics.fmean(ours[seed] - theirs[seed] for seed in ours)
         return Difference(mean, low, high, p, "paired t", n)

@@ -200,6 +200,8 @@ def test_other_data_is_another_line(write: Write, rows: Rows) -> None:
     [
         (["cnn*"], "nothing called cnn* in "),
         (["--baseline=cnn"], "no line called cnn to compare with; there are batch, plain"),
+        (["/nowhere/at/all"], "nothing called /nowhere/at/all in "),
+        (["--metric=test_curve/acc@x"], "no run has test_curve/acc@x; there are test/acc"),
         (["--metric=test/accuracy"], "no run has test/accuracy; there are test/acc, val/acc"),
     ],
 )
@@ -212,6 +214,63 @@ def test_bad_input_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert message in line
+
+
+@pytest.mark.usefixtures("three_and_three")
+def test_patterns_with_folders_are_found_from_here(
+    rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for pattern in ("plain*", "runs/plain*", f"{tmp_path}/runs/plain*"):
+        assert [row["runs"] for row in rows(pattern)] == [3], pattern
+
+
+@pytest.mark.parametrize(
+    "fields", [{"git": "abc"}, {"versions": [1]}, {"seed": "zero"}, {"images": 3}]
+)
+def test_a_foreign_field_is_shown_and_spoils_nothing_else(
+    fields: dict[str, Any], write: Write, rows: Rows
+) -> None:
+    write("whole")
+    folder = write("foreign", **fields)
+    states = {row["name"]: row["status"] for row in rows("--no_group")}
+    assert states == {"whole": "finished", "foreign": "unreadable"}
+    assert {row["status"] for row in rows(str(folder.parent))} == {"finished", "unreadable"}
+
+
+def test_strange_numbers_are_no_metrics(write: Write, rows: Rows) -> None:
+    write("huge", summary={"test/acc": 10**400, "val/acc": 0.5})
+    folder = write("lines")
+    (folder / "metrics.jsonl").write_text("5\n" + (folder / "metrics.jsonl").read_text())
+    assert {row["name"] for row in rows("--no_group")} == {"huge", "lines"}
+
+
+def test_a_folder_shows_runs_that_lost_their_record(write: Write, rows: Rows) -> None:
+    write("whole")
+    folder = write("lost")
+    (folder / "record.json").unlink()
+    found = {row["name"]: row["status"] for row in rows(str(folder.parent), "--no_group")}
+    assert found == {"whole": "finished", "lost": "unreadable"}
+
+
+def test_repeats_of_a_seed_are_no_evidence(
+    write: Write, rows: Rows, output: Callable[..., str]
+) -> None:
+    for copy in range(3):
+        write(f"plain-s0-20261124-10000{copy}", 0.5)
+        write(f"batch-s0-20261124-10000{copy}", 0.6, norm="batch")
+    best, plain = rows("--baseline=plain")
+    assert (best["test/acc mean"], plain["test/acc mean"]) == (0.6, 0.5)
+    assert (best["runs"], best["test/acc n"], best["difference p"]) == (3, 1, None)
+    assert "seed 0 ran more than once, counted once" in output("--format=md")
+
+
+def test_a_tiny_p_value_is_not_rounded_away(write: Write, rows: Rows) -> None:
+    for seed in range(5):
+        write(f"plain-s{seed}", 0.1 + seed / 1e7, seed)
+        write(f"batch-s{seed}", 0.9 - seed / 1e7, seed, norm="batch")
+    best, _ = rows("--baseline=plain")
+    assert 0 < best["difference p"] < 1e-15
 
 
 def test_no_folder_of_runs_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
