@@ -159,7 +159,8 @@ class RunSession:
         if not self.trainer.is_global_zero:  # the first process writes the record
             self._attach(RunRecord(path, {"summary": {}}), resolved)
             return
-        os.environ[PARENT_VARIABLE] = str(os.getpid())
+        if self.trainer.world_size > 1 and not self._is_started_from_outside:
+            os.environ[PARENT_VARIABLE] = str(os.getpid())
         if self.subcommand == "fit":
             self._lock = RunLock(path)
             if not resuming:
@@ -215,13 +216,17 @@ class RunSession:
             return run_folder(root, name)
         if beside is not None and (beside / RECORD).is_file():
             return beside
-        environment = getattr(self.trainer.strategy, "cluster_environment", None)
-        external = environment is not None and environment.creates_processes_externally
-        if external and _RUN_VARIABLE not in os.environ:  # nor did Lightning start this one
+        if self._is_started_from_outside and _RUN_VARIABLE not in os.environ:  # nor by Lightning
             raise RunError("several processes must share one run: name it with --name")
         name = os.environ.get(_RUN_VARIABLE) if self.trainer.global_rank else None
         os.environ[_RUN_VARIABLE] = name = name or self._default_name(root)
         return root / name
+
+    @property
+    def _is_started_from_outside(self) -> bool:
+        """Whether the processes of this run are started by another program, such as torchrun."""
+        environment = getattr(self.trainer.strategy, "cluster_environment", None)
+        return environment is not None and environment.creates_processes_externally
 
     def _default_name(self, root: Path) -> str:
         parts = [experiment_of(self.config, self.model)]
