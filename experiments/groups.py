@@ -13,13 +13,12 @@ from typing import Any
 import pandas as pd
 
 from experiments.record import experiment_name
-from experiments.runs import Run
+from experiments.runs import CIRCUMSTANCES, Run
 from experiments.significance import FEWEST, Difference, difference
 
-# What may differ between runs of one experiment: where they lie, what they are called.
+# What else may differ between runs of one experiment.
 _NOT_OF_THE_EXPERIMENT = re.compile(
-    r"(name|config|overwrite|resume|save_every_min|ckpt_path|runs_dir|test_after_fit|run\..*|data\.(data_dir|download)"
-    r"|trainer\.(logger.*|default_root_dir|enable_.*|callbacks))"
+    rf"{CIRCUMSTANCES}|run\..*|data\.download|trainer\.(default_root_dir|enable_.*|callbacks)"
 )
 _SEEDS = {"seed_everything", "data.seed"}
 

@@ -1,7 +1,7 @@
 """Where metrics go: the run's own record, and W&B."""
 
 import os
-import sys
+import shlex
 import time
 import warnings
 from argparse import Namespace
@@ -16,6 +16,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from datamodules.cifar10 import say
 from experiments.record import RunError, RunRecord, experiment_name
+from experiments.summary import python, upload_command
 
 _START_S = _FINISH_S = 30  # how long W&B's server may keep a run waiting
 
@@ -154,7 +155,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         self._experiment = None
         say(
             f"W&B's server does not answer ({_one_line(error)}): logging offline; upload with: "
-            f"{Path(sys.executable).name} -m wandb sync {record.path / 'wandb'}/offline-run-*"
+            f"{upload_command(record)}"
         )
         try:
             self._open(config)
@@ -202,7 +203,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
     @property
     def _sync_command(self) -> str:
         folder = Path(self.experiment.dir).parent
-        return f"{Path(sys.executable).name} -m wandb sync --include-online {folder}"
+        return f"{python()} -m wandb sync --include-online {shlex.quote(str(folder))}"
 
     def _try(self, action: Callable[..., Any], *args: Any, **kw: Any) -> None:
         if self._broken:

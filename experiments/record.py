@@ -4,6 +4,7 @@
 the summary), ``metrics.jsonl`` (a line per entry), the checkpoints, the plots and W&B's files.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from experiments.environment import git_state, hardware, versions
 
@@ -143,8 +144,8 @@ class RunRecord:
     def sync(self) -> None:
         """Has the metrics written to the disk itself, as a checkpoint of the same step is."""
         if (self.path / METRICS).is_file():
-            with (self.path / METRICS).open("rb+") as file:
-                os.fsync(file.fileno())
+            with synced(self.path / METRICS, "rb+"):
+                pass
 
     @property
     def seconds(self) -> float:
@@ -202,13 +203,25 @@ class RunRecord:
         self.save()
 
 
-def replace_file(path: Path, content: str) -> None:
-    """Writes a text file in one step and to the disk: it is the old one or the new one, whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
-        file.write(content)
+@contextlib.contextmanager
+def synced(path: Path, mode: str) -> Iterator[IO[Any]]:
+    """Opens a file whose content is on the disk itself when the context ends."""
+    with path.open(mode) as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
+
+
+def partial_of(path: Path) -> Path:
+    """Where a file is written before it takes the place of the old one."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def replace_file(path: Path, content: str) -> None:
+    """Writes a text file in one step and to the disk: it is the old one or the new one, whole."""
+    partial = partial_of(path)
+    with synced(partial, "w") as file:
+        file.write(content)
     partial.replace(path)
 
 

@@ -1,5 +1,6 @@
 """Which run ``--resume`` means, whether anything is left to do, and that one process does it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,11 @@ from filelock import FileLock, Timeout
 from pytorch_lightning import LightningModule
 
 from datamodules.cifar10 import say
-from experiments.record import CONFIG, RECORD, RunError, RunRecord, experiment_name
-from experiments.runs import flat, read_run
+from experiments.record import RECORD, RunError, RunRecord, experiment_name
+from experiments.runs import CIRCUMSTANCES, flat_config, read_run
 
 _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
-# What may differ without another result: places, looks, and how long to train.
-_HARMLESS = (*_LIMITS, "config", "runs_dir", "save_every_min", "test_after_fit", "data.data_dir")
+_WITHOUT_EFFECT = re.compile(rf"{CIRCUMSTANCES}|{'|'.join(map(re.escape, _LIMITS))}")
 
 
 def experiment_of(config: Any, model: LightningModule) -> str:
@@ -36,9 +36,10 @@ def choose_run(root: Path, config: Any, model: LightningModule) -> str | None:
     name = experiment_of(config, model)
     found = []
     for path in root.glob(f"{name}-*/{RECORD}"):
+        if experiment_name(path.parent.name) not in {name, f"{name}-synthetic"}:
+            continue
         run = read_run(path.parent)
         same = run.fields.get("seed") == int(config.seed_everything)
-        same &= experiment_name(run.name) in {name, f"{name}-synthetic"}
         if same and run.fields.get("job_type") == "fit" and run.fields.get("status") != "finished":
             found.append((str(run.fields.get("started")), run.name))
     if not found:
@@ -47,12 +48,25 @@ def choose_run(root: Path, config: Any, model: LightningModule) -> str | None:
     return max(found)[1]
 
 
-def is_finished(record: RunRecord, config: dict[str, Any]) -> bool:
-    """Whether a run is over, and neither a longer training nor a missing test is asked for."""
+def config_before(record: RunRecord) -> dict[str, Any]:
+    """The configuration that a run had until now, flat; empty if it had not written it yet."""
+    try:
+        return flat_config(record.path)
+    except (OSError, yaml.YAMLError, AttributeError):
+        return {}
+
+
+def is_finished(record: RunRecord, before: dict[str, Any], config: dict[str, Any]) -> bool:
+    """Whether a run is over, and neither a longer training nor a missing test is asked for.
+
+    Args:
+        record: the run's record.
+        before: the configuration that it had, flat.
+        config: the one asked for, flat.
+    """
     if record.fields.get("status") != "finished":
         return False
-    before, now = _flat_config(record), flat(config)
-    longer = any(before.get(name) != now.get(name) for name in _LIMITS)
+    longer = any(before.get(name) != config.get(name) for name in _LIMITS)
     untested = config["test_after_fit"] and "test/acc" not in record.summary
     if longer or untested:
         return False
@@ -60,23 +74,15 @@ def is_finished(record: RunRecord, config: dict[str, Any]) -> bool:
     return True
 
 
-def note_changes(record: RunRecord, config: dict[str, Any]) -> None:
+def note_changes(before: dict[str, Any], config: dict[str, Any]) -> None:
     """Tells in what a run that goes on differs from what it was: it ends as neither would."""
-    before, now = _flat_config(record), flat(config)
     changed = [
-        f"{name} {now.get(name)} (was {before[name]})"
+        f"{name} {config.get(name)} (was {before[name]})"
         for name in sorted(before)
-        if before[name] != now.get(name) and not name.startswith((*_HARMLESS, "trainer.logger"))
+        if before[name] != config.get(name) and not _WITHOUT_EFFECT.fullmatch(name)
     ]
     if changed:
         say(f"the run goes on with other settings: {', '.join(changed)}")
-
-
-def _flat_config(record: RunRecord) -> dict[str, Any]:
-    try:
-        return flat(yaml.safe_load((record.path / CONFIG).read_text()))
-    except (OSError, yaml.YAMLError, AttributeError):
-        return {}  # killed before it was written
 
 
 class RunLock:

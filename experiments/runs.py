@@ -13,6 +13,11 @@ import yaml
 
 from experiments.record import CONFIG, METRICS, RECORD
 
+# What may differ without another experiment: where a run lies, how it is started and watched.
+CIRCUMSTANCES = (
+    r"name|config|overwrite|resume|save_every_min|ckpt_path|runs_dir|test_after_fit|data\.data_dir"
+    r"|trainer\.logger.*"
+)
 STALE_S = 600  # a run that has not written for so long is not running
 # The C parser reads a config in 3 ms, the one in Python in 30.
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -110,10 +115,14 @@ def read_run(path: Path, now: float | None = None) -> Run:
 
 def _read_config(run: Run) -> None:
     try:
-        loaded = yaml.load((run.path / CONFIG).read_text(), Loader=_YAML)
-        run.config = flat(loaded)
+        run.config = flat_config(run.path)
     except (OSError, UnicodeDecodeError, AttributeError, yaml.YAMLError) as error:
         run.note = run.note or f"{CONFIG} can't be read: {_reason(error)}"
+
+
+def flat_config(path: Path) -> dict[str, Any]:
+    """Reads the resolved configuration in a run's folder, flat (see `flat`)."""
+    return flat(yaml.load((path / CONFIG).read_text(), Loader=_YAML))
 
 
 def _read_metrics(run: Run) -> None:

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
 from experiments.checkpoints import BEST, LAST, PREVIOUS
-from experiments.record import RunError, RunRecord
+from experiments.record import RunError, RunRecord, partial_of, synced
+from lightning_modules.classifier import DIVERGED
 
 
 def best_checkpoint() -> ModelCheckpoint:
@@ -53,7 +54,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             RunError: if it can't be written, or could not be read again without running code.
         """
         path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
+        partial = partial_of(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(checkpoint, partial)
@@ -68,10 +69,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def _write(checkpoint: dict[str, Any], path: Path) -> None:
-    with path.open("wb") as file:
+    with synced(path, "wb") as file:
         torch.save(checkpoint, file)
-        file.flush()
-        os.fsync(file.fileno())
     try:
         torch.load(path, map_location="meta", mmap=True, weights_only=True)
     except Exception as error:
@@ -150,13 +149,41 @@ def check_finite(trainer: Trainer) -> None:
     for name, weight in trainer.lightning_module.named_parameters():
         if not weight.isfinite().all():
             raise FloatingPointError(
-                f"the weights {name} are not finite after step {trainer.global_step}: "
-                "the training has diverged; try a lower learning rate (--model.lr)"
+                f"the weights {name} are not finite after step {trainer.global_step}: {DIVERGED}"
             )
 
 
 def _limits(trainer: Trainer) -> list[int | None]:
     return [trainer.max_steps, trainer.max_epochs]
+
+
+class SettledProgress(Callback):
+    """Lets checkpoints say where between two batches they are, and a fit go on from there."""
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Settles the progress of a checkpoint that isn't taken within a batch."""
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+        if trainer.state.fn == "fit" and progress.processed == progress.completed:
+            settle(checkpoint, progress.completed, int(trainer.num_training_batches))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Has a fit that goes on do so with a batch, not with a validation, and with the next."""
+        loop: Any = trainer.fit_loop.epoch_loop
+        if loop.restarting:
+            loop._should_check_val_fx = lambda fetcher: False
+            # Lightning forgets this where a schedule has asked for the number of steps before.
+            done = loop.batch_progress.current.completed
+            for source in trainer.fit_loop._combined_loader.flattened:  # type: ignore[union-attr]
+                source.load_state_dict({"batches": done})
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Lets validations come again."""
+        loop: Any = trainer.fit_loop.epoch_loop
+        vars(loop).pop("_should_check_val_fx", None)
 
 
 class LastCheckpoint(Checkpoint):
@@ -180,14 +207,6 @@ class LastCheckpoint(Checkpoint):
         self._stopped = False
         self._limits: list[int | None] = []
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Settles the progress of a checkpoint that isn't taken within a batch."""
-        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
-        if trainer.state.fn == "fit" and progress.processed == progress.completed:
-            settle(checkpoint, progress.completed, int(trainer.num_training_batches))
-
     def state_dict(self) -> dict[str, Any]:
         """Whether the fit was stopped early, and by which limits it would have ended."""
         return {"stopped": self._stopped, "limits": self._limits}
@@ -202,24 +221,14 @@ class LastCheckpoint(Checkpoint):
         self._stopped, self._limits = False, _limits(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins to count; a fit that goes on does so with a batch, not with a validation."""
+        """Begins to count."""
         self._saved_at = time.monotonic()
         self._step = trainer.global_step if trainer.global_step else None
-        loop: Any = trainer.fit_loop.epoch_loop
-        if loop.restarting:
-            loop._should_check_val_fx = lambda fetcher: False
-            # Lightning forgets this where a schedule has asked for the number of steps before.
-            done = loop.batch_progress.current.completed
-            for source in trainer.fit_loop._combined_loader.flattened:  # type: ignore[union-attr]
-                source.load_state_dict({"batches": done})
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Saves if it is time; then gradients must not be half accumulated."""
-        loop: Any = trainer.fit_loop.epoch_loop
-        if "_should_check_val_fx" in vars(loop):
-            del loop._should_check_val_fx
         if self._is_due(trainer) and batch_idx % trainer.accumulate_grad_batches == 0:
             self.save(trainer)
 

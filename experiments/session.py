@@ -43,11 +43,19 @@ from experiments.parsing import USER_ERRORS, UsageError
 from experiments.processes import PARENT_VARIABLE
 from experiments.progress import TrainMonitor
 from experiments.record import RECORD, RunError, RunRecord, run_folder
-from experiments.resuming import RunLock, choose_run, experiment_of, is_finished, note_changes
-from experiments.saving import AtomicCheckpointIO, LastCheckpoint
+from experiments.resuming import (
+    RunLock,
+    choose_run,
+    config_before,
+    experiment_of,
+    is_finished,
+    note_changes,
+)
+from experiments.runs import flat
+from experiments.saving import AtomicCheckpointIO, LastCheckpoint, SettledProgress
 from experiments.slim import skip_idle_hooks
 from experiments.stopping import StopBetweenBatches, Stopped, StopSignals
-from experiments.summary import summary_table
+from experiments.summary import program, summary_table
 from lightning_modules import Classifier
 
 if TYPE_CHECKING:
@@ -86,6 +94,7 @@ class RunSession:
         self.model: Classifier = cli.model
         self.data: CIFAR10DataModule = cli.datamodule
         self.monitor = TrainMonitor()
+        self.steps_of_checkpoint = 0
         self.steps_of_weights: int | None = None
         self.is_new = False
         self.changes_status = True
@@ -125,10 +134,11 @@ class RunSession:
         if checkpoint is not None:
             content = load_checkpoint(checkpoint)
             check_model(checkpoint, content, session.model)
+            session.steps_of_checkpoint = int(content["global_step"])
             if subcommand == "fit":
                 check_training(checkpoint, content, settings)
             else:
-                session.steps_of_weights = int(content["global_step"])
+                session.steps_of_weights = session.steps_of_checkpoint
             if state := content.get(type(session.data).__qualname__):
                 session.data.load_state_dict(state)
             if subcommand == "fit" and not session.config.resume:
@@ -172,16 +182,16 @@ class RunSession:
             record = RunRecord.open(path)
             self._check_data(record, facts)
         if resuming and self.config.resume:
-            self.is_over = is_finished(record, resolved)
-            note_changes(record, resolved)
+            before, asked = config_before(record), flat(resolved)
+            self.is_over = is_finished(record, before, asked)
+            note_changes(before, asked)
         if self.is_over:
             self.record = record
             return
         if self._lock is not None:
             self._lock.acquire()
         if resuming:
-            step = int(load_checkpoint(self.checkpoint)["global_step"]) if self.checkpoint else 0
-            record.resume(dumped, facts, step)
+            record.resume(dumped, facts, self.steps_of_checkpoint)
         self.changes_status = self.subcommand == "fit" or self.is_new
         try:
             self._attach(record, {**resolved, "run": facts})
@@ -268,7 +278,7 @@ class RunSession:
         added: list[Callback] = [self.monitor, EvaluationReport(record, self._step)]
         added.append(RunStatus(record, self.changes_status))
         if self.subcommand == "fit":
-            added.append(StopBetweenBatches(self._signals))
+            added += [SettledProgress(), StopBetweenBatches(self._signals)]
         if self.subcommand == "predict":
             added.append(PredictionWriter(self._predictions))
         if trainer.checkpoint_callbacks:
@@ -349,7 +359,7 @@ class RunSession:
         flags = shlex.join(str(word) for place in places.items() for word in place)
         say(
             f"stopped by {stopped} after step {self.trainer.global_step:,}; go on with: "
-            f"{Path(sys.executable).name} cli.py fit {flags} --resume"
+            f"{program()} fit {flags} --resume"
         )
 
     def _run_trainer(self, arguments: dict[str, Any]) -> None:

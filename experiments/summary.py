@@ -88,14 +88,18 @@ def _files(record: RunRecord, command: str) -> str:
 
 
 def _upload(record: RunRecord) -> str:
-    folder = record.path / "wandb"
-    if not any(folder.glob("offline-run-*")):
+    if not any((record.path / "wandb").glob("offline-run-*")):
         return ""
-    where = shlex.quote(str(folder))
-    return f"offline; upload with: {_python()} -m wandb sync {where}/offline-run-*"
+    return f"offline; upload with: {upload_command(record)}"
 
 
-def _python() -> str:
+def upload_command(record: RunRecord) -> str:
+    """What to type to upload what a run has logged offline."""
+    where = shlex.quote(str(record.path / "wandb"))
+    return f"{python()} -m wandb sync {where}/offline-run-*"
+
+
+def python() -> str:
     """What to type for this Python: its path where ``python`` is another one."""
     if shutil.which("python") == sys.executable:
         return "python"
@@ -109,11 +113,14 @@ def _next(record: RunRecord, command: str) -> str:
     kept = [name for name in (BEST, LAST) if (record.path / f"{name}.ckpt").is_file()]
     if not kept or command == "predict":
         return ""
-    started_as = Path(sys.argv[0]).name
-    program = "cifar10" if started_as == "cifar10" else f"{_python()} cli.py"
     arguments = [missing, "--name", record.name]
     if str(record.path.parent) != "runs":
         arguments += ["--runs_dir", str(record.path.parent)]
     if BEST not in kept:
         arguments += ["--ckpt_path", LAST]
-    return f"{program} {shlex.join(arguments)}"
+    return f"{program()} {shlex.join(arguments)}"
+
+
+def program() -> str:
+    """What to type for this program, as it was started."""
+    return "cifar10" if Path(sys.argv[0]).name == "cifar10" else f"{python()} cli.py"

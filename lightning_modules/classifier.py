@@ -18,7 +18,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from lightning_modules.schedules import LinearSchedule
 
-_REMEDY = "the training has diverged; try a lower learning rate (--model.lr)"
+DIVERGED = "the training has diverged; try a lower learning rate (--model.lr)"
 _WINDOW = 64  # training batches whose logits are kept at most
 
 LRInterval = Literal["step", "epoch"]
@@ -186,7 +186,9 @@ class Classifier(LightningModule, ABC):
         noted, self._noted = self._noted.cpu().double(), self._noted[:0]
         loss, accuracy = self._means(noted)
         if not math.isfinite(loss):
-            raise FloatingPointError(f"train/loss is {loss} at {self._first_bad(noted)}: {_REMEDY}")
+            raise FloatingPointError(
+                f"train/loss is {loss} at {self._first_bad(noted)}: {DIVERGED}"
+            )
         self._log_step({"train/loss": loss, "train/acc": accuracy, **self.step_figures})
         self.step_figures.clear()
 
@@ -267,7 +269,7 @@ class Classifier(LightningModule, ABC):
         loss = mean_loss.compute()
         if name == "val" and not loss.isfinite():  # before such weights are kept as the best
             step = self.trainer.global_step
-            raise FloatingPointError(f"val/loss is {loss.item()} after step {step}: {_REMEDY}")
+            raise FloatingPointError(f"val/loss is {loss.item()} after step {step}: {DIVERGED}")
         self.log_dict({f"{name}/loss": loss, f"{name}/acc": accuracy}, prog_bar=stage == "val")
         self.confusion[name] = confusion
         matrix.reset()
