@@ -46,8 +46,18 @@ CIFAR10_SHA256: Mapping[str, str] = {
     "test_batch": "f53d8d457504f7cff4ea9e021afcf0e0ad8e24a91f3fc42091b8adef61157831",
     "batches.meta": "f962466ef690d46b226450fb9aadc74ba4bc64a76aa526b5827fe4bc5c7125cb",
 }
+CIFAR10_BYTES: Mapping[str, int] = {
+    "data_batch_1": 31_035_704,
+    "data_batch_2": 31_035_320,
+    "data_batch_3": 31_035_999,
+    "data_batch_4": 31_035_696,
+    "data_batch_5": 31_035_623,
+    "test_batch": 31_035_526,
+    "batches.meta": 158,
+}
 
 _MANIFEST = "sha256.json"
+_PARTIAL = ".download-"
 _TIMEOUT_S = 15.0
 _ATTEMPTS = 2
 _LOCK_TIMEOUT_S = 3600.0
@@ -130,7 +140,9 @@ def download_cifar10(data_dir: Path, url: str = URL, patience_s: float = math.in
             try:
                 return find_cifar10(data_dir)
             except DatasetError:
-                with tempfile.TemporaryDirectory(prefix=".download-", dir=data_dir) as temporary:
+                for stale in data_dir.glob(f"{_PARTIAL}*"):  # of a process that was killed
+                    shutil.rmtree(stale, ignore_errors=True)
+                with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=data_dir) as temporary:
                     archive = Path(temporary) / "archive.tar.gz"
                     _download(url, archive, patience_s)
                     return _extract(archive, data_dir / FOLDER)
@@ -220,7 +232,8 @@ def _extract(archive: Path, folder: Path) -> Path:
             if member is None:
                 raise DatasetError(f"the archive of CIFAR-10 has no file {name}")
             content = member.read()
-            _verify(content, sha256, folder / name)
+            if _sha256(content) != sha256:
+                raise DatasetError(f"the archive of CIFAR-10 has another file for {name}")
             partial = archive.with_name(name)
             partial.write_bytes(content)
             partial.replace(folder / name)
@@ -325,11 +338,9 @@ def _read_batch(folder: Path, name: str) -> ImageSet:
 
 def _load(folder: Path, name: str) -> dict[bytes, Any]:
     path = folder / name
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DatasetError(f"cannot read {path}: {error.strerror}") from error
-    _verify(content, _checksums(folder)[name], path)
+    content = _bytes_of(path)
+    if isinstance(content, OSError) or _sha256(content) != _checksums(folder).get(name):
+        raise DatasetError(_damage(folder))
     try:
         loaded = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:
@@ -339,21 +350,52 @@ def _load(folder: Path, name: str) -> dict[bytes, Any]:
     return loaded
 
 
+def _bytes_of(path: Path) -> bytes | OSError:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        return error
+
+
 def _checksums(folder: Path) -> Mapping[str, str]:
-    manifest = folder / _MANIFEST
     if folder.name == FOLDER:
         return CIFAR10_SHA256
-    sums: dict[str, str] = json.loads(manifest.read_text())
+    try:
+        sums: dict[str, str] = json.loads((folder / _MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise DatasetError(
+            f"{folder / _MANIFEST} can't be read: {error}; delete the folder and run again"
+        ) from error
     return sums
 
 
-def _verify(content: bytes, sha256: str, path: Path) -> None:
-    actual = _sha256(content)
-    if actual != sha256:
-        raise DatasetError(
-            f"{path} is corrupted: {len(content):,} bytes with SHA-256 {actual[:12]}…, expected "
-            f"{sha256[:12]}…; delete it and run again, or copy a good one there"
-        )
+def _damage(folder: Path) -> str:
+    """What is wrong with a folder, file by file: who has to replace one wants to know of all."""
+    found = {
+        name: _damage_of(folder / name, sha256, CIFAR10_BYTES if folder.name == FOLDER else {})
+        for name, sha256 in _checksums(folder).items()
+    }
+    listed = "; ".join(f"{name} {damage}" for name, damage in found.items() if damage)
+    official = "delete what is named and run again, or copy good files there"
+    remedy = official if folder.name == FOLDER else "delete the folder and run again"
+    return f"the data in {folder} is damaged: {listed}; {remedy}"
+
+
+def _damage_of(path: Path, sha256: str, sizes: Mapping[str, int]) -> str:
+    content = _bytes_of(path)
+    if isinstance(content, FileNotFoundError):
+        return "is missing"
+    if isinstance(content, OSError):
+        return f"can't be read ({content.strerror})"
+    actual, size = _sha256(content), sizes.get(path.name, 0)
+    if actual == sha256:
+        return ""
+    if len(content) < size or not content:
+        return f"is cut short ({len(content):,} of {size:,} bytes)" if size else "is empty"
+    return (
+        f"is corrupted ({len(content):,} bytes with SHA-256 {actual[:12]}…, expected "
+        f"{sha256[:12]}…)"
+    )
 
 
 def _sha256(content: bytes) -> str:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from torchvision import models
+from wandb.sdk.lib.wbauth import unauthenticate_session
 
 from cli import main
 from experiments.record import RunRecord
@@ -169,6 +170,7 @@ def test_online_config_without_an_account_is_an_error(
 ) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    unauthenticate_session()  # W&B remembers the account of an earlier test of this process
     message = error_of(arguments("configs/logger/wandb.yaml"))
     assert "no API key configured; set WANDB_API_KEY" in message
     assert not runs.exists()

@@ -225,7 +225,7 @@ def test_a_corrupted_data_file_is_named(refused: Callable[..., str], tmp_path: P
     content[1000] ^= 1
     file.write_bytes(content)
     data = [f"--data.data_dir={tmp_path}", "--data.synthetic_images=20"]
-    assert f"{file} is corrupted" in refused(MLP, *data)
+    assert f"{file.parent} is damaged: {file.name} is corrupted" in refused(MLP, *data)
 
 
 @pytest.mark.parametrize("content", [None, b"no picture"])

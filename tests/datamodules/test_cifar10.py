@@ -214,7 +214,7 @@ def test_corrupted_cifar10_is_never_replaced_by_the_stand_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (real(tmp_path, monkeypatch) / FOLDER / "data_batch_1").write_bytes(b"")
-    with pytest.raises(DatasetError, match="data_batch_1 is corrupted"):
+    with pytest.raises(DatasetError, match="data_batch_1 is cut short"):
         CIFAR10DataModule(str(tmp_path), source="auto").setup()
 
 

@@ -39,7 +39,9 @@ Answer = Callable[[BaseHTTPRequestHandler], object]
 def trust(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes the files of a folder for the official ones."""
     sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
+    sizes = {name: (folder / name).stat().st_size for name in FILES}
     monkeypatch.setattr(files, "CIFAR10_SHA256", sums)
+    monkeypatch.setattr(files, "CIFAR10_BYTES", sizes)
 
 
 @pytest.fixture
@@ -116,22 +118,46 @@ def flip(content: bytes) -> bytes:
     return content[:99] + bytes([content[99] ^ 1]) + content[100:]
 
 
+def read_all(place: Path) -> None:
+    read_train(place)
+    read_test(place)
+    read_label_names(place)
+
+
 @pytest.mark.parametrize("damage", [flip, lambda c: c[:-1], lambda c: b"", lambda c: c + b"\0"])
 @pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
 @pytest.mark.parametrize("official", [True, False])
-def test_damaged_file_is_named(
+def test_a_damaged_file_is_named(
     folder: Path, name: str, official: bool, damage: Callable[[bytes], bytes]
 ) -> None:
     place = folder if official else make_synthetic(folder.parent, 10)
     (place / name).write_bytes(damage((place / name).read_bytes()))
-    with pytest.raises(DatasetError, match=f"{place / name} is corrupted: .* delete it"):
-        (read_train(place), read_test(place), read_label_names(place))
+    with pytest.raises(DatasetError, match=f"in {place} is damaged: {name} is [^;]*; delete"):
+        read_all(place)
 
 
-def test_file_that_vanished_is_named(folder: Path) -> None:
+def test_all_that_is_damaged_is_named_at_once(folder: Path) -> None:
+    whole = (folder / "data_batch_1").read_bytes()
+    (folder / "data_batch_1").write_bytes(whole[:1234])
     (folder / "data_batch_2").unlink()
-    with pytest.raises(DatasetError, match=r"cannot read .*data_batch_2: No such file"):
-        read_train(folder)
+    (folder / "data_batch_4").write_bytes(flip((folder / "data_batch_4").read_bytes()))
+    (folder / "test_batch").unlink()
+    (folder / "test_batch").mkdir()
+    with pytest.raises(DatasetError) as caught:
+        read_all(folder)
+    damaged = str(caught.value).partition("damaged: ")[2].split("; ")
+    assert damaged[0] == f"data_batch_1 is cut short (1,234 of {len(whole):,} bytes)"
+    assert damaged[1] == "data_batch_2 is missing"
+    assert damaged[2].startswith("data_batch_4 is corrupted (")
+    assert damaged[3] == "test_batch can't be read (Is a directory)"
+    assert damaged[4].startswith("delete what is named")
+
+
+def test_a_broken_list_of_checksums_is_named(folder: Path) -> None:
+    place = make_synthetic(folder.parent, 10)
+    (place / "sha256.json").write_text("{")
+    with pytest.raises(DatasetError, match=r"sha256.json can't be read: .*; delete the folder"):
+        read_train(place)
 
 
 class Attack:
@@ -145,7 +171,7 @@ class Attack:
 
 
 @pytest.mark.parametrize("call", [os.mkdir, eval])
-@pytest.mark.parametrize(("sum_is_right", "answer"), [(False, "is corrupted"), (True, "refused")])
+@pytest.mark.parametrize(("sum_is_right", "answer"), [(False, "is cut short"), (True, "refused")])
 def test_no_code_in_a_pickle_is_run(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -303,11 +329,28 @@ def test_failed_download_leaves_nothing_behind(
     assert "/good" not in server.asked  # a refused redirect is not followed first
 
 
+def test_a_server_that_fails_once_is_asked_again(folder: Path, server: Server) -> None:
+    def recovers(handler: BaseHTTPRequestHandler) -> None:
+        server.answers["/good" if len(server.asked) > 1 else "/stalled"](handler)
+
+    server.answers["/recovers"] = recovers
+    assert download_cifar10(folder.parent, server.url("/recovers")) == folder
+    assert server.asked == ["/recovers", "/recovers"]
+
+
+def test_what_a_killed_download_left_is_removed(folder: Path, server: Server) -> None:
+    left = folder.parent / ".download-killed"
+    left.mkdir(parents=True)
+    (left / "archive.tar.gz").write_bytes(b"half")
+    download_cifar10(folder.parent, server.url("/good"))
+    assert not left.exists()
+
+
 def test_wrong_file_in_the_archive_is_not_put_in_place(
     folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(files.CIFAR10_SHA256, "data_batch_1", "0" * 64)
-    with pytest.raises(DatasetError, match="data_batch_1 is corrupted"):
+    with pytest.raises(DatasetError, match="has another file for data_batch_1"):
         download_cifar10(folder.parent, server.url("/good"))
     assert not [*folder.iterdir()]
 
