@@ -31,6 +31,7 @@ from datamodules.cifar10 import say
 from experiments.environment import fast_precision
 from experiments.help import COMMANDS, DESCRIPTION
 from experiments.memory import keep_freed_memory
+from experiments.messages import one_line
 from experiments.parsing import RunParser, Seed, UsageError, fail, prepare_arguments, user_errors
 from experiments.processes import die_with_parent
 from experiments.progress import RunProgressBar
@@ -172,8 +173,8 @@ def main(args: ArgsType = None) -> None:
         fail(error)
     except FloatingPointError as error:
         sys.exit(f"error: {error}")  # with status 1
-    except RunError as error:
-        sys.exit(f"error: {error}")
+    except (RunError, OSError) as error:  # of the disk, most often
+        sys.exit(f"error: {one_line(str(error))}")
     except Stopped as stopped:
         raise SystemExit(stopped.status) from None
     except KeyboardInterrupt:

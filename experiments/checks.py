@@ -1,9 +1,12 @@
 """What can be wrong with a command as asked for, found before a run has a folder."""
 
+import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Trainer
+from torch import nn
 
 from datamodules import CIFAR10DataModule
 from experiments.record import RunError
@@ -66,6 +69,29 @@ def _batches_of_an_epoch(trainer: Trainer, data: CIFAR10DataModule) -> int:
     if limited == 0:
         raise ValueError(f"trainer.limit_train_batches {limit} leaves none of {batches} batches")
     return limited
+
+
+# Best, newest and the one before it, and the next while it is written.
+_CHECKPOINTS = 4
+# Weights and Adam's two moments.
+_COPIES = 3
+
+
+def check_space(folder: Path, model: nn.Module) -> None:
+    """Refuses a disk that has no room for the checkpoints of a fit.
+
+    Raises:
+        RunError: naming what is free and what is needed.
+    """
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    needed = _CHECKPOINTS * _COPIES * sum(tensor.nbytes for tensor in tensors)
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise RunError(
+            f"{place.resolve()} has {free / 2**20:,.1f} MiB free, and the run's checkpoints need "
+            f"up to {needed / 2**20:,.1f}: make room, or name another disk with --runs_dir"
+        )
 
 
 def check_progress(

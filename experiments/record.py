@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,8 @@ Status = Literal["running", "finished", "failed", "interrupted", "preempted"]
 
 RECORD = "record.json"
 METRICS = "metrics.jsonl"
+LOCK = ".lock"
+_PARTIAL = ".partial"
 CONFIG = "config.yaml"
 
 # What names of runs end in: a seed, a time, a count of the same time.
@@ -73,15 +76,17 @@ class RunRecord:
             "summary": {},
         }
         record = cls(path, fields)
+        is_new = not path.exists()
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            with _writing(path):
+                path.mkdir(parents=True, exist_ok=True)
             record.save()
-            replace_file(path / CONFIG, config)
-        except OSError as error:
-            raise RunError(
-                f"cannot write to the run's folder {path}: {error.strerror}; "
-                "name a writable one with --runs_dir"
-            ) from error
+            with _writing(path):
+                replace_file(path / CONFIG, config)
+        except RunError:
+            if is_new:
+                shutil.rmtree(path, ignore_errors=True)
+            raise
         return record
 
     @classmethod
@@ -108,10 +113,14 @@ class RunRecord:
             config: the resolved configuration that it goes on with, YAML.
             facts: more fields for ``record.json``.
             step: optimiser steps behind the checkpoint that it goes on from; 0 to begin anew.
+
+        Raises:
+            RunError: if the folder can't be written.
         """
         kept = [entry for entry in self.metrics() if _is_of_fit(entry, step)]
-        replace_file(self.path / METRICS, "".join(json.dumps(entry) + "\n" for entry in kept))
-        replace_file(self.path / CONFIG, config)
+        with _writing(self.path):
+            replace_file(self.path / CONFIG, config)
+            replace_file(self.path / METRICS, "".join(json.dumps(entry) + "\n" for entry in kept))
         again = {"command": shlex.join(sys.argv), "started": _now(), "step": step}
         self.fields.setdefault("resumed", []).append({**again, "git": git_state()})
         self.fields.update(facts, status="running", summary={})
@@ -137,9 +146,14 @@ class RunRecord:
         return summary
 
     def save(self) -> None:
-        """Writes ``record.json`` in one step, so that readers never see half of it."""
+        """Writes ``record.json`` in one step, so that readers never see half of it.
+
+        Raises:
+            RunError: if it can't be written; the old one is left.
+        """
         content = json.dumps(_plain(self.fields), indent=2, allow_nan=False) + "\n"
-        replace_file(self.path / RECORD, content)
+        with _writing(self.path):
+            replace_file(self.path / RECORD, content)
 
     def sync(self) -> None:
         """Has the metrics written to the disk itself, as a checkpoint of the same step is."""
@@ -163,13 +177,8 @@ class RunRecord:
             RunError: if it can't be written.
         """
         entry = {"step": step, "seconds": self.seconds, **_plain(metrics)}
-        try:
-            with (self.path / METRICS).open("a") as file:
-                file.write(json.dumps(entry, allow_nan=False) + "\n")
-        except OSError as error:
-            raise RunError(
-                f"cannot write metrics to {self.path / METRICS}: {error.strerror}"
-            ) from error
+        with _writing(self.path), (self.path / METRICS).open("a") as file:
+            file.write(json.dumps(entry, allow_nan=False) + "\n")
         self._summarize(entry)
 
     def _summarize(self, entry: Mapping[str, Any]) -> None:
@@ -212,17 +221,39 @@ def synced(path: Path, mode: str) -> Iterator[IO[Any]]:
         os.fsync(file.fileno())
 
 
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Tells what the system says of a folder that can't be written."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write to the run's folder {path}: {error.strerror}; make room, or name a "
+            "writable one with --runs_dir"
+        ) from error
+
+
 def partial_of(path: Path) -> Path:
     """Where a file is written before it takes the place of the old one."""
-    return path.with_name(f".{path.name}.partial")
+    return path.with_name(f".{path.name}{_PARTIAL}")
+
+
+def was_never_begun(path: Path) -> bool:
+    """Whether a folder holds at most what a process killed before its record leaves."""
+    names = [entry.name for entry in path.iterdir()] if path.is_dir() else ["a file"]
+    return all(name == LOCK or re.fullmatch(rf"\..*\{_PARTIAL}", name) for name in names)
 
 
 def replace_file(path: Path, content: str) -> None:
     """Writes a text file in one step and to the disk: it is the old one or the new one, whole."""
     partial = partial_of(path)
-    with synced(partial, "w") as file:
-        file.write(content)
-    partial.replace(path)
+    try:
+        with synced(partial, "w") as file:
+            file.write(content)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _is_of_fit(entry: Mapping[str, Any], step: int) -> bool:

@@ -9,7 +9,7 @@ from filelock import FileLock, Timeout
 from pytorch_lightning import LightningModule
 
 from datamodules.cifar10 import say
-from experiments.record import RECORD, RunError, RunRecord, experiment_name
+from experiments.record import LOCK, RECORD, RunError, RunRecord, experiment_name
 from experiments.runs import CIRCUMSTANCES, flat_config, read_run
 
 _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
@@ -97,7 +97,7 @@ class RunLock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = FileLock(path / ".lock")
+        self._file = FileLock(path / LOCK)
         if path.is_dir():
             self.acquire()
             self.release()

@@ -36,13 +36,13 @@ from experiments.checkpoints import (
     newest_checkpoint,
     training_settings,
 )
-from experiments.checks import check_fit, check_progress, check_validation
+from experiments.checks import check_fit, check_progress, check_space, check_validation
 from experiments.loggers import RecordLogger
 from experiments.messages import one_line
 from experiments.parsing import USER_ERRORS, UsageError
 from experiments.processes import PARENT_VARIABLE
 from experiments.progress import TrainMonitor
-from experiments.record import RECORD, RunError, RunRecord, run_folder
+from experiments.record import RECORD, RunError, RunRecord, run_folder, was_never_begun
 from experiments.resuming import (
     RunLock,
     choose_run,
@@ -173,6 +173,7 @@ class RunSession:
             os.environ[PARENT_VARIABLE] = str(os.getpid())
         if self.subcommand == "fit":
             self._lock = RunLock(path)
+            check_space(path, self.model)
             if not resuming:
                 _make_room(path, self.config.overwrite)
         self.is_new = not (path / RECORD).is_file()
@@ -471,7 +472,7 @@ def _keep_no_best_without_validation(trainer: Trainer, data: CIFAR10DataModule) 
 
 def _make_room(path: Path, overwrite: bool) -> None:
     """Refuses to write into an existing run, or removes it if that was asked for."""
-    if not path.exists():
+    if not path.exists() or was_never_begun(path):
         return
     if not overwrite:
         raise RunError(

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ import torch
 
 from experiments.resuming import RunLock
 from tests.chaos import Place
+from tests.conftest import SHORT
 from tests.lab import Lab
 from tests.wandb_server import WandbServer
 
+ErrorOf = Callable[[list[str]], str]
 STOPS = [(signal.SIGTERM, 143, "preempted"), (signal.SIGINT, 130, "interrupted")]
 
 
@@ -125,6 +129,36 @@ def test_a_full_disk_leaves_the_old_checkpoint(labs: dict[str, Lab]) -> None:
     assert lab.result("full") == lab.result("whole")
 
 
+def test_a_folder_that_cannot_be_written_is_found_before_training(labs: dict[str, Lab]) -> None:
+    lab = labs["MLP"]
+    ended = lab.fit("unwritable", largest_file=1500)
+    assert (ended.code, ended.err.count("error: ")) == (2, 1)
+    assert f"cannot write to the run's folder {lab.root}/unwritable: File too large" in ended.err
+    assert not (lab.root / "unwritable").exists()
+
+
+def test_a_run_that_cannot_be_written_any_more_stays_as_it_is(labs: dict[str, Lab]) -> None:
+    lab = labs["MLP"]
+    lab.fit("filled", at=("on_train_batch_end", 17))
+    before = {path: path.read_bytes() for path in (lab.root / "filled").glob("*")}
+    ended = lab.fit("filled", "--resume", largest_file=1500)
+    assert ended.code == 2
+    assert "cannot write to the run's folder" in ended.err
+    assert {path: path.read_bytes() for path in (lab.root / "filled").glob("*")} == before
+    assert lab.fit("filled", "--resume").code == 0
+    assert lab.result("filled") == lab.result("whole")
+
+
+def test_metrics_that_cannot_be_written_end_the_training(labs: dict[str, Lab]) -> None:
+    lab = labs["MLP"]
+    config = (lab.root / "whole" / "config.yaml").stat().st_size
+    often = ["--trainer.log_every_n_steps=1", "--data.val_size=0"]
+    ended = lab.fit("metrics", *often, largest_file=config + 100)
+    assert ended.code == 1
+    assert "error: cannot write to the run's folder" in ended.err
+    assert "Traceback" not in ended.err
+
+
 @pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "text"])
 def test_a_damaged_checkpoint_is_passed_over(labs: dict[str, Lab], damage: str) -> None:
     lab = labs["MLP"]
@@ -151,6 +185,17 @@ def test_without_a_good_checkpoint_nothing_is_touched(labs: dict[str, Lab]) -> N
     assert ended.code == 2
     assert "begin the run anew with --overwrite true" in ended.err
     assert (lab.root / "lost" / "metrics.jsonl").read_text() == before
+
+
+def test_a_disk_without_room_is_found_before_training(
+    monkeypatch: pytest.MonkeyPatch, synthetic: list[str], error_of: ErrorOf, runs: Path
+) -> None:
+    usage = shutil.disk_usage(runs.parent)._replace(free=2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    places = [f"--runs_dir={runs}", "--name=run", "--model=MLP"]
+    message = error_of(["fit", *SHORT, *synthetic, *places])
+    assert "has 1.0 MiB free, and the run's checkpoints need up to" in message
+    assert not runs.exists()
 
 
 # ---- going on ------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ from tests.chaos import Place
 from tests.lab import MODELS, Lab
 
 PLACES: list[Place] = [
+    ("os.fsync", 1),  # before there is a record
+    ("Path.replace", 2),  # ... and before its configuration
     ("on_train_batch_end", 1),  # before there is a checkpoint
     ("on_train_batch_end", 18),  # in the middle of an epoch
     ("on_train_batch_end", 22),  # the last batch of an epoch
@@ -49,12 +51,15 @@ def test_every_kind_of_training_goes_on_exactly(labs: dict[str, Lab], kind: str)
 def test_chaos(labs: dict[str, Lab], kind: str) -> None:
     """Ten kills of each kind at random moments, each run killed until it has survived them."""
     lab, chance = labs[kind], random.Random(kind)
-    kills = 0
+    kills = runs = 0
     while kills < 10:
-        name = f"chaos-{kills}"
-        while kills < 10 and chance.random() < 0.8:
+        runs += 1
+        name, is_over = f"chaos-{runs}", False
+        while kills < 10 and not is_over and chance.random() < 0.8:
             place = (chance.choice(["on_train_batch_end", "os.fsync"]), chance.randint(1, 30))
-            kills += lab.fit(name, "--resume", at=place).code == -signal.SIGKILL
+            is_over = lab.fit(name, "--resume", at=place).code != -signal.SIGKILL
+            kills += not is_over
         resumed = lab.fit(name, "--resume")
         assert resumed.code == 0, resumed.err
         assert lab.result(name) == lab.result("whole")
+    print(f"{kind}: {kills} kills in {runs} runs")

@@ -47,7 +47,7 @@ def test_a_failed_save_leaves_the_old_record(
 
     monkeypatch.setattr(os, "fsync", full)
     record.fields["seed"] = 2
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RunError, match="No space"):
         record.save()
     assert RunRecord.open(record.path).fields["seed"] == 1
 
