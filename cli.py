@@ -97,8 +97,7 @@ class CIFAR10CLI(LightningCLI):
         """Parses the arguments, short forms included."""
         if isinstance(args, list | None):
             with user_errors():
-                arguments = prepare_arguments(args)
-            self.config = parser.parse_args(arguments)
+                self.config = parser.parse_args(prepare_arguments(args))
         else:
             super().parse_arguments(parser, args)
 

@@ -1,5 +1,6 @@
 """Checkpoints of a run: found by name, and refused unless whole and of the right model."""
 
+import math
 import pickle
 import zipfile
 from pathlib import Path
@@ -115,10 +116,15 @@ def training_settings(model: LightningModule) -> dict[str, Any]:
 
     Returns:
         The optimiser's class and its settings by name, and the schedule in words.
+
+    Raises:
+        ValueError: for a learning rate that is not finite.
     """
     made: Any = model.configure_optimizers()
     plan = made if isinstance(made, dict) else {"optimizer": made}
     optimizer, schedule = plan["optimizer"], plan.get("lr_scheduler")
+    if not math.isfinite(optimizer.defaults.get("lr", 0.0)):
+        raise ValueError(f"model.lr must be finite, got {optimizer.defaults['lr']}")
     return {
         "optimizer": type(optimizer).__name__,
         "settings": dict(optimizer.defaults),

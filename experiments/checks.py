@@ -1,11 +1,13 @@
 """What can be wrong with a command as asked for, found before a run has a folder."""
 
 import itertools
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Trainer
+from pytorch_lightning.accelerators import CPUAccelerator
 from torch import nn
 
 from datamodules import CIFAR10DataModule
@@ -14,6 +16,34 @@ from experiments.record import RunError
 # Logged by `lightning_modules.Classifier` and `experiments.progress.TrainMonitor`.
 _TRAIN_METRICS = ("train/loss", "train/acc", "lr", "images_per_s")
 _VAL_METRICS = ("val/loss", "val/acc")
+# What Lightning takes without a word, and fails of, or ignores, later.
+_LEAST = {
+    "log_every_n_steps": 1,
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "num_sanity_val_steps": -1,
+}
+
+
+def check_devices(trainer: Trainer) -> None:
+    """Refuses more processes than a CPU can run, and machines that nothing starts.
+
+    Raises:
+        ValueError: naming the setting and the remedy.
+    """
+    cores = max(os.cpu_count() or 1, 2)
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > cores:
+        raise ValueError(
+            f"trainer.devices must be at most {cores} on the CPU, which has {os.cpu_count()} "
+            f"cores, got {trainer.num_devices}"
+        )
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    starts_itself = environment is None or not environment.creates_processes_externally
+    if trainer.num_nodes > 1 and starts_itself and "MASTER_ADDR" not in os.environ:
+        raise ValueError(
+            f"trainer.num_nodes must be 1 here, got {trainer.num_nodes}: several machines need a "
+            "launcher, such as torchrun or srun"
+        )
 
 
 def check_fit(trainer: Trainer, test_after_fit: bool) -> None:
@@ -23,14 +53,19 @@ def check_fit(trainer: Trainer, test_after_fit: bool) -> None:
         ValueError: naming the setting and the remedy.
     """
     settings: Any = trainer
+    if not hasattr(settings, "val_check_interval"):  # Lightning keeps a duration elsewhere
+        raise ValueError(
+            "trainer.val_check_interval must be batches or a part of an epoch: a validation by "
+            "the clock could not be repeated"
+        )
     for name in ("max_steps", "max_epochs", "limit_train_batches", "val_check_interval"):
         if getattr(settings, name) == 0:
             hint = "; data.val_size 0 trains without validation" if "val" in name else ""
             raise ValueError(f"trainer.{name} must be positive, got 0{hint}")
-    if settings.log_every_n_steps < 1:
-        raise ValueError(
-            f"trainer.log_every_n_steps must be at least 1, got {settings.log_every_n_steps}"
-        )
+    for name, least in _LEAST.items():
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise ValueError(f"trainer.{name} must be at least {least}, got {value}")
     if (settings.gradient_clip_val or 0) < 0:
         raise ValueError(
             f"trainer.gradient_clip_val must not be negative, got {settings.gradient_clip_val}"

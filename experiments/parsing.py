@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from jsonargparse import DefaultHelpFormatter
 from jsonargparse.typing import restricted_number_type
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -17,6 +16,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 
 from datamodules import DatasetError
 from experiments.checkpoints import BEST, LAST
+from experiments.config_files import lines_of_keys, place_of, without_init_args
 from experiments.help import COMMANDS, MainHelpFormatter, ShortHelpFormatter, closing, title
 from experiments.messages import one_line, project_classes
 from experiments.record import CONFIG, RunError, RunRecord, run_folder
@@ -54,11 +54,18 @@ def user_errors() -> Iterator[None]:
         raise UsageError(one_line(str(error))) from error
 
 
+# Where the keys of this command's config files are, for the one line of an error.
+_LINES: dict[str, str] = {}
+
+
 def fail(error: UsageError) -> NoReturn:
-    """Prints the error's line and exits with status 2."""
+    """Prints the error's line, with the config file's if it is of a key there; exits with 2."""
     if os.environ.get("JSONARGPARSE_DEBUG"):
         raise error
-    print(f"error: {error}", file=sys.stderr)
+    place = place_of(str(error), _LINES)
+    line = f"{error} ({place})" if place else str(error)
+    printable = (c if c.isprintable() else repr(c)[1:-1] for c in line)
+    print(f"error: {''.join(printable)}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -78,7 +85,7 @@ def prepare_arguments(args: list[str] | None) -> list[str]:
 
     Raises:
         RunError: if the named run does not exist, or the name is none.
-        ValueError: for a config file that is not YAML; the message names file and line.
+        ValueError: for a config file that can't be used; the message names file and line.
     """
     given = sys.argv[1:] if args is None else args
     _check_order(given)
@@ -91,8 +98,11 @@ def prepare_arguments(args: list[str] | None) -> list[str]:
         root = Path((_values(arguments, "--runs_dir") or ["runs"])[-1])
         run = RunRecord.open(run_folder(root, names[-1]))
         arguments[1:1] = ["--config", str(run.path / CONFIG)]
+    _LINES.clear()
     for config in configs:
-        _check_yaml(Path(config))
+        _LINES.update(lines_of_keys(Path(config)))
+    for argument in arguments:  # a flag beats a config
+        _LINES.pop(without_init_args(argument.removeprefix("--").partition("=")[0]), None)
     return arguments[:1] + _in_order(arguments[1:])
 
 
@@ -143,21 +153,6 @@ def _values(arguments: list[str], *flags: str) -> list[str]:
         if name in flags and (equals or position + 1 < len(arguments)):
             values.append(value if equals else arguments[position + 1])
     return values
-
-
-def _check_yaml(path: Path) -> None:
-    """Names file and line of a syntax error, which the parser's own message does not."""
-    if not path.is_file():
-        return  # the parser says so
-    try:
-        node = yaml.compose(path.read_text())
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ValueError(f"{path}{line}: not YAML: {error.problem}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: not YAML: {error}") from error
-    if not isinstance(node, yaml.MappingNode):
-        raise ValueError(f"{path}: no configuration: expected keys such as 'model:'")
 
 
 class RunParser(LightningArgumentParser):

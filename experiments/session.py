@@ -36,7 +36,13 @@ from experiments.checkpoints import (
     newest_checkpoint,
     training_settings,
 )
-from experiments.checks import check_fit, check_progress, check_space, check_validation
+from experiments.checks import (
+    check_devices,
+    check_fit,
+    check_progress,
+    check_space,
+    check_validation,
+)
 from experiments.loggers import RecordLogger
 from experiments.messages import one_line
 from experiments.parsing import USER_ERRORS, UsageError
@@ -119,9 +125,12 @@ class RunSession:
         else:
             checkpoint = _checkpoint(config, subcommand)
         session = cls(cli, subcommand, checkpoint, None)
+        check_devices(session.trainer)
         session.model.check_trainer(session.trainer)
         if subcommand == "fit":
             check_fit(session.trainer, session.config.test_after_fit)
+            if config.save_every_min <= 0:
+                raise ValueError(f"save_every_min must be positive, got {config.save_every_min}")
         settings = training_settings(session.model)  # a bad learning rate is an error here
         if subcommand == "predict" and session.data.predict_dir is not None:
             session.data.images_to_predict  # noqa: B018 - an unreadable one is an error here

@@ -79,6 +79,24 @@ def test_an_unknown_flag_names_the_nearest(
         ),
         ("trainer:\n\tmax_steps: 3\n", r"config\.yaml, line 2: not YAML"),
         ("model:\n  class_path: lightning_modules.MLP\n init_args: [\n", r"config\.yaml, line 3"),
+        (
+            "data:\n  crop: 4\n  flip: none\n  crop: 2\n",
+            r"line 4: 'crop' is there twice.* line 2",
+        ),
+        ("data: {crop: 4, crop: 4}", r"config\.yaml, line 1: 'crop' is there twice"),
+        ("data: &all\n  crop: *all\n", r"config\.yaml, line 1: an alias that contains itself"),
+        ("a: !!python/object/apply:os.getcwd []", r"line 1: the tag .*getcwd is refused"),
+        ("? [1, 2]\n: 3\n", r"config\.yaml, line 1: a key must be a word"),
+        ("trainer: 5", r"config\.yaml, line 1: trainer: expected options below it"),
+        ("data:\n  crop: many\n", r"data.crop: expected int, got many \(.*config\.yaml, line 2\)"),
+        ("data:\n  crop: 99\n", r"data.crop must be 0 to 31 .*, got 99 \(.*yaml, line 2\)"),
+        ("trainer:\n  max_stepz: 3", r"'trainer.max_steps'\? \(.*config\.yaml, line 2\)"),
+        (
+            "\n".join(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9}]" for i in range(1, 9)).replace(
+                "*a0", "1"
+            ),
+            "too many aliases",
+        ),
         ("just words", r"config\.yaml: no configuration"),
         ("", r"config\.yaml: no configuration"),
     ],
@@ -90,6 +108,12 @@ def test_a_wrong_config_file_is_an_error(
     assert re.search(message, refused(MLP, f"--config={tmp_path / 'config.yaml'}"))
 
 
+def test_a_flag_is_not_blamed_on_a_config(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("data:\n  crop: 4\n")
+    message = refused(MLP, f"--config={tmp_path / 'config.yaml'}", "--data.crop=99")
+    assert message.endswith("got 99")
+
+
 def test_a_missing_config_file_is_named(refused: Callable[..., str]) -> None:
     assert re.search(r"File does not exist: '.*nope\.yaml'", refused("--config=nope.yaml"))
 
@@ -97,6 +121,22 @@ def test_a_missing_config_file_is_named(refused: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
+        ("--trainer.devices=99", "trainer.devices must be at most"),
+        (
+            "--trainer.num_nodes=2",
+            "trainer.num_nodes must be 1 here, got 2: several machines need a launcher",
+        ),
+        ("--trainer.accumulate_grad_batches=0", "accumulate_grad_batches must be at least 1, got"),
+        (
+            "--trainer.check_val_every_n_epoch=0",
+            "check_val_every_n_epoch must be at least 1",
+        ),
+        (
+            "--trainer.val_check_interval=00:00:00:05",
+            "val_check_interval must be batches or a part of an epoch",
+        ),
+        ("--save_every_min=-1", "save_every_min must be positive, got -1"),
+        ("--model.lr=1e400", "model.lr must be finite, got inf"),
         ("--data.batch_size=many", "data.batch_size: expected int, got many"),
         ("--data.batch_size=0", "data.batch_size must be at least 1, got 0"),
         ("--data.batch_size=-1", "data.batch_size must be at least 1, got -1"),
