@@ -32,8 +32,8 @@ class FineTuned(Classifier):
         **kwargs: see `Classifier`.
 
     Raises:
-        ValueError: for an unknown architecture, a size below 32, or a file that can't be read or
-            is of another network.
+        ValueError: for an unknown architecture, a size that it does not take, or a file that can't
+            be read or is of another network.
     """
 
     takes_half_precision = True
@@ -61,8 +61,22 @@ class FineTuned(Classifier):
             architecture, weights=None, num_classes=self.hparams["num_classes"]
         )
         self.network.to(memory_format=torch.channels_last)
+        self._try_size()
         if freeze:
             self._freeze()
+
+    def _try_size(self) -> None:
+        """Lets an image of this size go through without any arithmetic: some networks want 224."""
+        state = {name: value.to("meta") for name, value in self.network.state_dict().items()}
+        images = torch.zeros(2, 3, self.image_size, self.image_size, device="meta")
+        try:
+            with torch.no_grad():
+                torch.func.functional_call(self.network, state, images)
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(
+                f"a {self.hparams['architecture']} takes no images of {self.image_size} pixels "
+                f"({str(error).splitlines()[0].rstrip('.')}): try --model.image_size 224, or 299"
+            ) from error
 
     def _freeze(self) -> None:
         last = self._outputs()

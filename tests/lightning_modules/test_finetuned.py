@@ -45,6 +45,31 @@ def test_all_but_the_last_layer_comes_from_the_file(
     assert model.eval()(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "size", "fits"),
+    [
+        ("vit_b_32", 128, "Expected 224 but got 128"),
+        ("vit_b_32", 224, ""),
+        ("inception_v3", 128, "Kernel size: (5 x 5)"),
+        ("maxvit_t", 128, "is invalid for input of size"),
+        ("regnet_x_400mf", 128, ""),
+        ("swin_t", 128, ""),
+    ],
+)
+def test_a_size_that_a_network_does_not_take_is_one_line(
+    architecture: str, size: int, fits: str
+) -> None:
+    if not fits:
+        FineTuned(architecture, image_size=size)
+        return
+    with pytest.raises(
+        ValueError, match=r"no images of 128 pixels .*try --model\.image_size 224"
+    ) as e:
+        FineTuned(architecture, image_size=size)
+    assert fits in str(e.value)
+    assert "\n" not in str(e.value)
+
+
 def test_the_old_names_of_densenets_are_understood(tmp_path: Path) -> None:
     state = saved(tmp_path / "new.pth", "densenet121")
     old = {
