@@ -12,6 +12,11 @@ if __name__ == "__main__":
 
 try:
     import torchvision  # noqa: F401 - before Lightning, which hides why this fails
+except ModuleNotFoundError as _error:
+    sys.exit(
+        f"error: {sys.executable} has no {_error.name}: set up with python3 start.py, then "
+        "activate .venv (. .venv/bin/activate)"
+    )
 except (ImportError, RuntimeError) as _error:
     from importlib.metadata import version
 
@@ -32,6 +37,7 @@ from experiments.environment import fast_precision
 from experiments.help import COMMANDS, DESCRIPTION
 from experiments.memory import keep_freed_memory
 from experiments.messages import one_line
+from experiments.naming import experiment_of
 from experiments.parsing import RunParser, Seed, UsageError, fail, prepare_arguments, user_errors
 from experiments.processes import die_with_parent
 from experiments.progress import RunProgressBar
@@ -62,8 +68,8 @@ class CIFAR10CLI(LightningCLI):
         group.add_argument(
             "--name",
             type=str | None,
-            help="Name of the run; default: config, seed and time. Evaluations take the run's "
-            "config and best checkpoint.",
+            help="Name of the run; default: configs, flags, seed and time. Evaluations take the "
+            "run's config and best checkpoint.",
         )
         group.add_argument("--runs_dir", type=str, default="runs", help="Where runs are kept.")
         group.add_argument(
@@ -95,9 +101,11 @@ class CIFAR10CLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses the arguments, short forms included."""
+        self.experiment = "run"
         if isinstance(args, list | None):
             with user_errors():
                 self.config = parser.parse_args(prepare_arguments(args))
+                self.experiment = experiment_of(sys.argv[1:] if args is None else args)
         else:
             super().parse_arguments(parser, args)
 
@@ -130,7 +138,7 @@ class CIFAR10CLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         with user_errors():
-            session = RunSession.open(self, subcommand)
+            session = RunSession.open(self, subcommand, self.experiment)
         arguments: dict[str, Any] = self._prepare_subcommand_kwargs(subcommand)
         session.run(arguments)
 

@@ -25,6 +25,7 @@ from cli import main as cli_main
 from datamodules.course import CourseOrder
 from experiments.claims import ARMS, CLAIMS, Arm, Claim, diverged
 from experiments.environment import circumstances
+from experiments.naming import flags_of
 from experiments.reproduction import claims_named, claims_table, write_page
 from experiments.runs import Run, flat, read_run
 
@@ -40,8 +41,8 @@ def main(args: list[str] | None = None) -> None:
         args: arguments without the program's name; default: those of the process.
     """
     options, passed = parser().parse_known_args(args)
-    passed = _joined(passed)
     try:
+        passed = _written_out(passed)
         claims = claims_named(options.only)
         _check(options, passed)
     except ValueError as error:
@@ -77,16 +78,11 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _joined(passed: list[str]) -> list[str]:
+def _written_out(passed: list[str]) -> list[str]:
     """Writes ``--key value`` as ``--key=value``."""
-    joined: list[str] = []
-    for word in passed:
-        lacks_value = joined and joined[-1].startswith("--") and "=" not in joined[-1]
-        if lacks_value and not word.startswith("--"):
-            joined[-1] += f"={word}"
-        else:
-            joined.append(word)
-    return joined
+    if passed and not passed[0].startswith("-"):
+        raise ValueError(f"{passed[0]!r} is no option; claims come after --only")
+    return [f"--{key}={value}" for key, value in flags_of(passed)]
 
 
 def _check(options: argparse.Namespace, passed: list[str]) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 import pandas as pd
 
 from experiments import pages, plots
-from experiments.groups import Group, group_runs, numbers, repeats, table, warnings_about
+from experiments.groups import Group, doubts, group_runs, numbers, table, warnings_about
 from experiments.record import CONFIG, METRICS, RECORD
 from experiments.runs import Run, read_run
 from experiments.wandb_runs import find_wandb_files, read_wandb
@@ -64,9 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("runs", nargs="*", help="names, globs, folders; default: all of --runs_dir")
     parser.add_argument("--runs_dir", type=Path, default=Path("runs"))
-    parser.add_argument("--metric", help=f"to sort by; default: the first of {', '.join(_METRICS)}")
+    commonest = "default: what most runs have, of {}"
+    parser.add_argument("--metric", help=f"to sort by; {commonest.format(', '.join(_METRICS))}")
     parser.add_argument(
-        "--curve", help=f"best and last value of; default: the first of {', '.join(_CURVES)}"
+        "--curve", help=f"best and last value of; {commonest.format(', '.join(_CURVES))}"
     )
     parser.add_argument("--baseline", help="a line's name: the others are tested against it")
     parser.add_argument("--no_group", action="store_true", help="a line for each run")
@@ -81,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def find_runs(asked: Sequence[str], root: Path, now: float) -> list[Run]:
     """Finds and reads runs.
+
+    Of a run's record and its W&B files the record counts.
 
     Args:
         asked: names or globs below ``root``, folders of runs, runs' folders, or W&B's; all of
@@ -98,7 +101,13 @@ def find_runs(asked: Sequence[str], root: Path, now: float) -> list[Run]:
         if not runs:
             raise CompareError(_nothing(name if asked else None, root))
         found |= {run.path.resolve(): run for run in runs}
-    return list(found.values())
+    recorded = {run.fields.get("wandb_id") for run in found.values() if run.source == "record"}
+    twice = recorded - {None}
+    return [
+        run
+        for run in found.values()
+        if run.source == "record" or run.fields.get("wandb_id") not in twice
+    ]
 
 
 def _matching(name: str, root: Path) -> list[Path]:
@@ -137,12 +146,12 @@ def compare(runs: Sequence[Run], options: argparse.Namespace) -> str:
     Raises:
         CompareError: for a metric or baseline that none of them has.
     """
-    metric = _first(runs, options.metric, _METRICS, lambda run, name: run.value(name) is not None)
-    curve = _first(runs, options.curve, _CURVES, lambda run, name: bool(run.curve(name)))
+    metric = _choose(runs, options.metric, _METRICS, lambda run, name: run.value(name) is not None)
+    curve = _choose(runs, options.curve, _CURVES, lambda run, name: bool(run.curve(name)))
     groups = group_runs(runs, metric, curve, by_seed=not options.no_group)
     groups.sort(key=lambda group: group.sort_key(options.ascending))
     baseline = _baseline(groups, options.baseline)
-    warnings = [*warnings_about(runs), *repeats(groups)]
+    warnings = [*warnings_about(runs), *doubts(groups)]
     shown = groups[: options.top]
     if options.plot:
         _plot(shown, curve, options.plot)
@@ -151,16 +160,15 @@ def compare(runs: Sequence[Run], options: argparse.Namespace) -> str:
     return _render(shown, baseline, warnings, options)
 
 
-def _first(
+def _choose(
     runs: Sequence[Run],
     asked: str | None,
     names: Sequence[str],
     has: Callable[[Run, str], bool],
 ) -> str:
-    """The name asked for, or the first that a run has."""
-    found = next((name for name in names if any(has(run, name) for run in runs)), names[0])
+    """The name asked for, or the one that most runs have, the earlier of two."""
     if asked is None:
-        return found
+        return max(names, key=lambda name: sum(has(run, name) for run in runs))
     if not any(has(run, asked) for run in runs):
         known = sorted({key for run in runs for key in run.summary if run.value(key) is not None})
         raise CompareError(f"no run has {asked}; there are {', '.join(known) or 'no metrics'}")

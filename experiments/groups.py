@@ -18,9 +18,12 @@ from experiments.significance import FEWEST, Difference, difference
 
 # What else may differ between runs of one experiment.
 _NOT_OF_THE_EXPERIMENT = re.compile(
-    rf"{CIRCUMSTANCES}|run\..*|data\.download|trainer\.(default_root_dir|enable_.*|callbacks)"
+    rf"{CIRCUMSTANCES}|run\..*|data\.download|trainer\.(default_root_dir|enable_.*)"
 )
 _SEEDS = {"seed_everything", "data.seed"}
+_CALLBACKS = "trainer.callbacks"
+# Callbacks that look on; others, such as an average of the weights, make another experiment.
+_LOOKS_ON = re.compile(r"\w*(ProgressBar|Monitor|Summary|Statistics)|CurveOnTest")
 
 
 @dataclass(frozen=True)
@@ -126,10 +129,32 @@ def group_runs(runs: Sequence[Run], metric: str, curve: str, by_seed: bool = Tru
 
 
 def _experiment(run: Run) -> dict[str, Any]:
-    kept = {k: v for k, v in run.config.items() if not _NOT_OF_THE_EXPERIMENT.fullmatch(k)}
+    kept = _of_the_experiment(run.config)
     # The data that was found: `source: auto` may be either.
     kept["data found"] = run.fields.get("data")
-    return {key: value for key, value in kept.items() if key not in _SEEDS}
+    return kept
+
+
+def _of_the_experiment(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration decides how well a network learns, but for the seed."""
+    kept = {
+        key: value
+        for key, value in config.items()
+        if not _NOT_OF_THE_EXPERIMENT.fullmatch(key) and key not in _SEEDS
+    }
+    return {**kept, _CALLBACKS: _active(kept.get(_CALLBACKS) or [])}
+
+
+def _active(callbacks: Any) -> list[Any] | None:
+    """The callbacks that take part in a training, by class and arguments."""
+    found = []
+    for entry in callbacks if isinstance(callbacks, list) else [callbacks]:
+        name = str(entry.get("class_path") if isinstance(entry, dict) else entry)
+        name = name.rpartition(".")[2]
+        if not _LOOKS_ON.fullmatch(name):
+            arguments = entry.get("init_args") if isinstance(entry, dict) else None
+            found.append({name: arguments} if arguments else name)
+    return found or None
 
 
 def _common_name(names: Sequence[str]) -> str:
@@ -138,18 +163,21 @@ def _common_name(names: Sequence[str]) -> str:
 
 
 def differing(groups: Sequence[Group], everything: bool = False) -> list[str]:
-    """The keys of the configuration in which groups differ, or all of them."""
-    configs = [group.config for group in groups if group.config]
+    """The keys of the configuration in which groups differ, or all of them.
+
+    What only some have, such as the betas of those with Adam, is shown where it differs among them:
+    that the others lack it, the class in a key above says.
+    """
+    configs = [_shown(group, everything) for group in groups if group.config]
     keys = list(dict.fromkeys(key for config in configs for key in config))
     if everything:
         return keys
-    return [
-        key
-        for key in keys
-        if not _NOT_OF_THE_EXPERIMENT.fullmatch(key)
-        and key not in _SEEDS
-        and len({json.dumps(config.get(key), default=str) for config in configs}) > 1
-    ]
+    values = {key: [config[key] for config in configs if key in config] for key in keys}
+    return [key for key in keys if len({json.dumps(v, default=str) for v in values[key]}) > 1]
+
+
+def _shown(group: Group, everything: bool) -> Mapping[str, Any]:
+    return group.config if everything else _of_the_experiment(group.config)
 
 
 def numbers(
@@ -157,10 +185,12 @@ def numbers(
 ) -> pd.DataFrame:
     """A line a group, in numbers, for a program to read."""
     keys = differing(groups, everything)
-    return pd.DataFrame([_numbers(group, baseline, keys) for group in groups])
+    return pd.DataFrame([_numbers(group, baseline, keys, everything) for group in groups])
 
 
-def _numbers(group: Group, baseline: Group | None, keys: Sequence[str]) -> dict[str, Any]:
+def _numbers(
+    group: Group, baseline: Group | None, keys: Sequence[str], everything: bool
+) -> dict[str, Any]:
     row: dict[str, Any] = {"name": group.name, "status": group.status(), "runs": len(group.runs)}
     columns = {
         group.metric: group.final(),
@@ -177,7 +207,8 @@ def _numbers(group: Group, baseline: Group | None, keys: Sequence[str]) -> dict[
         gap = None if group is baseline else difference(group.final(), baseline.final())
         for part in ("mean", "low", "high", "p", "test"):
             row[f"difference {part}"] = getattr(gap, part) if gap else None
-    row |= {key: _cell(group.config.get(key)) for key in keys}
+    config = _shown(group, everything)
+    row |= {key: _cell(config.get(key)) for key in keys}
     row["seeds"] = " ".join(str(run.seed) for run in group.runs)
     row["note"] = group.notes()
     return row
@@ -198,7 +229,8 @@ def table(
         row["last"] = _spread(group.last())
         if baseline is not None:
             row[f"difference to {baseline.name}"] = _words(group, baseline)
-        row |= {headings[key]: _cell(group.config.get(key, "")) for key in keys}
+        config = _shown(group, everything)
+        row |= {headings[key]: _cell(config.get(key, "")) for key in keys}
         row["note"] = group.notes()
         rows.append(row)
     frame = pd.DataFrame(rows)
@@ -254,15 +286,16 @@ def _short(keys: Sequence[str]) -> dict[str, str]:
     return {k: s if last[s := k.rpartition(".")[2]] == 1 else k for k in keys}
 
 
-def repeats(groups: Sequence[Group]) -> list[str]:
-    """Names the lines in which a seed ran more than once, which counts once."""
+def doubts(groups: Sequence[Group]) -> list[str]:
+    """Names the lines whose runs are of several commits, or in which a seed ran more than once."""
     found = []
     for group in groups:
+        found.append(_disagreement(group.runs, "commit", _commit, f"the runs of {group.name}"))
         counts = Counter(run.seed for run in group.runs if run.seed is not None)
         twice = [str(seed) for seed, count in counts.items() if count > 1]
         if twice:
             found.append(f"{group.name}: seed {', '.join(twice)} ran more than once, counted once")
-    return found
+    return [doubt for doubt in found if doubt]
 
 
 def warnings_about(runs: Sequence[Run]) -> list[str]:
@@ -283,13 +316,15 @@ def warnings_about(runs: Sequence[Run]) -> list[str]:
     return [warning for warning in found if warning]
 
 
-def _disagreement(runs: Sequence[Run], what: str, of: Callable[[Run], Any]) -> str:
+def _disagreement(
+    runs: Sequence[Run], what: str, of: Callable[[Run], Any], whose: str = "runs"
+) -> str:
     counts = Counter(str(value) for run in runs if (value := of(run)) is not None)
     if len(counts) < 2:
         return ""
     listed = ", ".join(f"{value} ({count})" for value, count in counts.most_common(4))
     more = f" and {len(counts) - 4} more" if len(counts) > 4 else ""
-    return f"runs differ in {what}: {listed}{more}"
+    return f"{whose} differ in {what}: {listed}{more}"
 
 
 def _commit(run: Run) -> str | None:

@@ -115,18 +115,21 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         )
         self._wandb_init.pop("anonymous", None)  # Lightning's; W&B warns that it has no effect
         self._broken = False
+        self._count_steps: Callable[[], int] | None = None
 
     @rank_zero_only
-    def start(self, record: RunRecord, config: Mapping[str, Any]) -> None:
+    def start(self, record: RunRecord, config: Mapping[str, Any], step: Callable[[], int]) -> None:
         """Opens the W&B run of a record, or continues it.
 
         Args:
             record: the run, whose name and folder W&B takes over.
             config: the resolved configuration, logged as filterable keys.
+            step: as for `RecordLogger`, so that both say the same.
 
         Raises:
             RunError: if W&B can't start; the message names the remedy.
         """
+        self._count_steps = step
         self._wandb_init.update(dir=str(record.path), name=record.name)
         self._wandb_init["id"] = record.fields.get("wandb_id")
         self._save_dir = str(record.path)
@@ -164,6 +167,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Logs metrics; a W&B that fails is reported once and then left alone."""
+        step = self._count_steps() if self._count_steps else step
         self._try(super().log_metrics, _without_epoch_of_evaluation(metrics), step)
 
     def log_image(self, key: str, images: list[Any], step: int | None = None, **kw: Any) -> None:

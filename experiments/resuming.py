@@ -6,7 +6,6 @@ from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
-from pytorch_lightning import LightningModule
 
 from datamodules.cifar10 import say
 from experiments.record import LOCK, RECORD, RunError, RunRecord, experiment_name
@@ -16,34 +15,27 @@ _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
 _WITHOUT_EFFECT = re.compile(rf"{CIRCUMSTANCES}|{'|'.join(map(re.escape, _LIMITS))}")
 
 
-def experiment_of(config: Any, model: LightningModule) -> str:
-    """The first part of a run's default name: that of its first config file, or its model's."""
-    configs = config.get("config") or []
-    return Path(configs[0]).stem if configs else type(model).__name__.lower()
-
-
-def choose_run(root: Path, config: Any, model: LightningModule) -> str | None:
-    """Finds the newest unfinished run of the same config file and seed, where none is named.
+def choose_run(root: Path, name: str, seed: int) -> str | None:
+    """Finds the newest unfinished run of the same experiment and seed, where none is named.
 
     Args:
         root: the folder of all runs.
-        config: the parsed command line.
-        model: the model asked for.
+        name: of the experiment (see `experiments.naming.experiment_of`).
+        seed: the seed of everything.
 
     Returns:
         The run's name; None if there is none, and a new one is to begin.
     """
-    name = experiment_of(config, model)
     found = []
     for path in root.glob(f"{name}-*/{RECORD}"):
         if experiment_name(path.parent.name) not in {name, f"{name}-synthetic"}:
             continue
         run = read_run(path.parent)
-        same = run.fields.get("seed") == int(config.seed_everything)
+        same = run.fields.get("seed") == seed
         if same and run.fields.get("job_type") == "fit" and run.fields.get("status") != "finished":
             found.append((str(run.fields.get("started")), run.name))
     if not found:
-        say(f"no unfinished run of {name} with seed {config.seed_everything} in {root}: a new one")
+        say(f"no unfinished run of {name} with seed {seed} in {root}: a new one")
         return None
     return max(found)[1]
 

@@ -53,7 +53,6 @@ from experiments.resuming import (
     RunLock,
     choose_run,
     config_before,
-    experiment_of,
     is_finished,
     note_changes,
 )
@@ -81,7 +80,10 @@ class RunSession:
     Args:
         cli: the parsed command line with its data, model and trainer.
         subcommand: the command.
+        experiment: what runs of it are called.
         checkpoint: the weights to start from or to evaluate, if any.
+
+    Attributes:
         record: the run's record; ``None`` for Lightning's ``fast_dev_run``, which keeps nothing.
     """
 
@@ -89,12 +91,13 @@ class RunSession:
         self,
         cli: "LightningCLI",
         subcommand: str,
+        experiment: str,
         checkpoint: Path | None,
-        record: RunRecord | None,
     ) -> None:
         self.subcommand = subcommand
+        self.experiment = experiment
         self.checkpoint = checkpoint
-        self.record = record
+        self.record: RunRecord | None = None
         self.config = cli.config[subcommand]
         self.trainer: Trainer = cli.trainer
         self.model: Classifier = cli.model
@@ -111,7 +114,7 @@ class RunSession:
     # ---- before -------------------------------------------------------------------------------
 
     @classmethod
-    def open(cls, cli: "LightningCLI", subcommand: str) -> "RunSession":
+    def open(cls, cli: "LightningCLI", subcommand: str, experiment: str) -> "RunSession":
         """Checks data and checkpoint, then opens the run's folder, record and W&B run.
 
         Raises:
@@ -121,10 +124,10 @@ class RunSession:
         """
         config = cli.config[subcommand]
         if subcommand == "fit" and config.resume:
-            checkpoint = _checkpoint_to_resume(config, cli.model)
+            checkpoint = _checkpoint_to_resume(config, experiment)
         else:
             checkpoint = _checkpoint(config, subcommand)
-        session = cls(cli, subcommand, checkpoint, None)
+        session = cls(cli, subcommand, experiment, checkpoint)
         check_devices(session.trainer)
         session.model.check_trainer(session.trainer)
         if subcommand == "fit":
@@ -249,7 +252,7 @@ class RunSession:
         return environment is not None and environment.creates_processes_externally
 
     def _default_name(self, root: Path) -> str:
-        parts = [experiment_of(self.config, self.model)]
+        parts = [self.experiment]
         if self.data.resolved_source == "synthetic":
             parts.append("synthetic")
         parts += [f"s{self.config.seed_everything}", time.strftime("%Y%m%d-%H%M%S")]
@@ -302,7 +305,7 @@ class RunSession:
         trainer.loggers = [logger, *trainer.loggers]
         if trainer.is_global_zero and (wandb := wandb_logger(trainer)):
             kept = {key: value for key, value in config.items() if key not in _OF_ONE_COMMAND}
-            wandb.start(record, kept)
+            wandb.start(record, kept, self._step)
             wandb.summarize({"model_summary": str(ModelSummary(self.model))})
             record.save()  # with W&B's name of the run
 
@@ -460,12 +463,12 @@ def _checkpoint(config: Any, subcommand: str) -> Path | None:
     return find_checkpoint(run, asked or BEST)
 
 
-def _checkpoint_to_resume(config: Any, model: Classifier) -> Path | None:
+def _checkpoint_to_resume(config: Any, experiment: str) -> Path | None:
     """The newest checkpoint of the run that ``--resume`` means, or what it is to start from."""
     if config.overwrite:
         raise RunError("--overwrite replaces a run, --resume goes on with it: leave one out")
     root = Path(config.runs_dir)
-    config.name = config.name or choose_run(root, config, model)
+    config.name = config.name or choose_run(root, experiment, int(config.seed_everything))
     if config.name is not None:
         run = run_folder(root, config.name)
         if (run / RECORD).is_file() and (found := newest_checkpoint(run)):

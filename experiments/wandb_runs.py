@@ -2,8 +2,8 @@
 
 The reader is ``wandb leet inspect``, W&B's official one; it needs no account and no network. Each
 process that works on a run leaves a fragment of its own; fragments of one run id are one run here.
-An entry's step is Lightning's ``trainer/global_step``, which counts from 0, where there is one,
-else W&B's own count of entries.
+An entry's step is ``trainer/global_step`` where there is one, else W&B's own count of entries. This
+project logs the optimiser steps behind the weights there; Lightning itself counts from 0.
 """
 
 import json

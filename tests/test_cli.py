@@ -375,7 +375,9 @@ def test_a_run_without_a_name_gets_one(synthetic: list[str], runs: Path) -> None
         main(["fit", *TINY, *synthetic, *flags, f"--runs_dir={runs}"])
     names = sorted(path.name for path in runs.iterdir())
     assert len(names) == 2
-    assert all(re.fullmatch(r"mlp-synthetic-s42-\d{8}-\d{6}(-2)?", name) for name in names)
+    what = "mlp-batch_size_50-hidden_units_8-limit_val_batches_0-max_steps_1-val_size_100"
+    when = r"synthetic-s42-\d{8}-\d{6}(-2)?"
+    assert all(re.fullmatch(rf"{what}-{when}", name) for name in names)
 
 
 def test_the_runs_config_can_be_run_again(fit: Cli, runs: Path) -> None:

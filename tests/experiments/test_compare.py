@@ -253,6 +253,56 @@ def test_a_folder_shows_runs_that_lost_their_record(write: Write, rows: Rows) ->
     assert found == {"whole": "finished", "lost": "unreadable"}
 
 
+def add_to_config(folder: Path, keys: str, value: Any) -> None:
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    *above, last = keys.split(".")
+    tree = config
+    for key in above:
+        tree = tree[key]
+    tree[last] = value
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_callbacks_that_train_make_another_experiment(write: Write, rows: Rows) -> None:
+    watched, averaged = write("watched-s1", seed=1), write("averaged-s2", seed=2)
+    write("plain-s0")
+    probe = {"class_path": "experiments.CurveOnTest", "init_args": {"every_n_steps": 5}}
+    averaging = {
+        "class_path": "pytorch_lightning.callbacks.EMAWeightAveraging",
+        "init_args": {"decay": 0.9},
+    }
+    add_to_config(watched, "trainer.callbacks", [probe])
+    add_to_config(averaged, "trainer.callbacks", [probe, averaging])
+    found = {row["seeds"]: row["trainer.callbacks"] for row in rows()}
+    assert found == {"0 1": "", "2": '[{"EMAWeightAveraging": {"decay": 0.9}}]'}
+
+
+def test_what_only_one_class_has_is_no_column_of_its_own(write: Write, rows: Rows) -> None:
+    write("sgd")
+    for name, betas in (("adam", [0.9, 0.999]), ("adam-other", [0.5, 0.999])):
+        arguments = {"lr": 0.001, "amsgrad": False, "betas": betas}
+        adam = {"class_path": "torch.optim.Adam", "init_args": arguments}
+        add_to_config(write(name), "model.init_args.optimizer", adam)
+    shown = {key for row in rows() for key in row if key.startswith("model.")}
+    assert shown == {"model.optimizer", "model.optimizer.lr", "model.optimizer.betas"}
+
+
+def test_the_curve_is_the_one_that_most_runs_have(write: Write, rows: Rows) -> None:
+    write("only")
+    for seed in range(2):
+        folder = write(f"test-s{seed}", seed=seed, norm="batch")
+        (folder / "metrics.jsonl").write_text('{"step": 5, "test_curve/acc": 0.3}\n')
+    assert rows()[0]["test_curve/acc best n"] in {0, 2}
+
+
+def test_runs_of_one_line_from_several_commits_are_named(
+    write: Write, output: Callable[..., str]
+) -> None:
+    for seed in range(2):
+        write(f"plain-s{seed}", seed=seed, git={"commit": f"{seed}" * 40, "dirty": False})
+    assert "the runs of plain differ in commit: 0000000 (1), 1111111 (1)" in output("--format=md")
+
+
 def test_repeats_of_a_seed_are_no_evidence(
     write: Write, rows: Rows, output: Callable[..., str]
 ) -> None:
@@ -302,7 +352,10 @@ def test_real_runs_and_their_wandb_files_say_the_same(
     assert theirs["status"] == ours["status"] == "finished"
     assert theirs["test/acc mean"] == pytest.approx(ours["test/acc mean"])
     assert theirs["val/acc best mean"] == pytest.approx(ours["val/acc best mean"])
+    assert theirs["val/acc best step mean"] == ours["val/acc best step mean"]
     assert theirs["seeds"] == ours["seeds"]
+    both = json.loads(output("run", str(record.path / "wandb"), "--format=json"))["runs"]
+    assert both == [ours]  # one run, not two
 
 
 @pytest.mark.parametrize("content", [b"", b":W&B\xeb\xe1\x00", b"\x00" * 100])

@@ -57,7 +57,7 @@ def test_a_checkpoint_of_no_run_is_tested_in_a_run_of_its_own(
     (fit(*TINY).path / "best.ckpt").rename(moved)
     places = [f"--ckpt_path={moved}", f"--runs_dir={runs}", "--trainer.logger=false"]
     main(["test", *TINY, *synthetic, *places])
-    (other,) = runs.glob("mlp-synthetic-s42-*")
+    (other,) = runs.glob("mlp-*-synthetic-s42-*")
     record = RunRecord.open(other)
     assert record.fields["status"] == "finished"
     assert record.summary["test/checkpoint"] == "moved.ckpt"
