@@ -4,6 +4,7 @@
     python reproduce.py --budget full            # all claims, five seeds; three for the CNNs
     python reproduce.py --only adam schedule     # some claims
     python reproduce.py --list                   # what there is
+    python reproduce.py --rejudge docs           # the page in docs/ again, from the runs kept there
 
 A run that exists is not run again, one that was interrupted goes on. Other arguments go to every
 ``cli.py fit``, as ``--data.data_dir FOLDER``.
@@ -26,7 +27,7 @@ from datamodules.course import CourseOrder
 from experiments.claims import ARMS, CLAIMS, Arm, Claim, diverged
 from experiments.environment import circumstances
 from experiments.naming import flags_of
-from experiments.reproduction import claims_named, claims_table, write_page
+from experiments.reproduction import claims_named, claims_table, keep, write_page
 from experiments.runs import Run, flat, read_run
 
 PROJECT = Path(__file__).resolve().parent
@@ -52,13 +53,25 @@ def main(args: list[str] | None = None) -> None:
         for claim in claims:
             print(f"{claim.key:22} {claim.section:4} {claim.text} ({claim.number})")
         return
+    if options.rejudge:
+        _write(options.rejudge, claims)
+        return
     failed = run_all(claims, options, passed)
-    runs = find_runs(options.runs_dir)
-    write_page(runs, options.output or options.runs_dir, _TITLE, _intro(options, passed), seen())
-    print(claims_table(runs).drop(columns="section").to_string(index=False))
-    print(f"page: {(options.output or options.runs_dir) / 'reproduction.html'}")
+    folder = options.output or options.runs_dir
+    keep(find_runs(options.runs_dir), folder, _intro(options, passed))
+    _write(folder, claims)
     if failed:
         sys.exit(f"error: {len(failed)} runs failed: {', '.join(failed)}")
+
+
+def _write(folder: Path, claims: list[Claim]) -> None:
+    """Writes the page, and prints what the claims asked for come to."""
+    try:
+        runs = write_page(folder, _TITLE, seen())
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    print(claims_table(runs, claims).drop(columns="section").to_string(index=False))
+    print(f"page: {folder / 'reproduction.html'}")
 
 
 _TITLE = "The report's claims, reproduced"
@@ -74,6 +87,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--budget", choices=BUDGETS, default="quick")
     parser.add_argument("--runs_dir", type=Path, default=Path("runs/reproduce"))
     parser.add_argument("--output", type=Path, help="folder of the page; default: --runs_dir")
+    parser.add_argument(
+        "--rejudge", type=Path, metavar="FOLDER", help="run nothing: judge the runs of a page again"
+    )
     parser.add_argument("--list", action="store_true", help="show the claims, run nothing")
     return parser
 

@@ -27,28 +27,86 @@ from experiments.significance import difference
 
 _CURVE = "test_curve/acc"
 _KEPT = (ACCURACY, "test/loss", "train/acc", "train/loss", "train/steps", "train/seconds")
-_CURVES = (_CURVE, "train/loss", "val/acc")
+_CURVES = (_CURVE, "train/loss", "train/acc", "val/acc")
 
 _PLACES = {"--runs_dir", "--data.data_dir", "--overwrite"}
 
 
-def write_page(
-    runs: Runs, folder: Path, title: str, intro: Sequence[str], seen: Mapping[int, float]
-) -> None:
-    """Writes ``reproduction.md``, ``reproduction.html``, and ``reproduction/`` with their data.
+def keep(runs: Runs, folder: Path, intro: Sequence[str]) -> None:
+    """Writes ``reproduction/runs.json``, all that a page is made of.
 
     Args:
         runs: by arm and seed.
-        folder: where to write.
-        title: the page's title.
-        intro: paragraphs on how it was made.
-        seen: share of the images of the report's CNN evaluations that had been trained on, by step.
+        folder: of the page.
+        intro: paragraphs on how the runs were made.
     """
+    content = {
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "intro": list(intro),
+        "runs": [_record(name, run) for name, found in runs.items() for run in found.values()],
+    }
+    path = _kept(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _kept(folder: Path) -> Path:
+    return folder / "reproduction" / "runs.json"
+
+
+def read_kept(folder: Path) -> tuple[dict[str, dict[int, Run]], list[str]]:
+    """Reads what `keep` wrote.
+
+    Returns:
+        The runs by arm and seed, as far as a page needs them, and the intro.
+
+    Raises:
+        ValueError: if there is nothing, or nothing of this kind.
+    """
+    path = _kept(folder)
+    try:
+        content = json.loads(path.read_text())
+        runs: dict[str, dict[int, Run]] = {name: {} for name in ARMS}
+        for record in content["runs"]:
+            runs[record["arm"]][record["seed"]] = _run(record, path)
+        return runs, list(content["intro"])
+    except OSError as error:
+        raise ValueError(f"no runs are kept in {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no file of kept runs: {error!r}") from error
+
+
+def _run(record: Mapping[str, Any], path: Path) -> Run:
+    """A run again, from what was kept of it."""
+    activations = record.get("activations", [])
+    curves = record["curves"].items()
+    entries = [{"step": step, key: value} for key, points in curves for step, value in points]
+    entries += activations
+    last = {key: points[-1][1] for key, points in curves}
+    summary = {**last, **record["summary"], **(activations[-1] if activations else {})}
+    known = ("seed", "started", "git", "command", "versions", "hardware")
+    fields = {"summary": summary, **{key: record[key] for key in known}}
+    return Run(record["name"], path, record["status"], fields, {}, entries, record["note"])
+
+
+def write_page(folder: Path, title: str, seen: Mapping[int, float]) -> Runs:
+    """Writes ``reproduction.md``, ``reproduction.html`` and their figures from the runs kept there.
+
+    Args:
+        folder: where they are kept, and where to write.
+        title: the page's title.
+        seen: share of the images of the report's CNN evaluations that had been trained on, by step.
+
+    Returns:
+        The runs.
+
+    Raises:
+        ValueError: see `read_kept`.
+    """
+    runs, intro = read_kept(folder)
     data = folder / "reproduction"
-    data.mkdir(parents=True, exist_ok=True)
     for old in data.glob("*.png"):
         old.unlink()
-    (data / "runs.json").write_text(json.dumps(_records(runs), indent=1) + "\n")
     blocks: list[pages.Block] = [*(pages.Paragraph(text) for text in intro)]
     blocks += [pages.Heading("Claims"), pages.Table(claims_table(runs)), *_verdicts(runs)]
     blocks += [pages.Heading("Figures"), *_figures(runs, data, seen)]
@@ -56,15 +114,17 @@ def write_page(
     blocks += [pages.Heading("Runs"), pages.Paragraph(_RUNS), pages.Table(arms_table(runs))]
     (folder / "reproduction.md").write_text(pages.markdown(title, blocks, folder))
     (folder / "reproduction.html").write_text(pages.html_page(title, blocks))
+    return runs
 
 
 _TESTS = (
     "All at 5 %, by Student's t over seeds. A figure of the report holds if it is inside the "
     "interval that one more run of ours would fall into. A difference is tested in pairs of the "
-    'same seed. "Does not help" does not hold if the change is significantly better, by however '
-    "little (Bonferroni over the changes of a claim); else it holds if the interval of the "
-    "difference ends below one point. Where a run diverged, its missing accuracy counts as "
-    "chance, 0.1."
+    "same seed: all of its interval has to be beyond 0, or beyond the margin that a claim names "
+    '(what the report calls "a lot", in our numbers). "Does not help" does not hold if the change '
+    "is significantly better, by however little (Bonferroni over the changes of a claim); else it "
+    "holds if the interval of the difference ends below one point. Where a run diverged, its "
+    "missing accuracy counts as chance, 0.1."
 )
 _RUNS = (
     "Test accuracy is of the last weights, on the official 10,000 images, once. Every run with its "
@@ -72,10 +132,10 @@ _RUNS = (
 )
 
 
-def claims_table(runs: Runs) -> pd.DataFrame:
+def claims_table(runs: Runs, claims: Iterable[Claim] = CLAIMS) -> pd.DataFrame:
     """Claim, the report's figure, ours, verdict."""
     rows = []
-    for claim in CLAIMS:
+    for claim in claims:
         judged = claim.judge.judge(runs)
         text = f"{claim.text} (`{claim.key}`)"
         rows.append((claim.section, text, claim.number, judged.ours, judged.verdict))
@@ -96,7 +156,7 @@ def _verdicts(runs: Runs) -> list[pages.Block]:
     found: dict[str, list[str]] = {}
     for claim in CLAIMS:
         found.setdefault(claim.judge.judge(runs).verdict, []).append(f"`{claim.key}`")
-    lines = [f"{len(keys)} {verdict}: {', '.join(keys)}." for verdict, keys in found.items()]
+    lines = [f"{len(keys)}: {verdict}: {', '.join(keys)}." for verdict, keys in found.items()]
     return [pages.Paragraph(line) for line in lines]
 
 
@@ -126,15 +186,8 @@ def arms_table(runs: Runs) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _records(runs: Runs) -> dict[str, Any]:
-    """What the page is made of, run by run."""
-    return {
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "runs": [_record(name, run) for name, found in runs.items() for run in found.values()],
-    }
-
-
 def _record(arm: str, run: Run) -> dict[str, Any]:
+    """What is kept of a run."""
     kept = {key: run.fields.get(key) for key in ("seed", "started", "git")}
     kept["command"] = _without_places(str(run.fields.get("command")))
     shared = {key: run.fields.get(key) for key in ("versions", "hardware")}

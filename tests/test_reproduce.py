@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,8 @@ def test_a_claim_runs_its_experiments_and_writes_the_page(
     assert written(root).keys() == names
     out = capsys.readouterr().out
     assert "[9/9] mlp_deep-s2: test 0." in out
+    assert "(`plateau`)" in out
+    assert "(`tanh`)" not in out
     page = (root / "reproduction.md").read_text()
     assert "paired t, p = " in page
     assert "(reproduction/mlp_deep.png)" in page
@@ -65,6 +68,27 @@ def test_what_exists_is_neither_run_again_nor_replaced(
         small("--only", "small-init", "--seeds=1", "--trainer.gradient_clip_val", "0.5")
     assert "(trainer.gradient_clip_val None, asked for 0.5)" in capsys.readouterr().err
     assert written(root) == after  # nothing is replaced
+
+
+def test_the_committed_page_is_what_its_kept_runs_come_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docs = PROJECT / "docs"
+    shutil.copytree(docs / "reproduction", tmp_path / "reproduction")
+    reproduce.main([f"--rejudge={tmp_path}"])
+    page = "reproduction.md"
+    assert (tmp_path / page).read_text() == (docs / page).read_text()
+    assert "tanh-gradient" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"runs": [{"arm": "mlp"}], "intro": []}'])
+def test_nothing_to_judge_again_is_one_line(content: str | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "reproduction").mkdir()
+        (tmp_path / "reproduction/runs.json").write_text(content)
+    with pytest.raises(SystemExit, match=r"error: .*runs\.json") as stopped:
+        reproduce.main([f"--rejudge={tmp_path}"])
+    assert "\n" not in str(stopped.value)
 
 
 def test_an_interrupted_run_goes_on(small: Reproduce) -> None:
@@ -96,6 +120,8 @@ def test_the_author_s_cnn_is_explained(small: Reproduce) -> None:
         (["--only", "adams"], "no claim 'adams'; there are numpy, pytorch"),
         (["--seeds=0"], "--seeds must be at least 1, got 0"),
         (["--model.lr=1"], "unknown option --model.lr=1"),
+        (["adam"], "'adam' is no option; claims come after --only"),
+        (["--data.val_size", "3", "adam"], "'adam' is the value of no flag"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -20,6 +20,8 @@ class WandbServer:
         preempted: whether a run has said that it is being preempted.
         operations: names of the queries, in their order.
         views: the variables of each ``upsertView``: reports.
+        sweep: the configuration of the sweep, YAML.
+        points: what the agent of the sweep is told to run, parameters by name, one run each.
     """
 
     def __init__(self) -> None:
@@ -29,6 +31,8 @@ class WandbServer:
         self.preempted = False
         self.operations: list[str] = []
         self.views: list[dict[str, Any]] = []
+        self.sweep = ""
+        self.points: list[dict[str, Any]] = []
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -131,7 +135,31 @@ class WandbServer:
             known = ("name", "displayName", "description", "spec")
             view = {"id": "dmlldw", "project": project, **{key: variables[key] for key in known}}
             return {"upsertView": {"view": view, "inserted": True}}
+        return self._of_a_sweep(operation, variables)
+
+    def _of_a_sweep(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
+        if operation == "UpsertSweep":
+            self.sweep = variables["config"]
+            project = {"id": "cHJv", "name": variables["projectName"], "entity": {"name": "team"}}
+            sweep = {"name": "sweep1", "project": project}
+            return {"upsertSweep": {"sweep": sweep, "configValidationWarnings": []}}
+        if operation == "SweepWithRuns":
+            return {"project": {"sweep": {"config": self.sweep, "runs": {"edges": []}}}}
+        if operation == "CreateAgent":
+            return {"createAgent": {"agent": {"id": "YWdlbnQ"}}}
+        if operation == "Heartbeat":
+            is_running = any(json.loads(variables["runState"]).values())
+            commands = json.dumps([] if is_running else [self._next()])
+            return {"agentHeartbeat": {"agent": {"id": "YWdlbnQ"}, "commands": commands}}
         return {}
+
+    def _next(self) -> dict[str, Any]:
+        """A run after the other, and then the end."""
+        if not self.points:
+            return {"type": "exit"}
+        point = {name: {"value": value} for name, value in self.points.pop(0).items()}
+        run_id = f"point{len(self.points)}"
+        return {"type": "run", "run_id": run_id, "program": "cli.py", "args": point}
 
 
 def _json(lines: list[str]) -> list[str]:
