@@ -11,13 +11,14 @@ from pathlib import Path
 import pandas as pd
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem;
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 100rem; margin: 2rem auto; padding: 0 1rem;
   color: #222; background: #fff }
 table { border-collapse: collapse; font-size: 13px; display: block; overflow-x: auto }
 th, td { border-bottom: 1px solid #ddd; padding: .3rem .6rem; text-align: left;
   vertical-align: top }
 th { background: #f4f4f4 }
-img { max-width: 100% }
+p, figcaption { max-width: 60rem }
+img { max-width: min(100%, 75rem) }
 code { background: #f4f4f4; padding: 0 .2rem; overflow-wrap: anywhere }
 figcaption { color: #555 }
 """
@@ -115,4 +116,5 @@ def _html(block: Block) -> str:
 
 
 def _inline(text: str) -> str:
-    return re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text))
+    text = html.escape(text).replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", text)

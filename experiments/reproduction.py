@@ -156,7 +156,10 @@ def _verdicts(runs: Runs) -> list[pages.Block]:
     found: dict[str, list[str]] = {}
     for claim in CLAIMS:
         found.setdefault(claim.judge.judge(runs).verdict, []).append(f"`{claim.key}`")
-    lines = [f"{len(keys)}: {verdict}: {', '.join(keys)}." for verdict, keys in found.items()]
+    lines = [
+        f"{verdict.capitalize()} ({len(keys)}): {', '.join(keys)}."
+        for verdict, keys in found.items()
+    ]
     return [pages.Paragraph(line) for line in lines]
 
 

@@ -141,7 +141,7 @@ def test_every_format_has_every_line(form: str, output: Callable[..., str], tmp_
         (tmp_path / "t.csv").write_text(text)
         assert len(pd.read_csv(tmp_path / "t.csv")) == 2
     if form == "html":
-        assert "<td>0.5100 ± 0.0100</td>" in text
+        assert "<td>0.5100\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.0100</td>" in text
 
 
 @pytest.mark.usefixtures("three_and_three")
