@@ -200,8 +200,7 @@ class RunStatus(Callback):
 
 def _how_it_ended(exception: BaseException) -> tuple[Status, int]:
     if isinstance(exception, Stopped):
-        terminated = exception.signum == signal.SIGTERM
-        return ("preempted" if terminated else "interrupted"), exception.status
+        return ("preempted" if exception.preempts else "interrupted"), exception.status
     if isinstance(exception, KeyboardInterrupt):
         return "interrupted", 128 + signal.SIGINT
     return "failed", 1

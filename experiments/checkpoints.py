@@ -1,5 +1,6 @@
 """Checkpoints of a run: found by name, and refused unless whole and of the right model."""
 
+import hashlib
 import math
 import pickle
 import zipfile
@@ -109,6 +110,15 @@ def check_model(path: Path, checkpoint: dict[str, Any], model: nn.Module) -> Non
                 f"{path} holds another {ours}: {name} is {found.get(name, 'missing')} there and "
                 f"{asked.get(name, 'missing')} in the model asked for; use the run's own config"
             )
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """The SHA-256 of a model's weights and running statistics: equal for equal trainings."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def training_settings(model: LightningModule) -> dict[str, Any]:

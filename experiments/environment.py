@@ -60,13 +60,14 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """The processor, the threads torch may use, and the GPUs."""
+    """What the last digits of a result depend on: processor, its instructions, threads, GPUs."""
     import torch  # noqa: PLC0415 - who only reads records need not wait for it
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_name(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "gpus": gpus,
     }

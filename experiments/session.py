@@ -35,6 +35,7 @@ from experiments.checkpoints import (
     load_checkpoint,
     newest_checkpoint,
     training_settings,
+    weights_sha256,
 )
 from experiments.checks import (
     check_devices,
@@ -43,6 +44,7 @@ from experiments.checks import (
     check_space,
     check_validation,
 )
+from experiments.cluster import leave_requeueing_to_us, requeue
 from experiments.loggers import RecordLogger
 from experiments.messages import one_line
 from experiments.parsing import USER_ERRORS, UsageError
@@ -128,6 +130,7 @@ class RunSession:
         else:
             checkpoint = _checkpoint(config, subcommand)
         session = cls(cli, subcommand, experiment, checkpoint)
+        leave_requeueing_to_us(session.trainer)
         check_devices(session.trainer)
         session.model.check_trainer(session.trainer)
         if subcommand == "fit":
@@ -239,7 +242,8 @@ class RunSession:
             return run_folder(root, name)
         if beside is not None and (beside / RECORD).is_file():
             return beside
-        if self._is_started_from_outside and _RUN_VARIABLE not in os.environ:  # nor by Lightning
+        several = self._is_started_from_outside and self.trainer.world_size > 1
+        if several and _RUN_VARIABLE not in os.environ:  # nor by Lightning
             raise RunError("several processes must share one run: name it with --name")
         name = os.environ.get(_RUN_VARIABLE) if self.trainer.global_rank else None
         os.environ[_RUN_VARIABLE] = name = name or self._default_name(root)
@@ -341,6 +345,8 @@ class RunSession:
                 self._run(arguments)
         except Stopped as stopped:
             self._say_how_to_go_on(stopped)
+            if stopped.requeues and self.trainer.is_global_zero and (outcome := requeue()):
+                say(outcome)
             raise
         finally:
             if self._lock is not None:
@@ -395,6 +401,7 @@ class RunSession:
         assert self.record is not None
         self.record.summary["train/steps"] = self.trainer.global_step
         self.record.summary["train/seconds"] = round(self.monitor.seconds, 3)
+        self.record.summary["train/weights_sha256"] = weights_sha256(self.model)
         if self.monitor.seconds:
             rate = self.monitor.images / self.monitor.seconds
             self.record.summary["train/images_per_s"] = round(rate, 1)

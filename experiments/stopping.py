@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the training stops between two batches, saved, and says so when it ends."""
+"""Signals: the training stops between two batches, saved, and says so when it ends."""
 
 import contextlib
 import os
@@ -11,7 +11,10 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from experiments.saving import LastCheckpoint, agreed
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGUSR1 is what batch systems send before a job's time is over; Windows has none.
+_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)
 
 
 class Stopped(BaseException):
@@ -19,17 +22,21 @@ class Stopped(BaseException):
 
     Attributes:
         signum: the signal.
-        status: what the command exits with, as a shell expects: 130 or 143.
+        status: what the command exits with, as a shell expects: 130, 143 or 138.
+        preempts: whether a system asked for it, and not a person at the keyboard.
+        requeues: whether the job is to be run again; SIGTERM may come of ``scancel``.
     """
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
         self.signum = signum
         self.status = 128 + signum
+        self.preempts = signum != signal.SIGINT
+        self.requeues = self.preempts and signum != signal.SIGTERM
 
 
 class StopSignals:
-    """Takes SIGINT and SIGTERM while its context lasts.
+    """Takes SIGINT, SIGTERM and SIGUSR1 while its context lasts.
 
     Attributes:
         received: the signal that came, if any.

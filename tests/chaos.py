@@ -4,6 +4,7 @@ Every command runs in a process of its own, forked from one that has imported th
 start costs a tenth of a second instead of ten.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -64,6 +65,7 @@ class Zygote:
         at: Place | None = None,
         signum: int = signal.SIGKILL,
         largest_file: int | None = None,
+        victim: str = "",
         **env: str,
     ) -> Ended:
         """Runs ``cli.py`` with arguments.
@@ -74,10 +76,11 @@ class Zygote:
             signum: the signal.
             largest_file: bytes at which the system refuses to let a file grow, as if the disk
                 were full.
+            victim: name of a program that it has started and that gets the signal instead.
             **env: environment variables.
         """
         order = {"args": list(args), "at": at, "signum": signum, "env": env, "limit": largest_file}
-        (ended,) = self._order([order])
+        (ended,) = self._order([{**order, "victim": victim}])
         return ended
 
     def run_two(self, args: Sequence[str], at: Place | None = None, **kwargs: Any) -> list[Ended]:
@@ -160,7 +163,7 @@ def _obey(order: dict[str, Any], out: int, err: int) -> None:
         for picture in ("curves", "confusion_matrix", "image_grid"):  # half of the time
             setattr(plots, picture, lambda *args, **kwargs: None)
         if order["at"]:
-            arm(tuple(order["at"]), order["signum"])
+            arm(tuple(order["at"]), order["signum"], order.get("victim", ""))
         importlib.import_module("cli").main(order["args"])
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1 if stop.code else 0
@@ -175,8 +178,8 @@ def _obey(order: dict[str, Any], out: int, err: int) -> None:
         os._exit(code)
 
 
-def arm(place: Place, signum: int) -> None:
-    """Has this process send itself a signal when it comes to a place for the n-th time."""
+def arm(place: Place, signum: int, victim: str = "") -> None:
+    """Has this process send itself, or a victim, a signal at the n-th time it comes to a place."""
     name, count = place
     seen = 0
 
@@ -184,7 +187,8 @@ def arm(place: Place, signum: int) -> None:
         nonlocal seen
         seen += 1
         if seen == count:
-            os.kill(os.getpid(), signum)
+            for process in _started(victim) if victim else [os.getpid()]:
+                os.kill(process, signum)
 
     if name in _FUNCTIONS:
         module, _, path = _FUNCTIONS[name].partition(":")
@@ -201,6 +205,24 @@ def arm(place: Place, signum: int) -> None:
         original(trainer, hook, *args, **kwargs)
 
     trainer_calls._call_callback_hooks = call
+
+
+def _started(name: str) -> list[int]:
+    """The programs of a name that this process has started, and those that they have."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            number, _, rest = path.read_text().partition(" (")
+            program, _, state = rest.rpartition(") ")
+            parents[int(number)] = (program, int(state.split()[1]))
+    ours, grown = {os.getpid()}, True
+    while grown:
+        children = {child for child, (_, parent) in parents.items() if parent in ours}
+        grown = not children <= ours
+        ours |= children
+    found = [child for child in ours if parents.get(child, ("", 0))[0] == name]
+    assert found, f"no {name} among {parents}"
+    return found
 
 
 def _before(action: Callable[[], None], function: Callable[..., Any]) -> Callable[..., Any]:

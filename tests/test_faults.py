@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,61 @@ def test_a_signal_stops_between_two_batches_and_loses_nothing(
     assert lab.result(name) == lab.result("whole")
 
 
+@pytest.fixture
+def slurm(tmp_path: Path) -> dict[str, str]:
+    """The environment of a job of one task, and a ``scontrol`` that notes what it is asked."""
+    script = tmp_path / "scontrol"
+    script.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\nexit ${{REFUSES:-0}}\n')
+    script.chmod(0o755)
+    names = ("PROCID", "LOCALID", "NODEID")
+    job = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "cifar10"}
+    place = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    return {**job, **{f"SLURM_{name}": "0" for name in names}, **place}
+
+
+@pytest.mark.parametrize(
+    ("more", "asked", "said"),
+    [
+        ({}, "requeue 77", "SLURM runs job 77 again"),
+        (
+            {"SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "3"},
+            "requeue 70_3",
+            "SLURM runs job 70_3 again",
+        ),
+        ({"REFUSES": "1"}, "requeue 77", "SLURM does not run job 77 again (scontrol requeue 77"),
+    ],
+)
+def test_a_job_whose_time_is_over_saves_and_is_queued_again(
+    labs: dict[str, Lab],
+    slurm: dict[str, str],
+    tmp_path: Path,
+    more: dict[str, str],
+    asked: str,
+    said: str,
+) -> None:
+    lab, name = labs["MLP"], f"slurm-{len(more)}-{asked[-1]}"
+    job: dict[str, Any] = {**slurm, **more}
+    at = ("on_train_batch_end", 17)
+    stopped = lab.fit(name, "--resume", at=at, signum=signal.SIGUSR1, **job)
+    assert stopped.code == 128 + signal.SIGUSR1
+    assert said in stopped.err
+    assert (tmp_path / "asked").read_text().split("\n") == [asked, ""]
+    assert status_of(lab, name) == "preempted"
+    assert not list(lab.root.glob("hpc_ckpt*"))
+    again = lab.fit(name, "--resume", **job)  # the same job script
+    assert again.code == 0
+    assert lab.result(name) == lab.result("whole")
+
+
+def test_a_job_that_is_cancelled_is_not_queued_again(
+    labs: dict[str, Lab], slurm: dict[str, Any], tmp_path: Path
+) -> None:
+    at = ("on_train_batch_end", 17)
+    stopped = labs["MLP"].fit("cancelled", at=at, signum=signal.SIGTERM, **slurm)
+    assert stopped.code == 143
+    assert not (tmp_path / "asked").exists()
+
+
 def test_wandb_is_told_of_a_preemption(labs: dict[str, Lab]) -> None:
     lab = labs["MLP"]
     online = ["--trainer.logger=experiments.WandbLogger", "--trainer.logger.mode=online"]
@@ -67,6 +123,31 @@ def test_wandb_is_told_of_a_preemption(labs: dict[str, Lab]) -> None:
         assert (server.preempted, server.exit_codes) == (True, [143])
         assert lab.fit("told", *online, "--resume", **account).code == 0
         assert (len(server.runs), server.exit_codes) == (1, [143, 0])  # one run, that went on
+
+
+def test_a_wandb_that_dies_takes_no_training_with_it(labs: dict[str, Lab]) -> None:
+    lab = labs["MLP"]
+    wandb = "--trainer.logger=experiments.WandbLogger"
+    ended = lab.fit("orphaned", wandb, at=("on_train_batch_end", 17), victim="wandb-core")
+    assert ended.code == 0, ended.err
+    assert "W&B stopped logging" in ended.err
+    assert lab.result("orphaned") == lab.result("whole")
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_amid_a_training_ends_none(labs: dict[str, Lab]) -> None:
+    lab = labs["MLP"]
+    online = ["--trainer.logger=experiments.WandbLogger", "--trainer.logger.mode=online"]
+    with WandbServer(dies_after=1).listening() as server:
+        account: dict[str, Any] = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40}
+        started = time.monotonic()
+        ended = lab.fit("forsaken", *online, **account)
+    assert ended.code == 0, ended.err
+    assert time.monotonic() - started < 90  # it waits for the server, but not for long
+    assert "W&B's server may lack the end of this run; upload it with: " in ended.err
+    assert lab.result("forsaken") == lab.result("whole")
+    (kept,) = (lab.root / "forsaken" / "wandb").glob("run-*/run-*.wandb")
+    assert kept.stat().st_size > 1000
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """As much of a W&B server as an online run needs, on this machine's loopback."""
 
 import json
+import math
 import re
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from typing import Any
 
 class WandbServer:
     """What a W&B server was told.
+
+    Args:
+        dies_after: pieces of a run's stream after which it fails whatever is asked.
 
     Attributes:
         url: where it listens.
@@ -24,7 +28,8 @@ class WandbServer:
         points: what the agent of the sweep is told to run, parameters by name, one run each.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dies_after: float = math.inf) -> None:
+        self.dies_after = dies_after
         self.runs: dict[str, dict[str, Any]] = {}
         self.streamed: dict[str, list[Any]] = {}
         self.exit_codes: list[int] = []
@@ -51,7 +56,7 @@ class WandbServer:
 
             def _answer(self, answer: dict[str, Any]) -> None:
                 content = json.dumps(answer).encode()
-                self.send_response(200)
+                self.send_response(200 if server.dies_after >= 0 else 503)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
@@ -78,6 +83,7 @@ class WandbServer:
     def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Answers a GraphQL query or a piece of a run's stream."""
         if "file_stream" in path:
+            self.dies_after -= 1
             for name, chunk in (body.get("files") or {}).items():
                 self.streamed.setdefault(name, []).extend(map(json.loads, _json(chunk["content"])))
             self.preempted |= bool(body.get("preempting"))
