@@ -26,7 +26,7 @@ _LEAST = {
 
 
 def check_devices(trainer: Trainer) -> None:
-    """Refuses more processes than a CPU can run, and machines that nothing starts.
+    """Refuses what would wait for ever: processes without cores, machines that nothing starts.
 
     Raises:
         ValueError: naming the setting and the remedy.
@@ -37,12 +37,24 @@ def check_devices(trainer: Trainer) -> None:
             f"trainer.devices must be at most {cores} on the CPU, which has {os.cpu_count()} "
             f"cores, got {trainer.num_devices}"
         )
+    _check_restart()
     environment = getattr(trainer.strategy, "cluster_environment", None)
     starts_itself = environment is None or not environment.creates_processes_externally
     if trainer.num_nodes > 1 and starts_itself and "MASTER_ADDR" not in os.environ:
         raise ValueError(
             f"trainer.num_nodes must be 1 here, got {trainer.num_nodes}: several machines need a "
             "launcher, such as torchrun or srun"
+        )
+
+
+def _check_restart() -> None:
+    """Refuses to start again where torch's processes would wait for addresses of the dead."""
+    known = os.environ
+    again = known.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and known.get("WORLD_SIZE") != "1"
+    if again and known.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise ValueError(
+            "torchrun can't start processes again with the store that it shares with them (pytorch "
+            "#135712): set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for it, and --rdzv_backend c10d"
         )
 
 

@@ -177,6 +177,18 @@ def test_a_wrong_value_is_an_error(flag: str, message: str, refused: Callable[..
     assert message in refused(MLP, flag)
 
 
+def test_a_restart_that_would_wait_for_ever_is_an_error(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    elastic = {"RUN_ID": "test", "RESTART_COUNT": "1", "USE_AGENT_STORE": "True"}
+    launched |= {f"TORCHELASTIC_{name}": value for name, value in elastic.items()}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    message = refused(MLP, "--trainer.strategy=ddp", "--trainer.devices=2")
+    assert "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in message
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [

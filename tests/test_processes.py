@@ -64,6 +64,39 @@ def test_processes_from_outside_need_the_name_of_their_run(labs: dict[str, Lab])
     assert "must share one run: name it with --name" in ended[0].err
 
 
+@pytest.mark.slow
+def test_torchrun_starts_again_what_died_and_nothing_is_lost(
+    labs: dict[str, Lab], tmp_path: Path
+) -> None:
+    lab = labs["MLP"]
+    assert [ended.code for ended in lab.fit_two("two", HALF)] == [0, 0]
+    shared = ["--trainer.devices=2", "--trainer.strategy=ddp", HALF, "--resume"]
+    places = [f"--runs_dir={lab.root}", "--name=restarted"]
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    process = subprocess.Popen(
+        [*run, "--max_restarts=1", "cli.py", "fit", *lab.options, *places, *shared],
+        cwd=PROJECT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    checkpoint = lab.root / "restarted" / "last.ckpt"
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.01)
+    (victim, *_) = children_of(process.pid)
+    os.kill(victim, signal.SIGKILL)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "goes on" in err or "Restoring states" in err, err
+    assert lab.result("restarted") == lab.result("two")
+
+
+def children_of(parent: int) -> list[int]:
+    """The processes that a process has started."""
+    found = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [int(child) for child in found]
+
+
 # ---- started by Lightning itself ---------------------------------------------------------------
 
 
