@@ -22,8 +22,16 @@ from pathlib import Path
 import pandas as pd
 
 from experiments import pages, plots
-from experiments.groups import Group, doubts, group_runs, numbers, table, warnings_about
-from experiments.record import CONFIG, METRICS, RECORD
+from experiments.groups import (
+    Group,
+    doubts,
+    group_runs,
+    is_loss,
+    numbers,
+    table,
+    warnings_about,
+)
+from experiments.record import CONFIG, METRICS, RECORD, experiment_name
 from experiments.runs import Run, read_run
 from experiments.wandb_runs import find_wandb_files, read_wandb
 
@@ -46,6 +54,7 @@ def main(args: list[str] | None = None) -> None:
     """
     options = _parser().parse_args(args)
     try:
+        _check(options)
         runs = find_runs(options.runs, options.runs_dir, time.time())
         text = compare(runs, options)
         if options.output:
@@ -64,20 +73,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("runs", nargs="*", help="names, globs, folders; default: all of --runs_dir")
     parser.add_argument("--runs_dir", type=Path, default=Path("runs"))
-    commonest = "default: what most runs have, of {}"
-    parser.add_argument("--metric", help=f"to sort by; {commonest.format(', '.join(_METRICS))}")
+    parser.add_argument("--metric", help=f"to sort by; default: the first of {', '.join(_METRICS)}")
     parser.add_argument(
-        "--curve", help=f"best and last value of; {commonest.format(', '.join(_CURVES))}"
+        "--curve",
+        help=f"best and last value of; default: what most runs have of {', '.join(_CURVES)}",
     )
     parser.add_argument("--baseline", help="a line's name: the others are tested against it")
     parser.add_argument("--no_group", action="store_true", help="a line for each run")
     parser.add_argument("--all", action="store_true", help="show the whole configuration")
-    parser.add_argument("--ascending", action="store_true", help="smallest first")
+    parser.add_argument(
+        "--ascending", action="store_true", help="smallest first, as losses are by default"
+    )
     parser.add_argument("--top", type=int, help="so many lines only")
     parser.add_argument("--format", choices=_FORMATS, default="table")
     parser.add_argument("--output", type=Path, help="a file; default: standard output")
     parser.add_argument("--plot", type=Path, help="draw the curves, with bands, as PNG")
     return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.top is not None and options.top < 1:
+        raise CompareError(f"--top must be at least 1, got {options.top}")
+    if options.plot and options.plot.suffix.lower() != ".png":
+        raise CompareError(f"--plot draws PNG files, such as curves.png, not {options.plot}")
 
 
 def find_runs(asked: Sequence[str], root: Path, now: float) -> list[Run]:
@@ -99,7 +117,8 @@ def find_runs(asked: Sequence[str], root: Path, now: float) -> list[Run]:
         folders = [Path(name)] if Path(name).exists() else _matching(name, root)
         runs = [run for folder in folders for run in _runs_in(folder, now)]
         if not runs:
-            raise CompareError(_nothing(name if asked else None, root))
+            exists = bool(asked) and Path(name).exists()
+            raise CompareError(_nothing(name if asked else None, root, exists))
         found |= {run.path.resolve(): run for run in runs}
     recorded = {run.fields.get("wandb_id") for run in found.values() if run.source == "record"}
     twice = recorded - {None}
@@ -111,11 +130,13 @@ def find_runs(asked: Sequence[str], root: Path, now: float) -> list[Run]:
 
 
 def _matching(name: str, root: Path) -> list[Path]:
-    """The folders of a name or pattern: in the folder of all runs, or from here."""
-    # pathlib refuses absolute patterns.
-    here = map(os.path.abspath, glob.glob(name))  # noqa: PTH207
-    places = [*glob.glob(name, root_dir=root), *here]  # noqa: PTH207
-    return [root / place for place in sorted(places)]
+    """The folders of a name, a pattern, or a line's name: in that of all runs, else from here."""
+    if found := glob.glob(name, root_dir=root):  # noqa: PTH207 - pathlib refuses absolute ones
+        return [root / place for place in sorted(found)]
+    if os.sep in name:
+        return [Path(place).absolute() for place in sorted(glob.glob(name))]  # noqa: PTH207
+    places = sorted(root.iterdir()) if root.is_dir() else []
+    return [place for place in places if experiment_name(place.name) == name]
 
 
 def _runs_in(folder: Path, now: float) -> list[Run]:
@@ -131,7 +152,9 @@ def _runs_in(folder: Path, now: float) -> list[Run]:
     return [read_run(folder, now)] if looks_like_a_run else []
 
 
-def _nothing(name: str | None, root: Path) -> str:
+def _nothing(name: str | None, root: Path, exists: bool) -> str:
+    if exists:
+        return f"no runs: {name} is none and holds none"
     if not root.is_dir():
         return f"no runs: {root} is no folder; name another with --runs_dir"
     known = sorted(path.parent.name for path in root.glob(f"*/{RECORD}"))
@@ -147,11 +170,12 @@ def compare(runs: Sequence[Run], options: argparse.Namespace) -> str:
         CompareError: for a metric or baseline that none of them has.
     """
     metric = _choose(runs, options.metric, _METRICS, lambda run, name: run.value(name) is not None)
-    curve = _choose(runs, options.curve, _CURVES, lambda run, name: bool(run.curve(name)))
+    curve = _choose(runs, options.curve, _CURVES, lambda run, name: bool(run.curve(name)), True)
     groups = group_runs(runs, metric, curve, by_seed=not options.no_group)
-    groups.sort(key=lambda group: group.sort_key(options.ascending))
+    smallest_first = options.ascending or is_loss(metric)
+    groups.sort(key=lambda group: group.sort_key(smallest_first))
     baseline = _baseline(groups, options.baseline)
-    warnings = [*warnings_about(runs), *doubts(groups)]
+    warnings = [*_lacking(runs, metric, options), *warnings_about(runs), *doubts(groups)]
     shown = groups[: options.top]
     if options.plot:
         _plot(shown, curve, options.plot)
@@ -165,14 +189,24 @@ def _choose(
     asked: str | None,
     names: Sequence[str],
     has: Callable[[Run, str], bool],
+    commonest: bool = False,
 ) -> str:
-    """The name asked for, or the one that most runs have, the earlier of two."""
+    """The name asked for, else the first that a run has, or the first that most runs have."""
     if asked is None:
-        return max(names, key=lambda name: sum(has(run, name) for run in runs))
+        counts = {name: sum(has(run, name) for run in runs) for name in names}
+        return max(names, key=lambda name: counts[name] if commonest else counts[name] > 0)
     if not any(has(run, asked) for run in runs):
         known = sorted({key for run in runs for key in run.summary if run.value(key) is not None})
         raise CompareError(f"no run has {asked}; there are {', '.join(known) or 'no metrics'}")
     return asked
+
+
+def _lacking(runs: Sequence[Run], metric: str, options: argparse.Namespace) -> list[str]:
+    """Says what runs are not compared by, or with."""
+    if metric == "train/acc" and options.metric is None:
+        return ["compared by train/acc: no run has an accuracy on validation or test"]
+    without = sum(run.value(metric) is None for run in runs if run.status != "unreadable")
+    return [f"{without} of {len(runs)} runs have no {metric}"] if without else []
 
 
 def _baseline(groups: Sequence[Group], name: str | None) -> Group | None:
@@ -226,7 +260,9 @@ def _plot(groups: Sequence[Group], curve: str, path: Path) -> None:
         raise CompareError(f"nothing to draw: no run has a curve of {curve}")
     figure, (ax,) = plots.panels(1, curve)
     for group in drawn[:_MOST_CURVES]:
-        plots.band(ax, [run.curve(curve) for run in group.runs], group.name)
+        curves = [run.curve(curve) for run in group.runs]
+        lone = "o" if max(map(len, curves)) == 1 else None  # a line of one point is none
+        plots.band(ax, curves, group.name, marker=lone)
     ax.set(xlabel="optimiser steps", ylabel=curve)
     ax.legend(fontsize=8)
     plots.save(figure, path)

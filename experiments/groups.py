@@ -22,6 +22,7 @@ _NOT_OF_THE_EXPERIMENT = re.compile(
 )
 _SEEDS = {"seed_everything", "data.seed"}
 _CALLBACKS = "trainer.callbacks"
+_DATA = "data found"
 # Callbacks that look on; others, such as an average of the weights, make another experiment.
 _LOOKS_ON = re.compile(r"\w*(ProgressBar|Monitor|Summary|Statistics)|CurveOnTest")
 
@@ -46,6 +47,12 @@ class Group:
     def config(self) -> Mapping[str, Any]:
         """The configuration that the runs share."""
         return next((run.config for run in self.runs if run.config), {})
+
+    @property
+    def data(self) -> str | None:
+        """The data that was found for the runs: ``cifar10`` or ``synthetic``."""
+        found: str | None = next((run.fields.get("data") for run in self.runs), None)
+        return found
 
     def final(self) -> dict[int, float]:
         """The final figure by seed; runs without a seed count from -1 down."""
@@ -94,13 +101,18 @@ class Group:
 
     def sort_key(self, ascending: bool) -> tuple[bool, float, str]:
         """Sorts by the mean of the final figure, lines without one last."""
-        values = self.final() or self.last()
+        values = self.final()
         mean = statistics.fmean(values.values()) if values else math.nan
         return not values, mean if ascending else -mean, self.name
 
 
+def is_loss(metric: str) -> bool:
+    """Whether less of a metric is better."""
+    return "loss" in metric
+
+
 def _best(curve: Mapping[int, float], metric: str) -> int:
-    choose = min if "loss" in metric else max
+    choose = min if is_loss(metric) else max
     return choose(curve, key=lambda step: curve[step])
 
 
@@ -115,7 +127,7 @@ def group_runs(runs: Sequence[Run], metric: str, curve: str, by_seed: bool = Tru
     """
     found: dict[str, list[Run]] = {}
     for run in runs:
-        key = json.dumps(_experiment(run), sort_keys=True, default=str)
+        key = _text(_experiment(run))
         alone = not (by_seed and run.config)
         found.setdefault(f"{run.path}" if alone else key, []).append(run)
     groups = []
@@ -131,8 +143,22 @@ def group_runs(runs: Sequence[Run], metric: str, curve: str, by_seed: bool = Tru
 def _experiment(run: Run) -> dict[str, Any]:
     kept = _of_the_experiment(run.config)
     # The data that was found: `source: auto` may be either.
-    kept["data found"] = run.fields.get("data")
+    kept[_DATA] = run.fields.get("data")
     return kept
+
+
+def _text(value: Any) -> str:
+    """A value as text that is the same for equal ones: W&B writes 0.0 as 0."""
+    return json.dumps(_with_floats(value), sort_keys=True, default=str)
+
+
+def _with_floats(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_floats(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_floats(entry) for entry in value]
+    is_plain_int = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if is_plain_int and abs(value) < 2**53 else value
 
 
 def _of_the_experiment(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,11 +199,13 @@ def differing(groups: Sequence[Group], everything: bool = False) -> list[str]:
     if everything:
         return keys
     values = {key: [config[key] for config in configs if key in config] for key in keys}
-    return [key for key in keys if len({json.dumps(v, default=str) for v in values[key]}) > 1]
+    return [key for key in keys if len({_text(value) for value in values[key]}) > 1]
 
 
 def _shown(group: Group, everything: bool) -> Mapping[str, Any]:
-    return group.config if everything else _of_the_experiment(group.config)
+    """What is shown of a group's configuration, and on what data its runs were."""
+    config = group.config if everything else _of_the_experiment(group.config)
+    return {_DATA: group.data, **config}
 
 
 def numbers(
@@ -204,9 +232,10 @@ def _numbers(
         row[f"{name} mean"] = statistics.fmean(values) if values else None
         row[f"{name} sd"] = statistics.stdev(values) if len(values) > 1 else None
     if baseline is not None:
-        gap = None if group is baseline else difference(group.final(), baseline.final())
+        gap = _tested(group, baseline)
         for part in ("mean", "low", "high", "p", "test"):
             row[f"difference {part}"] = getattr(gap, part) if gap else None
+        row["difference mean"] = _gap(group, baseline)
     config = _shown(group, everything)
     row |= {key: _cell(config.get(key)) for key in keys}
     row["seeds"] = " ".join(str(run.seed) for run in group.runs)
@@ -261,14 +290,27 @@ def _steps(found: Mapping[int, float]) -> str:
 def _words(group: Group, baseline: Group) -> str:
     if group is baseline:
         return "(baseline)"
-    ours, theirs = group.final(), baseline.final()
-    found = difference(ours, theirs)
-    if found is not None:
+    if found := _tested(group, baseline):
         return _test(found)
-    if not ours or not theirs:
+    gap = _gap(group, baseline)
+    if gap is None:
         return ""
-    gap = statistics.fmean(ours.values()) - statistics.fmean(theirs.values())
-    return f"{gap:+.4f}, n too small to test (below {FEWEST})"
+    reason = f"n too small to test (below {FEWEST})"
+    return f"{gap:+.4f}, {reason if group.data == baseline.data else 'on other data: not tested'}"
+
+
+def _tested(group: Group, baseline: Group) -> Difference | None:
+    if group is baseline or group.data != baseline.data:
+        return None
+    return difference(group.final(), baseline.final())
+
+
+def _gap(group: Group, baseline: Group) -> float | None:
+    """The difference of the means; of a paired test it is the mean difference, too."""
+    ours, theirs = group.final(), baseline.final()
+    if group is baseline or not ours or not theirs:
+        return None
+    return statistics.fmean(ours.values()) - statistics.fmean(theirs.values())
 
 
 def _test(found: Difference) -> str:

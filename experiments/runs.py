@@ -83,7 +83,13 @@ class Run:
 
 
 _LARGEST = 2**63  # a larger integer is no metric, and may be more than a float holds
-_KINDS = {"git": dict, "versions": dict, "images": dict, "seed": int, "name": str}
+_KINDS = {
+    "git": dict,
+    "versions": dict,
+    "images": dict,
+    "seed": int,
+    **dict.fromkeys(("name", "error", "wandb_id", "data", "status", "commit"), str),
+}
 
 
 def read_run(path: Path, now: float | None = None) -> Run:
@@ -100,9 +106,11 @@ def read_run(path: Path, now: float | None = None) -> Run:
     if not isinstance(fields, dict) or not isinstance(fields.get("summary"), dict):
         note = f"{RECORD} is not of this project: it has no summary"
         return Run(path.name, path, "unreadable", note=note)
+    git = fields.get("git")
+    known = {**fields, "commit": git.get("commit") if isinstance(git, dict) else None}
     for key, kind in _KINDS.items():
-        if fields.get(key) is not None and not isinstance(fields[key], kind):
-            note = f"{RECORD} is not of this project: its {key} is {fields[key]!r:.40}"
+        if known.get(key) is not None and not isinstance(known[key], kind):
+            note = f"{RECORD} is not of this project: its {key} is {known[key]!r:.40}"
             return Run(path.name, path, "unreadable", note=note)
     run = Run(path.name, path, str(fields.get("status")), fields, note=fields.get("error", ""))
     if run.status == "running" and _last_write(path) < (now or time.time()) - STALE_S:

@@ -91,6 +91,7 @@ def _run(path: Path, records: list[dict[str, Any]], now: float) -> Run:
     tree.pop("_wandb", None)
     run.config = flat(tree)
     fields["seed"] = run.config.get(_SEED, run.config.get("seed"))
+    fields["data"] = run.config.get("run.data")
     fields["summary"] = flat(fields["summary"])
     if run.status == "running" and path.stat().st_mtime < now - STALE_S:
         run.status = "crashed"

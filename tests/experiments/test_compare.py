@@ -217,6 +217,83 @@ def test_bad_input_is_one_line(
 
 
 @pytest.mark.usefixtures("three_and_three")
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--top=0"], "--top must be at least 1, got 0"),
+        (["--plot=curves.jpgz"], "--plot draws PNG files"),
+        (["empty"], "no runs: empty is none and holds none"),
+    ],
+)
+def test_what_is_asked_for_is_checked_first(
+    args: list[str],
+    message: str,
+    output: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit):
+        output(*args)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("three_and_three")
+def test_runs_here_are_none_of_another_folder(
+    rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Write
+) -> None:
+    (tmp_path / "here").mkdir()
+    write("mine").rename(tmp_path / "here" / "mine")
+    monkeypatch.chdir(tmp_path)
+    assert {row["name"] for row in rows()} == {"plain", "batch"}
+    assert [row["name"] for row in rows("plain")] == ["plain"]  # a line's name
+
+
+def test_a_run_without_the_metric_neither_chooses_nor_leads(
+    write: Write, output: Callable[..., str], rows: Rows
+) -> None:
+    for seed in range(3):
+        write(f"tested-s{seed}", 0.5, seed)
+        write(f"other-s{seed}", summary={"train/acc": 0.9}, seed=seed, norm="batch")
+    assert [row["name"] for row in rows()] == ["tested", "other"]
+    assert "3 of 6 runs have no test/acc" in output("--format=md")
+
+
+def test_accuracy_on_the_training_images_is_compared_with_a_warning(
+    write: Write, output: Callable[..., str]
+) -> None:
+    write("a", summary={"train/acc": 0.9})
+    assert "compared by train/acc: no run has an accuracy on validation" in output("--format=md")
+
+
+def test_the_smallest_loss_comes_first(write: Write, rows: Rows) -> None:
+    for loss in (2.0, 1.0, 3.0):
+        write(f"loss-{loss}", summary={"test/loss": loss}, norm=str(loss))
+    ordered = [row["test/loss mean"] for row in rows("--metric=test/loss")]
+    assert ordered == [1.0, 2.0, 3.0]
+
+
+def test_runs_on_other_data_are_told_apart_and_not_tested(
+    write: Write, rows: Rows, output: Callable[..., str]
+) -> None:
+    for seed in range(3):
+        write(f"real-s{seed}", 0.5, seed)
+        write(f"made-s{seed}", 0.6, seed, norm="batch", data="synthetic")
+    best, _ = rows("--baseline=real")
+    assert (best["data found"], best["difference p"]) == ("synthetic", None)
+    assert "+0.1000, on other data: not tested" in output("--baseline=real")
+
+
+def test_equal_numbers_of_unlike_types_are_equal(write: Write, rows: Rows) -> None:
+    one, other = write("a-s0"), write("a-s1", seed=1)
+    add_to_config(one, "model.init_args.label_smoothing", 0.0)
+    add_to_config(other, "model.init_args.label_smoothing", 0)  # as W&B writes it
+    assert [row["runs"] for row in rows()] == [2]
+
+
+@pytest.mark.usefixtures("three_and_three")
 def test_patterns_with_folders_are_found_from_here(
     rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,7 +303,16 @@ def test_patterns_with_folders_are_found_from_here(
 
 
 @pytest.mark.parametrize(
-    "fields", [{"git": "abc"}, {"versions": [1]}, {"seed": "zero"}, {"images": 3}]
+    "fields",
+    [
+        {"git": "abc"},
+        {"git": {"commit": 5}},
+        {"versions": [1]},
+        {"seed": "zero"},
+        {"images": 3},
+        {"error": {"a": [1]}},
+        {"wandb_id": [1]},
+    ],
 )
 def test_a_foreign_field_is_shown_and_spoils_nothing_else(
     fields: dict[str, Any], write: Write, rows: Rows
