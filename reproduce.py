@@ -27,7 +27,7 @@ from datamodules.course import CourseOrder
 from experiments.claims import ARMS, CLAIMS, Arm, Claim, diverged
 from experiments.environment import circumstances
 from experiments.naming import flags_of
-from experiments.reproduction import claims_named, claims_table, keep, write_page
+from experiments.reproduction import claims_named, keep, write_page
 from experiments.runs import Run, flat, read_run
 
 PROJECT = Path(__file__).resolve().parent
@@ -51,14 +51,16 @@ def main(args: list[str] | None = None) -> None:
         raise SystemExit(2) from error
     if options.list:
         for claim in claims:
-            print(f"{claim.key:22} {claim.section:4} {claim.text} ({claim.number})")
+            number = f" ({claim.number})" if claim.number else ""
+            print(f"{claim.key:22} {claim.section:4} {claim.text}{number}")
         return
     if options.rejudge:
         _write(options.rejudge, claims)
         return
     failed = run_all(claims, options, passed)
     folder = options.output or options.runs_dir
-    keep(find_runs(options.runs_dir), folder, _intro(options, passed))
+    runs = find_runs(options.runs_dir)
+    keep(runs, folder, _intro(options, passed, runs))
     _write(folder, claims)
     if failed:
         sys.exit(f"error: {len(failed)} runs failed: {', '.join(failed)}")
@@ -70,7 +72,9 @@ def _write(folder: Path, claims: list[Claim]) -> None:
         runs = write_page(folder, _TITLE, seen())
     except ValueError as error:
         sys.exit(f"error: {error}")
-    print(claims_table(runs, claims).drop(columns="section").to_string(index=False))
+    for claim in claims:
+        judged = claim.judge.judge(runs)
+        print(f"{claim.key:22} {judged.verdict:14} {judged.ours}")
     print(f"page: {folder / 'reproduction.html'}")
 
 
@@ -82,7 +86,9 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", default=[], metavar="CLAIM", help="some claims only")
+    parser.add_argument(
+        "--only", nargs="+", action="extend", default=[], metavar="CLAIM", help="some claims only"
+    )
     parser.add_argument("--seeds", type=int, help="seeds 0 to N - 1 for every experiment")
     parser.add_argument("--budget", choices=BUDGETS, default="quick")
     parser.add_argument("--runs_dir", type=Path, default=Path("runs/reproduce"))
@@ -104,6 +110,8 @@ def _written_out(passed: list[str]) -> list[str]:
 def _check(options: argparse.Namespace, passed: list[str]) -> None:
     if options.seeds is not None and options.seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {options.seeds}")
+    if options.rejudge and (passed or options.output or options.seeds):
+        raise ValueError("--rejudge runs nothing, in the folder of a page: --only goes with it")
     for argument in passed:
         if argument.startswith("-") and not argument.startswith(("--data", "--trainer")):
             raise ValueError(f"unknown option {argument}; see python reproduce.py --help")
@@ -175,12 +183,20 @@ def ensure(arm: Arm, seed: int, root: Path, passed: list[str]) -> tuple[Run, boo
         f"--trainer.logger.tags=[{', '.join(_claims_of(arm))}]",
         *passed,
     ]
-    if not (fits and _fit([*arguments, "--resume=true"])):
-        _fit([*arguments, f"--overwrite={str(path.exists()).lower()}"])
+    if run.status == "unreadable" and path.exists():
+        print(f"{path}: {run.note}: run again", file=sys.stderr)
+    resumed = fits and _fit([*arguments, "--resume=true"])
+    if not resumed and not _fit([*arguments, f"--overwrite={str(path.exists()).lower()}"]):
+        raise SystemExit(2)  # the error has been said; it would be that of every run
     run = read_run(path)
     if run.status in {"interrupted", "preempted"}:
-        sys.exit(128 + signal.SIGINT)  # Ctrl-C: the next call goes on
+        _say_how_to_go_on()
+        raise SystemExit(128 + signal.SIGINT)
     return run, True
+
+
+def _say_how_to_go_on() -> None:
+    print("the same python reproduce.py goes on where it was left", file=sys.stderr)
 
 
 def _claims_of(arm: Arm) -> list[str]:
@@ -196,6 +212,7 @@ def _fit(arguments: list[str]) -> bool:
             if stop.code == 2:
                 return False
             if isinstance(stop.code, int) and stop.code > 128:
+                _say_how_to_go_on()
                 raise  # a signal: everything stops
             print(stop.code, file=sys.stderr)
     return True
@@ -266,11 +283,10 @@ def seen() -> dict[int, float]:
     return {_EVERY * count: share for count, share in enumerate(order.seen(), 1)}
 
 
-def _intro(options: argparse.Namespace, passed: list[str]) -> list[str]:
+def _intro(
+    options: argparse.Namespace, passed: list[str], runs: dict[str, dict[int, Run]]
+) -> list[str]:
     now = circumstances()
-    quick, slow = BUDGETS[options.budget]
-    seeds = f"{quick} seeds" if options.seeds is None else f"{options.seeds} seeds"
-    few = f" ({slow} for the CNNs)" if options.seeds is None and slow else ""
     versions = ", ".join(f"{name} {version}" for name, version in now["versions"].items())
     machine = now["hardware"]
     gpus = ", ".join(machine["gpus"]) or "no GPU"
@@ -279,11 +295,25 @@ def _intro(options: argparse.Namespace, passed: list[str]) -> list[str]:
     words += ["--seeds", str(options.seeds)] if options.seeds is not None else []
     command = " ".join([*words, *(word for word in passed if "data_dir" not in word)])
     return [
-        f"Written by `{command}` on {now['date']}: {seeds}{few}. Every network is trained on all "
-        "50,000 training images for a fixed number of steps, and its last weights are tested on "
-        "the official 10,000 test images: nothing is selected. The figures' test curves are "
-        "measured along the way and nothing is chosen by them.",
+        *_on_other_data(runs),
+        f"Written by `{command}` on {now['date']}. Every network is trained on all 50,000 training "
+        "images for a fixed number of steps, and its last weights are tested on the official "
+        "10,000 test images: nothing is selected on them. Rates are the report's, but for those of "
+        "the batch-size experiments, chosen on validation. The figures' test curves are measured "
+        "along the way and nothing is chosen by them.",
         f"{machine['cpu']}, {machine['threads']} threads, {gpus}; {versions}.",
+    ]
+
+
+def _on_other_data(runs: dict[str, dict[int, Run]]) -> list[str]:
+    """A warning where runs are not on CIFAR-10, or not on all of it."""
+    found = [run for arm in runs.values() for run in arm.values() if run.fields.get("data")]
+    other = sum(run.fields["data"] != "cifar10" for run in found)
+    if not other:
+        return []
+    return [
+        f"Warning: {other} of {len(found)} runs are not on CIFAR-10 but on generated images: their "
+        "figures and verdicts say nothing about the report, whatever stands below."
     ]
 
 

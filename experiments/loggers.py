@@ -74,7 +74,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         entity: the W&B user or team, for ``online``.
         group: what the project page groups runs by; default: the run's name without its seed.
         job_type: kind of run within a group; default: the command that began it.
-        tags: labels to filter by; default: model, optimiser and data.
+        tags: labels to filter by, besides model, optimiser, data and seed.
         notes: a description.
 
     Raises:
@@ -133,7 +133,9 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         self._wandb_init.update(dir=str(record.path), name=record.name)
         self._wandb_init["id"] = record.fields.get("wandb_id")
         self._save_dir = str(record.path)
-        for key, value in _labels(record).items():
+        labels = _labels(record)
+        labels["tags"] += self._wandb_init.pop("tags", None) or []
+        for key, value in labels.items():
             self._wandb_init[key] = self._wandb_init.get(key) or value
         os.environ.setdefault("WANDB_DATA_DIR", str(record.path / "wandb"))
         try:
@@ -224,7 +226,8 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
 
 def _labels(record: RunRecord) -> dict[str, Any]:
     """By what a W&B project page groups and filters runs, where the user chose nothing."""
-    known = (record.fields.get(key) for key in ("model", "optimizer", "data"))
+    known = [record.fields.get(key) for key in ("model", "optimizer", "data")]
+    known.append(f"seed {record.fields.get('seed')}")
     return {
         "group": experiment_name(record.name),
         "job_type": record.fields.get("job_type"),

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,8 +85,8 @@ def _run(record: Mapping[str, Any], path: Path) -> Run:
     entries += activations
     last = {key: points[-1][1] for key, points in curves}
     summary = {**last, **record["summary"], **(activations[-1] if activations else {})}
-    known = ("seed", "started", "git", "command", "versions", "hardware")
-    fields = {"summary": summary, **{key: record[key] for key in known}}
+    known = ("seed", "data", "images", "started", "git", "command", "versions", "hardware")
+    fields = {"summary": summary, **{key: record.get(key) for key in known}}
     return Run(record["name"], path, record["status"], fields, {}, entries, record["note"])
 
 
@@ -111,7 +112,8 @@ def write_page(folder: Path, title: str, seen: Mapping[int, float]) -> Runs:
     blocks += [pages.Heading("Claims"), pages.Table(claims_table(runs)), *_verdicts(runs)]
     blocks += [pages.Heading("Figures"), *_figures(runs, data, seen)]
     blocks += [pages.Heading("Tests"), pages.Paragraph(_TESTS), pages.Table(tests_table(runs))]
-    blocks += [pages.Heading("Runs"), pages.Paragraph(_RUNS), pages.Table(arms_table(runs))]
+    blocks += [pages.Heading("Runs"), pages.Paragraph(f"{_RUNS} {_commits(runs)}")]
+    blocks += [pages.Table(arms_table(runs))]
     (folder / "reproduction.md").write_text(pages.markdown(title, blocks, folder))
     (folder / "reproduction.html").write_text(pages.html_page(title, blocks))
     return runs
@@ -130,6 +132,18 @@ _RUNS = (
     "Test accuracy is of the last weights, on the official 10,000 images, once. Every run with its "
     "seed, command, commit, versions and curves is in `reproduction/runs.json`."
 )
+
+
+def _commits(runs: Runs) -> str:
+    """How many runs are of which commit."""
+    counts = Counter(_commit(run) for found in runs.values() for run in found.values())
+    listed = ", ".join(f"{count} of {commit}" for commit, count in counts.most_common())
+    return f"By commit: {listed}."
+
+
+def _commit(run: Run) -> str:
+    git = run.fields.get("git") or {}
+    return f"{str(git.get('commit'))[:7]}{' with changes' if git.get('dirty') else ''}"
 
 
 def claims_table(runs: Runs, claims: Iterable[Claim] = CLAIMS) -> pd.DataFrame:
@@ -171,9 +185,7 @@ def arms_table(runs: Runs) -> pd.DataFrame:
         lost = sum(1 for run in found.values() if diverged(run))
         note = f", {lost} diverged" if lost else ""
         train = {s: v for s, r in found.items() if (v := r.value("train/acc")) is not None}
-        commits = sorted(
-            {str((r.fields.get("git") or {}).get("commit"))[:7] for r in found.values()}
-        )
+        commits = sorted({_commit(run) for run in found.values()})
         command = " ".join(["python cli.py fit", *arm.arguments()])
         rows.append(
             (
@@ -191,7 +203,7 @@ def arms_table(runs: Runs) -> pd.DataFrame:
 
 def _record(arm: str, run: Run) -> dict[str, Any]:
     """What is kept of a run."""
-    kept = {key: run.fields.get(key) for key in ("seed", "started", "git")}
+    kept = {key: run.fields.get(key) for key in ("seed", "data", "images", "started", "git")}
     kept["command"] = _without_places(str(run.fields.get("command")))
     shared = {key: run.fields.get(key) for key in ("versions", "hardware")}
     summary = {key: run.value(key) for key in _KEPT}
@@ -265,7 +277,7 @@ def _ninety_one(runs: Runs, folder: Path, seen: Mapping[int, float]) -> pages.Fi
         "The author's script evaluates on images drawn from the training stream. The dashed line "
         "is the share of them that had been trained on before: "
         + ", ".join(f"{share:.1%} at {step}" for step, share in seen.items() if step % 1000 == 0)
-        + " (seed 42, replayed)."
+        + " (his order of images at seed 42, replayed without a network)."
     )
     return pages.Figure(folder / "ninety_one.png", caption)
 

@@ -124,6 +124,7 @@ def test_a_server_that_cannot_be_reached_leaves_the_run_offline(
 
     monkeypatch.setattr(wandb, "init", reachable_offline)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    wandb.teardown()  # W&B reads the environment once, and other tests came before
     fit("--trainer.logger.mode=online", *TINY, wandb=True)
     assert "does not answer (timed out): logging offline; upload with" in capsys.readouterr().err
     assert list((runs / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
@@ -172,7 +173,7 @@ def test_an_online_run_reaches_the_server(
     assert run["displayName"] == "mlp-s3"
     assert run["groupName"] == "mlp"
     assert run["jobType"] == "fit"
-    assert run["tags"] == ["MLP", "SGD", "synthetic"]
+    assert run["tags"] == ["MLP", "SGD", "synthetic", "seed 3"]
     config = json.loads(run["config"])
     assert config["seed_everything"]["value"] == 3
     logged = [e["val/acc"] for e in server.streamed["wandb-history.jsonl"] if "val/acc" in e]
