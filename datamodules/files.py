@@ -204,6 +204,8 @@ def _fetch(url: str, target: Path, patience_s: float) -> str:
                         f"{url} is slow: {received / elapsed / 1e3:,.0f} kB/s, "
                         f"{expected / 60:,.0f} minutes in all"
                     )
+    if size is not None and received < size:  # urllib takes it for the end
+        raise ConnectionError(f"the connection ended after {received:,} of {size:,} bytes")
     return digest.hexdigest()
 
 

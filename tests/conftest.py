@@ -17,7 +17,7 @@ from cli import main
 from datamodules.files import make_synthetic
 from experiments import plots
 from experiments.record import RunRecord
-from tests.chaos import Zygote
+from tests.chaos import PICTURES, Zygote, draw_a_dot
 from tests.lab import LONG, MODELS, Lab
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -68,6 +68,14 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     os.environ.update(before)
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw nothing, which takes half of their time, unless the test asks for it."""
+    if "pictures" not in request.keywords:
+        for picture in PICTURES:
+            monkeypatch.setattr(plots, picture, draw_a_dot)
+
+
 def small(data_dir: Path) -> list[str]:
     """Arguments that select the small synthetic set and batches that suit it."""
     return [
@@ -102,10 +110,8 @@ def runs(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def fit(runs: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """`short_fit` into this test's own folder, without pictures, which take half of its time."""
-    for picture in ("curves", "confusion_matrix", "image_grid"):
-        monkeypatch.setattr(plots, picture, lambda *args, **kwargs: None)
+def fit(runs: Path, data_dir: Path) -> Cli:
+    """`short_fit` into this test's own folder."""
     return functools.partial(short_fit, runs, data_dir)
 
 

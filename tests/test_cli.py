@@ -121,6 +121,7 @@ def test_test_gives_the_figure_of_the_test_after_fit(trained: Trained) -> None:
         assert record.summary[metric] == trained.record.summary[metric]
 
 
+@pytest.mark.pictures
 def test_validate_gives_the_best_validation_of_the_fit(trained: Trained) -> None:
     main(["validate", *arguments(trained)])
     record, before = RunRecord.open(trained.record.path), trained.record.summary
@@ -213,8 +214,10 @@ def test_resuming_goes_on_and_keeps_the_best(fit: Cli, monkeypatch: pytest.Monke
     assert (record.summary["best/step"], record.summary["best/val/acc"]) == (2, 0.5)
 
 
-@pytest.mark.parametrize("kind", ["MLP", "NumPyMLP"])
-@pytest.mark.parametrize("stop", [4, 18, 20])  # within, at the end of and just after an epoch
+@pytest.mark.parametrize(
+    ("kind", "stop"),  # within, at the end of and just after an epoch
+    [("MLP", 4), ("MLP", 18), ("MLP", 20), ("NumPyMLP", 18)],
+)
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     kind: str, stop: int, fit: Cli, recwarn: pytest.WarningsRecorder
 ) -> None:

@@ -26,15 +26,9 @@ def weights(lab: Lab, name: str) -> str:
     return found
 
 
-SOON = {"not validated", "logged in every step", "sanity checked"}
 CASES = [
     *(("MLP", change) for change in LOOKING_ON),
-    *(("dropout", change) for change in LOOKING_ON if change in SOON),
-    *(
-        pytest.param("dropout", change, marks=pytest.mark.slow)
-        for change in LOOKING_ON
-        if change not in SOON
-    ),
+    *(pytest.param("dropout", change, marks=pytest.mark.slow) for change in LOOKING_ON),
 ]
 
 

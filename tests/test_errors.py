@@ -363,10 +363,12 @@ class Harmful:
         return Path.touch, (Path("harmed"),)
 
 
+@pytest.mark.parametrize("allowed", ["0", "1"])
 def test_a_checkpoint_cannot_run_code(
-    refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    allowed: str, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", allowed)
     torch.save({"state_dict": Harmful()}, tmp_path / "harmful.ckpt")
     assert "more than weights" in refused(MLP, "--ckpt_path=harmful.ckpt", command="test")
     assert not (tmp_path / "harmed").exists()

@@ -93,6 +93,28 @@ def test_the_walk_through_a_comparison(
     assert Path("curves.png").is_file()
 
 
+RELIABILITY = (PROJECT / "docs/reliability.md").read_text()
+LAUNCHED = re.findall(r"cli\.py (fit .*--config .*)", RELIABILITY.replace("\\\n", " "))
+
+
+@pytest.mark.parametrize("command", LAUNCHED)
+def test_what_launchers_start_parses(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(PROJECT)
+    with pytest.raises(SystemExit) as done:
+        main([*shlex.split(command), "--print_config"])
+    assert done.value.code in {0, None}
+    assert "class_path: lightning_modules." in capsys.readouterr().out
+
+
+def test_every_fault_has_its_test() -> None:
+    rows = re.findall(r"^\|.*\| `(tests/\S+\.py)::(\w+)` \|$", RELIABILITY, re.MULTILINE)
+    assert len(rows) >= 35
+    for path, name in rows:
+        assert f"\ndef {name}(" in (PROJECT / path).read_text(), (path, name)
+
+
 def is_about_a_run(words: list[str]) -> bool:
     return "--name" in words
 

@@ -312,7 +312,7 @@ def test_download_completes_a_folder(folder: Path, server: Server) -> None:
     ("path", "complaint"),
     [
         ("/other", "did not serve CIFAR-10: its SHA-256 is"),
-        ("/cut", "did not serve CIFAR-10"),
+        ("/cut", r"the connection ended after 999 of [\d,]+ bytes"),
         ("/stalled", "timed out"),
         ("/missing", "Not Found"),
         ("/no-http", "cannot download CIFAR-10"),

@@ -9,6 +9,8 @@ from experiments import plots
 
 NAMES = [f"class {i}" for i in range(10)]
 
+pytestmark = pytest.mark.pictures
+
 
 def size_of(path: Path) -> tuple[int, int]:
     with Image.open(path) as image:
