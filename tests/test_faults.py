@@ -20,7 +20,7 @@ from tests.lab import Lab
 from tests.wandb_server import WandbServer
 
 ErrorOf = Callable[[list[str]], str]
-STOPS = [(signal.SIGTERM, 143, "preempted"), (signal.SIGINT, 130, "interrupted")]
+TERMINATED, INTERRUPTED = (signal.SIGTERM, 143, "preempted"), (signal.SIGINT, 130, "interrupted")
 
 
 def status_of(lab: Lab, name: str) -> str:
@@ -34,19 +34,21 @@ def steps_of(path: Path) -> int:
 # ---- signals -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("signum", "code", "status"), STOPS)
 @pytest.mark.parametrize(
-    ("place", "step"),
+    ("stop", "place", "step"),
     [
-        (("on_train_batch_end", 17), 17),  # amid an epoch: after this batch
-        (("on_validation_start", 2), 14),  # when the validation is over
-        (("on_train_batch_end", 48), 48),  # with the last batch: before the test
-        (("on_test_start", 1), 48),
+        (TERMINATED, ("on_train_batch_end", 17), 17),  # amid an epoch: after this batch
+        (INTERRUPTED, ("on_train_batch_end", 17), 17),
+        (TERMINATED, ("on_validation_start", 2), 14),  # when the validation is over
+        (INTERRUPTED, ("on_train_batch_end", 48), 48),  # with the last batch: before the test
+        (TERMINATED, ("on_test_start", 1), 48),
+        (INTERRUPTED, ("on_test_start", 1), 48),
     ],
 )
 def test_a_signal_stops_between_two_batches_and_loses_nothing(
-    labs: dict[str, Lab], signum: int, code: int, status: str, place: Place, step: int
+    labs: dict[str, Lab], stop: tuple[int, int, str], place: Place, step: int
 ) -> None:
+    signum, code, status = stop
     lab, name = labs["MLP"], f"{status}-{place[0]}-{place[1]}"
     stopped = lab.fit(name, at=place, signum=signum)
     assert stopped.code == code

@@ -17,7 +17,7 @@ from tests.lab import Lab
 HALF = "--data.batch_size=25"  # in each of two processes: 50 in all
 
 
-@pytest.fixture(scope="module", params=["MLP", "NumPyMLP"])
+@pytest.fixture(scope="module", params=["MLP", pytest.param("NumPyMLP", marks=pytest.mark.slow)])
 def lab(request: pytest.FixtureRequest, labs: dict[str, Lab]) -> Lab:
     """A lab in which two processes have trained undisturbed as ``two``."""
     found = labs[request.param]

@@ -41,7 +41,9 @@ compiles = pytest.mark.skipif(INTERPRETED, reason="about the compiler")
 
 @compiles
 def test_what_the_kernels_compute_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    # No conftest: importing the command line takes longer than most of the tests.
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest"]
+    command.append(__file__)
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     root = Path(__file__).parents[2]
     run = subprocess.run(
