@@ -447,7 +447,13 @@ def _of_processes(error: Exception) -> str:
     if "EADDRINUSE" in str(error):
         port = os.environ.get("MASTER_PORT")
         return f"port {port} is taken: leave MASTER_PORT out, or set it to a free port"
-    return f"another process of the run ended, or cannot be reached: {str(error).splitlines()[0]}"
+    reason = str(error).splitlines()[0]
+    if "connectFullMesh" in reason:
+        return (
+            "the processes cannot reach each other: on several machines, set GLOO_SOCKET_IFNAME to "
+            f"the network interface between them ({reason})"
+        )
+    return f"another process of the run ended, or cannot be reached: {reason}"
 
 
 def _checkpoint(config: Any, subcommand: str) -> Path | None:

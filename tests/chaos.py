@@ -7,6 +7,7 @@ start costs a tenth of a second instead of ten.
 import base64
 import contextlib
 import functools
+import gc
 import hashlib
 import importlib
 import json
@@ -49,11 +50,15 @@ class Ended:
 
 
 class Zygote:
-    """A process that has imported the command line and forks itself for every command."""
+    """A process that has imported the command line and forks itself for every command.
 
-    def __init__(self) -> None:
+    Args:
+        inside: a command that starts others, as ``ip netns exec NAME`` does.
+    """
+
+    def __init__(self, inside: Sequence[str] = ()) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__],
+            [*inside, sys.executable, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -131,7 +136,10 @@ def _without_wandb(env: Mapping[str, str]) -> dict[str, str]:
 def _serve() -> None:
     """Forks for every order that comes."""
     sys.path.insert(0, str(PROJECT))
+    gc.disable()  # as cli.py does
     importlib.import_module("cli")
+    gc.freeze()
+    gc.enable()
     for line in sys.stdin:
         children = [_fork(order) for order in json.loads(line)]
         print(json.dumps([_wait(*child) for child in children]), flush=True)

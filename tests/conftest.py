@@ -1,6 +1,7 @@
 """Small data and short runs that every test shares; nothing here needs a network or CIFAR-10."""
 
 import functools
+import gc
 import os
 
 # Before torch is imported: on tiny tensors and a busy machine, threads wait for each other.
@@ -33,6 +34,11 @@ SHORT = [
     "--trainer.enable_model_summary=false",
 ]
 Cli = Callable[..., RunRecord]
+
+
+def pytest_collection_finish() -> None:
+    """Has the garbage collector look through what the tests make, not what they import."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ import pytest
 from tests.conftest import PROJECT
 
 FAULTS = """
-import resource, sys, threading, torch
+import gc, resource, threading, torch
+gc.disable()  # as cli.py does
 import cli  # the heap as a run finds it
 from experiments.memory import keep_freed_memory
 told = keep_freed_memory()
