@@ -58,7 +58,10 @@ class BatchSource:
         self._served = 0
         self._first = 0
         if drop_last and len(self) == 0:
-            raise ValueError(f"no full batch of {batch_size} in {self._share()} training images")
+            raise ValueError(
+                f"batch_size must be at most {self._share()}, the training images that a process "
+                f"has, got {batch_size}"
+            )
 
     batch_sampler = None  # Lightning asks for it wherever there is a sampler
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from datamodules import CIFAR10DataModule
 from experiments import plots
 from experiments.loggers import WandbLogger
-from experiments.record import RunRecord, Status
+from experiments.record import RunError, RunRecord, Status
 from experiments.stopping import Stopped
 from lightning_modules import Classifier
 
@@ -182,17 +182,28 @@ class RunStatus(Callback):
     def __init__(self, record: RunRecord, changes_status: bool = True) -> None:
         self.record = record
         self.changes_status = changes_status
+        self.is_marked = False
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Marks the run."""
-        if not trainer.is_global_zero:
+        self.ended_by(exception, trainer)
+
+    def ended_by(self, exception: BaseException, trainer: Trainer) -> None:
+        """Marks the run, unless it has been: not all that ends one comes within the trainer.
+
+        Args:
+            exception: what ended it.
+            trainer: the trainer, for its loggers.
+        """
+        if not trainer.is_global_zero or self.is_marked:
             return
+        self.is_marked = True
         status, code = _how_it_ended(exception)
-        if self.changes_status:
+        if self.changes_status and self.record.fields["status"] == "running":
             self.record.fields["error"] = repr(exception)
-            with contextlib.suppress(OSError):  # a full disk, perhaps what is being reported
+            with contextlib.suppress(OSError, RunError):  # a full disk, perhaps the very reason
                 self.record.finish(status)
         if logger := wandb_logger(trainer):
             logger.close(exit_code=code, preempted=status == "preempted")

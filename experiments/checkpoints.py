@@ -128,9 +128,12 @@ def training_settings(model: LightningModule) -> dict[str, Any]:
         The optimiser's class and its settings by name, and the schedule in words.
 
     Raises:
-        ValueError: for a learning rate that is not finite.
+        ValueError: for a setting that the optimiser refuses, or a learning rate that is not finite.
     """
-    made: Any = model.configure_optimizers()
+    try:
+        made: Any = model.configure_optimizers()
+    except ValueError as error:  # torch names no key
+        raise ValueError(f"model.optimizer: {error}") from error
     plan = made if isinstance(made, dict) else {"optimizer": made}
     optimizer, schedule = plan["optimizer"], plan.get("lr_scheduler")
     if not math.isfinite(optimizer.defaults.get("lr", 0.0)):

@@ -38,6 +38,7 @@ def check_devices(trainer: Trainer) -> None:
             f"cores, got {trainer.num_devices}"
         )
     _check_restart()
+    _check_port()
     environment = getattr(trainer.strategy, "cluster_environment", None)
     starts_itself = environment is None or not environment.creates_processes_externally
     if trainer.num_nodes > 1 and starts_itself and "MASTER_ADDR" not in os.environ:
@@ -56,6 +57,12 @@ def _check_restart() -> None:
             "torchrun can't start processes again with the store that it shares with them (pytorch "
             "#135712): set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for it, and --rdzv_backend c10d"
         )
+
+
+def _check_port() -> None:
+    port = os.environ.get("MASTER_PORT", "1")
+    if not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ValueError(f"MASTER_PORT must be a port, 1 to 65535, got {port!r}")
 
 
 def check_fit(trainer: Trainer, test_after_fit: bool) -> None:
@@ -124,15 +131,22 @@ _CHECKPOINTS = 4
 _COPIES = 3
 
 
-def check_space(folder: Path, model: nn.Module) -> None:
+def check_space(folder: Path, model: nn.Module, goes_on: bool) -> None:
     """Refuses a disk that has no room for the checkpoints of a fit.
+
+    Args:
+        folder: the run's folder.
+        model: what is to be kept.
+        goes_on: whether the run has checkpoints there that it will replace.
 
     Raises:
         RunError: naming what is free and what is needed.
     """
     place = next(path for path in (folder, *folder.parents) if path.exists())
     tensors = itertools.chain(model.parameters(), model.buffers())
-    needed = _CHECKPOINTS * _COPIES * sum(tensor.nbytes for tensor in tensors)
+    largest = _COPIES * sum(tensor.nbytes for tensor in tensors)
+    kept = [path.stat().st_size for path in folder.glob("*.ckpt")] if goes_on else []
+    needed = max(_CHECKPOINTS - len(kept), 1) * max(kept, default=largest)
     free = shutil.disk_usage(place).free
     if free < needed:
         raise RunError(

@@ -12,6 +12,8 @@ _MOST_NODES = 100_000  # a file of nested aliases can mean billions
 # Keys as error lines name them: "unknown key 'x'", "x: expected int", "x must be positive".
 _KEY = re.compile(r"(?:unknown key '([\w.]+)'|([\w.]+)(?::| must be| is not))")
 
+_WHERE = {"model.lr": "model.optimizer.lr"}  # what people write, and where files have it
+
 
 def lines_of_keys(path: Path) -> dict[str, str]:
     """Reads where the keys of a config file are.
@@ -27,25 +29,33 @@ def lines_of_keys(path: Path) -> dict[str, str]:
             a word), a key that is no word, an alias that contains itself, or a tag that would make
             objects.
     """
-    if not path.is_file():
-        return {}
     try:
+        if not path.is_file():
+            return {}
         node = yaml.compose(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: no configuration: nested too deeply") from error
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ValueError(f"{path}{line}: not YAML: {error.problem}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(node, yaml.MappingNode):
         raise ValueError(f"{path}: no configuration: expected keys such as 'model:'")
     for key, value in node.value:
         if key.value == "trainer" and not isinstance(value, yaml.MappingNode):
             raise ValueError(f"{path}, line {_line(key)}: trainer: expected options below it")
+    dotted = {without_init_args(str(key.value)) for key, _ in node.value if "." in key.value}
     found: dict[str, str] = {}
-    for count, (key, number) in enumerate(_keys(node, path, "", ())):
+    for count, (written, number) in enumerate(_keys(node, path, "", ())):
         if count > _MOST_NODES:
             raise ValueError(f"{path}: no configuration: too many aliases")
-        found[without_init_args(key)] = f"{path}, line {number}"
+        key, place = without_init_args(written), f"{path}, line {number}"
+        if key in dotted and key in found:
+            raise ValueError(f"{place}: {key!r} is there twice, first in {found[key]}: keep one")
+        found[key] = place
     return found
 
 
@@ -100,5 +110,6 @@ def place_of(message: str, lines: Mapping[str, str]) -> str:
     if not (found := _KEY.match(message)):
         return ""
     key = without_init_args(found[1] or found[2])
+    key = _WHERE.get(key, key)
     places = {line for name, line in lines.items() if f".{name}".endswith(f".{key}")}
     return lines.get(key) or (places.pop() if len(places) == 1 else "")

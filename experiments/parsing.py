@@ -50,6 +50,9 @@ def user_errors() -> Iterator[None]:
     """Turns errors about the user's input, raised while a run is set up, into a `UsageError`."""
     try:
         yield
+    except OSError as error:  # such as a folder that may not be entered
+        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        raise UsageError(one_line(reason)) from error
     except USER_ERRORS as error:
         raise UsageError(one_line(str(error))) from error
 
@@ -99,7 +102,7 @@ def prepare_arguments(args: list[str] | None) -> list[str]:
         run = RunRecord.open(run_folder(root, names[-1]))
         arguments[1:1] = ["--config", str(run.path / CONFIG)]
     _LINES.clear()
-    for config in configs:
+    for config in _values(arguments, "-c", "--config"):
         _LINES.update(lines_of_keys(Path(config)))
     for argument in arguments:  # a flag beats a config
         _LINES.pop(without_init_args(argument.removeprefix("--").partition("=")[0]), None)

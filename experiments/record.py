@@ -31,6 +31,7 @@ CONFIG = "config.yaml"
 # What names of runs end in: a seed, a time, a count of the same time.
 _SEED_AND_TIME = re.compile(r"(-s\d+)?(-\d{8}-\d{6}(-\d+)?)?$")
 _OF_WEIGHTS = ("*_test.png", "*_validate.png", "predictions*.csv")
+_ELSEWHERE = "name another with --runs_dir, make room or mend its permissions"
 _LONGEST_NAME = 128  # W&B's limit for the name of a run; file systems allow about 255
 
 
@@ -78,10 +79,10 @@ class RunRecord:
         record = cls(path, fields)
         is_new = not path.exists()
         try:
-            with _writing(path):
+            with _writing(path, _ELSEWHERE):
                 path.mkdir(parents=True, exist_ok=True)
             record.save()
-            with _writing(path):
+            with _writing(path, _ELSEWHERE):
                 replace_file(path / CONFIG, config)
         except RunError:
             if is_new:
@@ -97,11 +98,18 @@ class RunRecord:
             RunError: if there is none, or it can't be read.
         """
         try:
-            return cls(path, json.loads((path / RECORD).read_text()))
+            fields = json.loads((path / RECORD).read_text())
+            if not isinstance(fields, dict) or not isinstance(fields.get("summary"), dict):
+                raise ValueError("it is not of this project")
         except FileNotFoundError as error:
             raise RunError(f"no run {path}: {_known_runs(path.parent)}") from error
         except (OSError, ValueError) as error:
-            raise RunError(f"{path / RECORD} can't be read: {error}") from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise RunError(
+                f"{path / RECORD} can't be read: {reason}; start another run from a checkpoint "
+                "there with --ckpt_path"
+            ) from error
+        return cls(path, fields)
 
     def resume(self, config: str, facts: Mapping[str, Any], step: int) -> None:
         """Takes the record back to a step, and marks the run as running.
@@ -197,12 +205,18 @@ class RunRecord:
         """Yields the entries of ``metrics.jsonl``, oldest first.
 
         A last line that a killed process left unfinished is passed over.
+
+        Raises:
+            RunError: for another line that is no entry.
         """
         path = self.path / METRICS
-        if path.is_file():
-            *lines, rest = path.read_text().split("\n")
-            for line in [*lines, rest] if _is_whole(rest) else lines:
-                yield json.loads(line)
+        if not path.is_file():
+            return
+        *lines, rest = path.read_text(errors="replace").split("\n")
+        for number, line in enumerate([*lines, rest] if _is_whole(rest) else lines, 1):
+            if not _is_whole(line):
+                raise RunError(f"{path}, line {number}: no entry of a log; remove the line")
+            yield json.loads(line)
 
     def finish(self, status: Status) -> None:
         """Writes how the run ended and how long this process worked on it."""
@@ -222,14 +236,13 @@ def synced(path: Path, mode: str) -> Iterator[IO[Any]]:
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _writing(path: Path, remedy: str = "make room or mend its permissions") -> Iterator[None]:
     """Tells what the system says of a folder that can't be written."""
     try:
         yield
     except OSError as error:
         raise RunError(
-            f"cannot write to the run's folder {path}: {error.strerror}; make room, or name a "
-            "writable one with --runs_dir"
+            f"cannot write to the run's folder {path}: {error.strerror}; {remedy}"
         ) from error
 
 
@@ -279,6 +292,8 @@ def run_folder(root: Path, name: str) -> Path:
         raise RunError(
             f"--name must be a plain folder name, got {name!r}; its place is --runs_dir's to say"
         )
+    if name.startswith("-") or not name.isprintable():
+        raise RunError(f"--name must be printable and not begin with -, got {name!r}")
     if len(os.fsencode(name)) > _LONGEST_NAME:
         raise RunError(f"--name is {len(os.fsencode(name))} bytes long; {_LONGEST_NAME} at most")
     return root / name

@@ -15,6 +15,7 @@ import yaml
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
 from pytorch_lightning.utilities.model_summary.model_summary import ModelSummary
+from torch.distributed import DistError
 
 from datamodules import CIFAR10DataModule
 from datamodules.cifar10 import say
@@ -110,6 +111,7 @@ class RunSession:
         self.is_new = False
         self.changes_status = True
         self.is_over = False
+        self._status: RunStatus | None = None
         self._lock: RunLock | None = None
         self._signals = StopSignals()
 
@@ -188,7 +190,7 @@ class RunSession:
             os.environ[PARENT_VARIABLE] = str(os.getpid())
         if self.subcommand == "fit":
             self._lock = RunLock(path)
-            check_space(path, self.model)
+            check_space(path, self.model, resuming)
             if not resuming:
                 _make_room(path, self.config.overwrite)
         self.is_new = not (path / RECORD).is_file()
@@ -200,7 +202,8 @@ class RunSession:
         if resuming and self.config.resume:
             before, asked = config_before(record), flat(resolved)
             self.is_over = is_finished(record, before, asked)
-            note_changes(before, asked)
+            if not self.is_over:
+                note_changes(before, asked)
         if self.is_over:
             self.record = record
             return
@@ -289,13 +292,14 @@ class RunSession:
     def _attach(self, record: RunRecord, config: dict[str, Any]) -> None:
         """Gives the trainer its loggers, callbacks and the places they write to."""
         trainer, self.record = self.trainer, record
+        self._status = RunStatus(record, self.changes_status)
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(record.path.resolve())
         added: list[Callback] = [self.monitor, EvaluationReport(record, self._step)]
-        added.append(RunStatus(record, self.changes_status))
+        added += [self._status, StopBetweenBatches(self._signals)]
         if self.subcommand == "fit":
-            added += [SettledProgress(), StopBetweenBatches(self._signals)]
+            added.append(SettledProgress())
         if self.subcommand == "predict":
             added.append(PredictionWriter(self._predictions))
         if trainer.checkpoint_callbacks:
@@ -343,10 +347,15 @@ class RunSession:
             with warnings.catch_warnings(), self._signals:
                 _silence_expected_warnings()
                 self._run(arguments)
-        except Stopped as stopped:
-            self._say_how_to_go_on(stopped)
-            if stopped.requeues and self.trainer.is_global_zero and (outcome := requeue()):
-                say(outcome)
+        except BaseException as error:
+            if self._status is not None:
+                self._status.ended_by(error, self.trainer)
+            if isinstance(error, Stopped):
+                self._say_how_to_go_on(f"stopped by {error}")
+                if error.requeues and self.trainer.is_global_zero and (outcome := requeue()):
+                    say(outcome)
+            elif isinstance(error, RunError | OSError) and self.monitor.started:
+                self._say_how_to_go_on("stopped")
             raise
         finally:
             if self._lock is not None:
@@ -364,20 +373,24 @@ class RunSession:
         if self.subcommand == "fit" and self.record is not None:
             self._note_fit()
             if self.config.test_after_fit:
+                self._signals.waits_for = ""
+                self._signals.check()
                 self._test_after_fit()
+        self._signals.check()
+        self._signals.waits_for = "the summary"  # all is done but for a second or so
         if self.record is not None and self.trainer.is_global_zero:
             self._close(time.perf_counter() - started)
 
-    def _say_how_to_go_on(self, stopped: Stopped) -> None:
+    def _say_how_to_go_on(self, what: str) -> None:
         if self.record is None or self.subcommand != "fit":
-            say(f"stopped by {stopped}")
+            say(what)
             return
         places = {"--runs_dir": self.record.path.parent, "--name": self.record.name}
         if self.config.runs_dir == "runs":
             del places["--runs_dir"]
         flags = shlex.join(str(word) for place in places.items() for word in place)
         say(
-            f"stopped by {stopped} after step {self.trainer.global_step:,}; go on with: "
+            f"{what} after step {self.trainer.global_step:,}; go on with: "
             f"{program()} fit {flags} --resume"
         )
 
@@ -387,8 +400,11 @@ class RunSession:
         try:
             getattr(self.trainer, self.subcommand)(**arguments)
         except RuntimeError as error:
-            if self.trainer.world_size == 1 or not _IS_OF_PROCESSES.search(str(error)):
+            of_processes = isinstance(error, DistError) or _IS_OF_PROCESSES.search(str(error))
+            if self.trainer.world_size == 1 or not of_processes:
                 raise
+            if self.record is not None and not self.monitor.started:
+                self._forget_new_run(self.record.path)
             raise RunError(_of_processes(error)) from error
         except USER_ERRORS as error:
             if self.subcommand != "fit" or self.monitor.started:
@@ -447,7 +463,8 @@ def _of_processes(error: Exception) -> str:
     if "EADDRINUSE" in str(error):
         port = os.environ.get("MASTER_PORT")
         return f"port {port} is taken: leave MASTER_PORT out, or set it to a free port"
-    reason = str(error).splitlines()[0]
+    # Of gloo's message: without the place in its source, and what follows the first sentence.
+    reason = re.sub(r"\[/[^\]]*\]:? ?|\. .*", "", str(error).splitlines()[0])
     if "connectFullMesh" in reason:
         return (
             "the processes cannot reach each other: on several machines, set GLOO_SOCKET_IFNAME to "
@@ -501,8 +518,8 @@ def _make_room(path: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise RunError(
-            f"{path} exists; choose another --name, go on with --ckpt_path last, "
-            "or replace it with --overwrite true"
+            f"{path} exists: go on with it by --resume, replace it by --overwrite true, or choose "
+            "another --name"
         )
     if not (path / RECORD).is_file():
         raise RunError(f"{path} is not a run of this project (no {RECORD}): not overwritten")

@@ -1,20 +1,23 @@
-"""Signals: the training stops between two batches, saved, and says so when it ends."""
+"""Signals: a command stops between two batches, saved, and says so when it ends."""
 
 import contextlib
 import os
 import signal
+import stat
 import threading
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.trainer.states import TrainerFn
 
 from experiments.saving import LastCheckpoint, agreed
 
-# SIGUSR1 is what batch systems send before a job's time is over; Windows has none.
-_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
-)
+# SIGHUP comes when a terminal is closed, SIGUSR1 from batch systems before a job's time is over;
+# Windows has neither.
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
 
 class Stopped(BaseException):
@@ -22,7 +25,7 @@ class Stopped(BaseException):
 
     Attributes:
         signum: the signal.
-        status: what the command exits with, as a shell expects: 130, 143 or 138.
+        status: what the command exits with, as a shell expects: 130, 143, 129 or 138.
         preempts: whether a system asked for it, and not a person at the keyboard.
         requeues: whether the job is to be run again; SIGTERM may come of ``scancel``.
     """
@@ -31,21 +34,26 @@ class Stopped(BaseException):
         super().__init__(signal.Signals(signum).name)
         self.signum = signum
         self.status = 128 + signum
-        self.preempts = signum != signal.SIGINT
-        self.requeues = self.preempts and signum != signal.SIGTERM
+        name = str(self)
+        self.preempts = name in {"SIGTERM", "SIGUSR1"}
+        self.requeues = name == "SIGUSR1"
 
 
 class StopSignals:
-    """Takes SIGINT, SIGTERM and SIGUSR1 while its context lasts.
+    """Takes SIGINT, SIGTERM, SIGHUP and SIGUSR1 while its context lasts.
+
+    What a handler raises is lost where it interrupts a finaliser, so that a signal is also kept,
+    for `check` to find.
 
     Attributes:
         received: the signal that came, if any.
-        waits: whether a first signal waits for the batch to end; else it raises `Stopped` at once.
+        waits_for: what a first signal lets go on to its end, such as ``this batch``; empty if it
+            raises `Stopped` at once.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self.waits = False
+        self.waits_for = ""
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -65,14 +73,35 @@ class StopSignals:
     def install(self) -> None:
         """Takes the signals, also from who has taken them meanwhile."""
         for signum in _SIGNALS:
-            _set_handler(signum, self._handle)
+            if self._before[signum] is not signal.SIG_IGN:  # nohup ignores SIGHUP
+                _set_handler(signum, self._handle)
+
+    def check(self) -> None:
+        """Stops if a signal came.
+
+        Raises:
+            Stopped: if so.
+        """
+        if self.received is not None:
+            raise Stopped(self.received)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.received is not None or not self.waits:
+        first, self.received = self.received is None, signum
+        if signum == getattr(signal, "SIGHUP", None):
+            _leave_terminal()
+        if not first or not self.waits_for:
             raise Stopped(signum)
-        self.received = signum
+        text = f"\nstopping after {self.waits_for}; once more to stop at once\n"
         with contextlib.suppress(OSError):  # not print: the signal may have come within one
-            os.write(2, b"\nstopping after this batch; once more to stop at once\n")
+            os.write(2, text.encode())
+
+
+def _leave_terminal() -> None:
+    """Lets what is written to a terminal that has gone be lost, where it would be an error."""
+    with contextlib.suppress(OSError), Path(os.devnull).open("r+b", 0) as nowhere:
+        for descriptor in (0, 1, 2):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                os.dup2(nowhere.fileno(), descriptor)
 
 
 def _set_handler(signum: int, handler: Any) -> None:
@@ -81,7 +110,7 @@ def _set_handler(signum: int, handler: Any) -> None:
 
 
 class StopBetweenBatches(Callback):
-    """Ends a fit by `Stopped` between two batches, when all is saved.
+    """Ends a command by `Stopped` between two batches, a fit when all is saved.
 
     With several processes, one that is told to stop stops all, at the next entry of the log.
 
@@ -95,7 +124,8 @@ class StopBetweenBatches(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the signals back from Lightning, which would end with status 0."""
         self.signals.install()
-        self.signals.waits = True
+        self.signals.check()
+        self.signals.waits_for = "this batch"
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -113,17 +143,31 @@ class StopBetweenBatches(Callback):
                 callback.save(trainer)
         raise Stopped(signum)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lets a signal stop at once what comes after the training."""
-        self.signals.waits = False
-
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops where the signal came with the last batch, which is saved by now."""
-        if self.signals.received is not None:
-            raise Stopped(self.signals.received)
+        self.signals.check()
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Stops a test, that of a fit too."""
+        self.signals.check()
+
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Stops a prediction."""
+        self.signals.check()
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Stops a validation, but not one of a fit, which goes on to the next batch."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self.signals.check()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Lets a signal stop at once what comes after a failure."""
-        self.signals.waits = False
+        self.signals.waits_for = ""

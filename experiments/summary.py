@@ -123,4 +123,7 @@ def _next(record: RunRecord, command: str) -> str:
 
 def program() -> str:
     """What to type for this program, as it was started."""
-    return "cifar10" if Path(sys.argv[0]).name == "cifar10" else f"{python()} cli.py"
+    typed = Path(sys.argv[0])
+    if typed.name == "cifar10":
+        return "cifar10"
+    return f"{python()} {shlex.quote(str(typed)) if typed.name == 'cli.py' else 'cli.py'}"

@@ -88,6 +88,16 @@ def test_an_unknown_flag_names_the_nearest(
         ("a: !!python/object/apply:os.getcwd []", r"line 1: the tag .*getcwd is refused"),
         ("? [1, 2]\n: 3\n", r"config\.yaml, line 1: a key must be a word"),
         ("trainer: 5", r"config\.yaml, line 1: trainer: expected options below it"),
+        (
+            "trainer.max_steps: 5\ntrainer:\n  max_steps: 7\n",
+            r"config\.yaml, line 3: 'trainer.max_steps' is there twice, first in .* line 1",
+        ),
+        ("a: " + "[" * 2000 + "]" * 2000, r"config\.yaml: no configuration: nested too deeply"),
+        (
+            "model:\n  class_path: lightning_modules.MLP\n  init_args:\n    optimizer:\n"
+            "      class_path: torch.optim.SGD\n      init_args:\n        lr: .inf\n",
+            r"model.lr must be finite, got inf \(.*config\.yaml, line 7\)",
+        ),
         ("data:\n  crop: many\n", r"data.crop: expected int, got many \(.*config\.yaml, line 2\)"),
         ("data:\n  crop: 99\n", r"data.crop must be 0 to 31 .*, got 99 \(.*yaml, line 2\)"),
         ("trainer:\n  max_stepz: 3", r"'trainer.max_steps'\? \(.*config\.yaml, line 2\)"),
@@ -140,7 +150,7 @@ def test_a_missing_config_file_is_named(refused: Callable[..., str]) -> None:
         ("--data.batch_size=many", "data.batch_size: expected int, got many"),
         ("--data.batch_size=0", "data.batch_size must be at least 1, got 0"),
         ("--data.batch_size=-1", "data.batch_size must be at least 1, got -1"),
-        ("--data.batch_size=5000", "no full batch of 5000 in 900"),
+        ("--data.batch_size=5000", "batch_size must be at most 900"),
         ("--data.val_size=1000", "val_size must be 0 to 999, got 1000"),
         ("--data.source=mnist", "source: expected one of cifar10, synthetic, auto"),
         ("--model.norm=group", "norm: expected one of none, batch, layer, layer_native"),
@@ -149,7 +159,7 @@ def test_a_missing_config_file_is_named(refused: Callable[..., str]) -> None:
         ("--model.weight_std=-1", "model.weight_std must not be negative"),
         ("--model.num_classes=5", "model.num_classes is 5, but the data has 10 classes"),
         ("--model.block_order=bn", "no option 'block_order'"),
-        ("--model.lr=-1", "Invalid learning rate: -1.0"),
+        ("--model.lr=-1", "model.optimizer: Invalid learning rate: -1.0"),
         ("--model.lr=fast", "model.lr: expected float, got fast"),
         ("--model.optimizer=Addam", "optimizer: expected the name of a class, got Addam"),
         ("--seed_everything=-1", "seed_everything: expected an integer from 0 to 2^32 - 1, got -1"),
@@ -168,6 +178,8 @@ def test_a_missing_config_file_is_named(refused: Callable[..., str]) -> None:
         ("--trainer.precision=7", "trainer.precision: expected one of"),
         ("--trainer.logger=wand", "trainer.logger: expected"),
         ("--name=a/b", "must be a plain folder name, got 'a/b'"),
+        ("--name=-x", "must be printable and not begin with -, got '-x'"),
+        ("--name=a\nb", "must be printable"),
         ("--name=..", "must be a plain folder name, got '..'"),
         ("--name=", "must be a plain folder name, got ''"),
         (f"--name={'n' * 300}", "--name is 300 bytes long; 128 at most"),
@@ -386,6 +398,37 @@ def test_a_file_without_weights_is_no_checkpoint(
 def test_random_weights_are_never_evaluated(command: str, refused: Callable[..., str]) -> None:
     assert "random weights are never evaluated" in refused(MLP, command=command)
     assert "of which run?" in refused(MLP, "--ckpt_path=best", command=command)
+
+
+def test_a_port_that_is_none_is_an_error(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASTER_PORT", "many")
+    assert refused(MLP) == "MASTER_PORT must be a port, 1 to 65535, got 'many'"
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(refused: Callable[..., str]) -> None:
+    message = refused(MLP, "--data.source=cifar10", f"--data.data_dir={'long' * 100}")
+    assert message.startswith("longlong")
+    assert message.endswith(": File name too long")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("record.json", "[]", "record.json can't be read: it is not of this project"),
+        ("record.json", '{"name": ', "record.json can't be read: .*; start another run from a"),
+        ("metrics.jsonl", '{"step": 1}\nrubbish\n{"step": 2}\n', "metrics.jsonl, line 2: no entry"),
+        ("config.yaml", "model:\n- [", "config.yaml, line 2: not YAML"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(
+    file: str, content: str, message: str, error_of: ErrorOf, fit: Cli
+) -> None:
+    run = fit(MLP).path
+    (run / file).write_text(content)
+    again = ["fit", f"--runs_dir={run.parent}", f"--name={run.name}", "--resume"]
+    assert re.search(message, error_of([*again, "--trainer.max_steps=9"]))
 
 
 def test_an_unknown_run_lists_the_known(error_of: ErrorOf, checkpoint: Path) -> None:

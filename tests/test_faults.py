@@ -2,9 +2,11 @@
 
 import json
 import os
+import pty
 import shutil
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +17,13 @@ import torch
 
 from experiments.resuming import RunLock
 from tests.chaos import Place
-from tests.conftest import SHORT
+from tests.conftest import PROJECT, SHORT, Cli
 from tests.lab import Lab
 from tests.wandb_server import WandbServer
 
 ErrorOf = Callable[[list[str]], str]
 TERMINATED, INTERRUPTED = (signal.SIGTERM, 143, "preempted"), (signal.SIGINT, 130, "interrupted")
+HUNG_UP = (signal.SIGHUP, 129, "interrupted")
 
 
 def status_of(lab: Lab, name: str) -> str:
@@ -39,8 +42,11 @@ def steps_of(path: Path) -> int:
     [
         (TERMINATED, ("on_train_batch_end", 17), 17),  # amid an epoch: after this batch
         (INTERRUPTED, ("on_train_batch_end", 17), 17),
+        (HUNG_UP, ("on_train_batch_end", 18), 18),
         (TERMINATED, ("on_validation_start", 2), 14),  # when the validation is over
         (INTERRUPTED, ("on_train_batch_end", 48), 48),  # with the last batch: before the test
+        (INTERRUPTED, ("on_train_end", 1), 48),
+        (TERMINATED, ("weights_sha256", 1), 48),  # between the fit and the test
         (TERMINATED, ("on_test_start", 1), 48),
         (INTERRUPTED, ("on_test_start", 1), 48),
     ],
@@ -58,6 +64,30 @@ def test_a_signal_stops_between_two_batches_and_loses_nothing(
     assert steps_of(lab.root / name / "last.ckpt") == step
     assert lab.fit(name, "--resume").code == 0
     assert lab.result(name) == lab.result("whole")
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_loses_nothing(labs: dict[str, Lab]) -> None:
+    lab = labs["MLP"]
+    endless = [*lab.options, "--trainer.max_steps=1000000", "--trainer.enable_progress_bar=true"]
+    child, terminal = pty.fork()
+    if child == 0:
+        program = [sys.executable, str(PROJECT / "cli.py"), "fit"]
+        os.execv(program[0], [*program, *endless, f"--runs_dir={lab.root}", "--name=closed"])
+    while not (lab.root / "closed" / "last.ckpt").exists():
+        os.read(terminal, 1000)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
+    assert status_of(lab, "closed") == "interrupted"
+    assert lab.fit("closed", "--resume").code == 0
+
+
+def test_a_signal_when_all_is_done_but_the_summary_changes_nothing(labs: dict[str, Lab]) -> None:
+    lab = labs["MLP"]
+    ended = lab.fit("all-done", at=("plots.curves", 1), signum=signal.SIGINT)
+    assert ended.code == 0
+    assert "stopping after the summary; once more to stop at once" in ended.err
+    assert lab.result("all-done") == lab.result("whole")
 
 
 @pytest.fixture
@@ -205,6 +235,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(labs: dict[str, Lab]) -> None:
     (line,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
     assert "cannot write the checkpoint" in line
     assert "File too large" in line
+    assert f"cli.py fit --runs_dir {lab.root} --name full --resume" in ended.err
     assert (lab.root / "full" / "last.ckpt").read_bytes() == before
     assert status_of(lab, "full") == "failed"
     assert not list((lab.root / "full").glob(".*.partial"))
@@ -281,15 +312,27 @@ def test_a_disk_without_room_is_found_before_training(
     assert not runs.exists()
 
 
+def test_a_run_that_goes_on_needs_less_room(
+    monkeypatch: pytest.MonkeyPatch, fit: Cli, tmp_path: Path
+) -> None:
+    """It has checkpoints already, which the next ones replace."""
+    run = fit("--model=MLP")
+    largest = max(path.stat().st_size for path in run.path.glob("*.ckpt"))
+    usage = shutil.disk_usage(tmp_path)._replace(free=3 * largest)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert fit("--model=MLP", "--resume", "--trainer.max_steps=6").summary["train/steps"] == 6
+
+
 # ---- going on ------------------------------------------------------------------------------------
 
 
 def test_a_finished_run_has_nothing_left_to_do(labs: dict[str, Lab]) -> None:
     lab = labs["MLP"]
     before = lab.result("whole")
-    ended = lab.fit("whole", "--resume")
+    ended = lab.fit("whole", "--resume", "--data.batch_size=40")
     assert (ended.code, lab.result("whole")) == (0, before)
     assert "run whole is finished" in ended.err
+    assert "other settings" not in ended.err
 
 
 def test_what_changes_in_a_run_that_goes_on_is_said(labs: dict[str, Lab]) -> None:

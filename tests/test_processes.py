@@ -149,4 +149,5 @@ def test_a_port_that_is_taken_is_one_line(synthetic: list[str], tmp_path: Path) 
         _, err = process.communicate()
     assert process.returncode == 1
     assert f"error: port {port} is taken: leave MASTER_PORT out" in err
+    assert not (tmp_path / "runs" / "run").exists()  # its name is free
     assert left_behind(tmp_path) == []

@@ -112,8 +112,12 @@ def test_lightning_reads_the_batch_size() -> None:
         ((3, 4), {"batch_size": 1}, r"one common length, got \[3, 4\]"),
         ((), {"batch_size": 1}, "one common length"),
         ((3,), {"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ((3,), {"batch_size": 4, "drop_last": True}, "no full batch of 4 in 3"),
-        ((7,), {"batch_size": 4, "drop_last": True, "world_size": 2}, "no full batch of 4 in 3"),
+        ((3,), {"batch_size": 4, "drop_last": True}, "batch_size must be at most 3"),
+        (
+            (7,),
+            {"batch_size": 4, "drop_last": True, "world_size": 2},
+            "batch_size must be at most 3",
+        ),
     ],
 )
 def test_impossible_batches_are_refused(

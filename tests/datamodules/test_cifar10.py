@@ -103,7 +103,7 @@ def test_split_depends_on_split_seed_only(data_dir: Path) -> None:
         ({"eval_batch_size": 0}, "eval_batch_size must be at least 1"),
         ({"split_seed": -1}, "split_seed must be at least 0"),
         ({"seed": -1}, "seed must be at least 0"),
-        ({"batch_size": 901}, "no full batch of 901 in 900 training images"),
+        ({"batch_size": 901}, "batch_size must be at most 900, the training images"),
         ({"synthetic_images": 9}, "give at least 10"),
     ],
 )
