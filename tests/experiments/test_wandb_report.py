@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 import pytest
+import wandb
 
 from experiments.wandb_report import main
 from tests.conftest import PROJECT
@@ -50,5 +51,7 @@ def test_without_an_account_it_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_
     pytest.importorskip("wandb_workspaces")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # never another machine
+    wandb.teardown()  # W&B reads the environment once, and other tests came before
     with pytest.raises(SystemExit, match=r"can't save the report: .*; check WANDB_API_KEY"):
         main(["--entity=team"])
