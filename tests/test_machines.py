@@ -14,9 +14,8 @@ import pytest
 
 from tests.chaos import Ended, Place, Zygote
 from tests.conftest import PROJECT
-from tests.lab import Lab
+from tests.lab import HALF, Lab
 
-HALF = "--data.batch_size=25"  # on each of two machines: 50 in all
 SHARED = ["--trainer.num_nodes=2", "--trainer.devices=1", "--trainer.strategy=ddp", HALF]
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 NAMES = tuple(f"cifar10-{os.getpid()}-{i}" for i in range(2))
@@ -55,10 +54,10 @@ def network() -> Iterator[None]:
 
 @dataclass
 class Machines:
-    """Two machines that share a disk, and what one machine with two processes has come to.
+    """Two machines that share a disk.
 
     Attributes:
-        lab: holds the runs; ``two`` is the one on a single machine.
+        lab: holds the runs.
         zygotes: run commands on them.
         asked: what SLURM's ``scontrol`` was asked for, a line each.
     """
@@ -102,8 +101,6 @@ def machines(
 ) -> Iterator[Machines]:
     """Both machines, and a ``scontrol`` that notes what it is asked."""
     lab, asked = labs["MLP"], tmp_path_factory.mktemp("slurm") / "asked"
-    if not (lab.root / "two").exists():
-        assert [ended.code for ended in lab.fit_two("two", HALF)] == [0, 0]
     scontrol = asked.with_name("scontrol")
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
     scontrol.chmod(0o755)
@@ -117,7 +114,7 @@ def machines(
 def test_two_machines_end_as_two_processes_on_one(machines: Machines) -> None:
     ended = machines.srun("machines")
     assert [process.code for process in ended] == [0, 0], ended
-    assert machines.lab.result("machines") == machines.lab.result("two")
+    assert machines.lab.result("machines") == machines.lab.two()
 
 
 @pytest.mark.slow
@@ -126,7 +123,7 @@ def test_a_machine_that_dies_ends_the_other_and_both_go_on(machines: Machines) -
     assert [process.code for process in ended] == [1, -9], ended
     assert "error: another process of the run ended" in ended[0].err.splitlines()[-1]
     assert [process.code for process in machines.srun("dies")] == [0, 0]
-    assert machines.lab.result("dies") == machines.lab.result("two")
+    assert machines.lab.result("dies") == machines.lab.two()
 
 
 @pytest.mark.slow
@@ -135,7 +132,7 @@ def test_a_job_on_two_machines_is_queued_again_once(machines: Machines) -> None:
     assert [process.code for process in ended] == [138, 138], ended
     assert machines.asked.read_text() == "requeue 77\n"
     assert [process.code for process in machines.srun("notice")] == [0, 0]
-    assert machines.lab.result("notice") == machines.lab.result("two")
+    assert machines.lab.result("notice") == machines.lab.two()
 
 
 @pytest.mark.slow
@@ -158,7 +155,7 @@ def test_torchrun_on_two_machines_starts_again_what_died(machines: Machines) -> 
     errors = [process.communicate()[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], errors
     assert "Restoring states" in errors[0], errors
-    assert lab.result("rejoined") == lab.result("two")
+    assert lab.result("rejoined") == lab.two()
 
 
 def _torchrun(rank: int, lab: Lab, name: str) -> "subprocess.Popen[str]":

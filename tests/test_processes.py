@@ -12,22 +12,16 @@ import pytest
 import torch
 
 from tests.conftest import PROJECT, SHORT
-from tests.lab import Lab
-
-HALF = "--data.batch_size=25"  # in each of two processes: 50 in all
+from tests.lab import HALF, Lab
 
 
 @pytest.fixture(scope="module", params=["MLP", pytest.param("NumPyMLP", marks=pytest.mark.slow)])
 def lab(request: pytest.FixtureRequest, labs: dict[str, Lab]) -> Lab:
-    """A lab in which two processes have trained undisturbed as ``two``."""
-    found = labs[request.param]
-    ended = found.fit_two("two", HALF)
-    assert [process.code for process in ended] == [0, 0], ended
-    return found
+    return labs[request.param]
 
 
 def test_two_processes_train_as_one_with_the_same_batches(lab: Lab) -> None:
-    one, two = lab.result("whole"), lab.result("two")
+    one, two = lab.result("whole"), lab.two()
     assert one["record"]["summary"].keys() == two["record"]["summary"].keys()
     for alone, shared in zip(one["metrics"], two["metrics"], strict=True):
         assert shared == pytest.approx(alone, rel=1e-4)
@@ -53,7 +47,7 @@ def test_one_process_that_ends_ends_both_and_both_go_on(
         assert "error: another process of the run ended" in ended[0].err.splitlines()[-1]
     resumed = lab.fit_two(name, HALF, "--resume")
     assert [process.code for process in resumed] == [0, 0], resumed
-    assert lab.result(name) == lab.result("two")
+    assert lab.result(name) == lab.two()
 
 
 def test_processes_from_outside_need_the_name_of_their_run(labs: dict[str, Lab]) -> None:
@@ -69,7 +63,6 @@ def test_torchrun_starts_again_what_died_and_nothing_is_lost(
     labs: dict[str, Lab], tmp_path: Path
 ) -> None:
     lab = labs["MLP"]
-    assert [ended.code for ended in lab.fit_two("two", HALF)] == [0, 0]
     shared = ["--trainer.devices=2", "--trainer.strategy=ddp", HALF, "--resume"]
     places = [f"--runs_dir={lab.root}", "--name=restarted"]
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -88,7 +81,7 @@ def test_torchrun_starts_again_what_died_and_nothing_is_lost(
     _, err = process.communicate()
     assert process.returncode == 0, err
     assert "goes on" in err or "Restoring states" in err, err
-    assert lab.result("restarted") == lab.result("two")
+    assert lab.result("restarted") == lab.two()
 
 
 def children_of(parent: int) -> list[int]:
