@@ -1,6 +1,7 @@
 """Two machines: network namespaces on this one, with a cable between them."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,10 +32,9 @@ def _connect() -> None:
     for name in NAMES:
         _ip("netns", "add", name)
         _ip("-n", name, "link", "set", "lo", "up")
-    ends = zip(NAMES, CABLES, ADDRESSES, strict=True)
     peer = ["type", "veth", "peer", "name", CABLES[1], "netns", NAMES[1]]
     _ip("link", "add", CABLES[0], "netns", NAMES[0], *peer)
-    for name, cable, address in ends:
+    for name, cable, address in zip(NAMES, CABLES, ADDRESSES, strict=True):
         _ip("-n", name, "address", "add", f"{address}/24", "dev", cable)
         _ip("-n", name, "link", "set", cable, "up")
 
@@ -42,11 +42,13 @@ def _connect() -> None:
 @pytest.fixture(scope="module")
 def network() -> Iterator[None]:
     """Two namespaces and a cable; needs Linux, its administrator and iproute2."""
+    if shutil.which("ip") is None:
+        pytest.skip("needs iproute2")
     try:
         _connect()
         yield
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no network namespaces here: {error}")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no network namespaces here: {error.stderr}")
     finally:
         for name in NAMES:
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
