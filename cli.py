@@ -5,11 +5,14 @@ Each run keeps everything in ``runs/<name>/``; later commands find it by name:
 """
 
 import gc
+import os
 import signal
 import sys
+from pathlib import Path
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C within the imports: no traceback
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C within the imports: no traceback
     gc.disable()  # what is imported stays; to look through it takes a third of the start
 
 try:
@@ -167,6 +170,9 @@ def main(args: ArgsType = None) -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by 2>&-
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for good
     quiet_lightning()
     keep_freed_memory()
     die_with_parent()

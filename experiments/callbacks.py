@@ -15,7 +15,7 @@ from torch import Tensor
 from datamodules import CIFAR10DataModule
 from experiments import plots
 from experiments.loggers import WandbLogger
-from experiments.record import RunError, RunRecord, Status
+from experiments.record import RunError, RunRecord, Status, replacing
 from experiments.stopping import Stopped
 from lightning_modules import Classifier
 
@@ -140,7 +140,8 @@ class PredictionWriter(Callback):
         images = data.images_to_predict
         labels = [data.label_names[i] if i >= 0 else None for i in images.labels]
         probabilities = torch.cat(self._probabilities).numpy()
-        write_predictions(self.path, images.names, labels, probabilities, data.label_names)
+        with replacing(self.path) as partial:
+            write_predictions(partial, images.names, labels, probabilities, data.label_names)
 
 
 def write_predictions(

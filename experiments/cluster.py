@@ -9,17 +9,7 @@ this project's is the one for SIGTERM (see `experiments.stopping`), and a reques
 import os
 import subprocess
 
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
-from pytorch_lightning import Trainer
-
 _PATIENCE_S = 60
-
-
-def leave_requeueing_to_us(trainer: Trainer) -> None:
-    """Has Lightning not save and requeue by itself."""
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    if isinstance(environment, SLURMEnvironment):
-        environment.auto_requeue = False
 
 
 def requeue() -> str:

@@ -251,6 +251,18 @@ def partial_of(path: Path) -> Path:
     return path.with_name(f".{path.name}{_PARTIAL}")
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields where to write a file that takes the place of an old one in one step, when whole."""
+    partial = partial_of(path)
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
 def was_never_begun(path: Path) -> bool:
     """Whether a folder holds at most what a process killed before its record leaves."""
     names = [entry.name for entry in path.iterdir()] if path.is_dir() else ["a file"]
@@ -259,14 +271,8 @@ def was_never_begun(path: Path) -> bool:
 
 def replace_file(path: Path, content: str) -> None:
     """Writes a text file in one step and to the disk: it is the old one or the new one, whole."""
-    partial = partial_of(path)
-    try:
-        with synced(partial, "w") as file:
-            file.write(content)
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    with replacing(path) as partial, synced(partial, "w") as file:
+        file.write(content)
 
 
 def _is_of_fit(entry: Mapping[str, Any], step: int) -> bool:

@@ -8,7 +8,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from datamodules.cifar10 import say
-from experiments.record import LOCK, RECORD, RunError, RunRecord, experiment_name
+from experiments.record import CONFIG, LOCK, RECORD, RunError, RunRecord, experiment_name
 from experiments.runs import CIRCUMSTANCES, flat_config, read_run
 
 _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
@@ -41,11 +41,20 @@ def choose_run(root: Path, name: str, seed: int) -> str | None:
 
 
 def config_before(record: RunRecord) -> dict[str, Any]:
-    """The configuration that a run had until now, flat; empty if it had not written it yet."""
+    """The configuration that a run had until now, flat; empty if it had not written it yet.
+
+    Raises:
+        RunError: if it is there and can't be read.
+    """
     try:
         return flat_config(record.path)
-    except (OSError, yaml.YAMLError, AttributeError):
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError, yaml.YAMLError, AttributeError) as error:
+        path = record.path / CONFIG
+        raise RunError(
+            f"{path} can't be read, so that what changes could not be said: mend or remove it"
+        ) from error
 
 
 def is_finished(record: RunRecord, before: dict[str, Any], config: dict[str, Any]) -> bool:

@@ -1,5 +1,6 @@
 """One command on one run: opened before anything trains, recorded, summarised at the end."""
 
+import contextlib
 import logging
 import os
 import re
@@ -8,6 +9,7 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +47,7 @@ from experiments.checks import (
     check_space,
     check_validation,
 )
-from experiments.cluster import leave_requeueing_to_us, requeue
+from experiments.cluster import requeue
 from experiments.loggers import RecordLogger
 from experiments.messages import one_line
 from experiments.parsing import USER_ERRORS, UsageError
@@ -62,8 +64,13 @@ from experiments.resuming import (
 from experiments.runs import flat
 from experiments.saving import AtomicCheckpointIO, LastCheckpoint, SettledProgress
 from experiments.slim import skip_idle_hooks
-from experiments.stopping import StopBetweenBatches, Stopped, StopSignals
-from experiments.summary import program, summary_table
+from experiments.stopping import (
+    StopBetweenBatches,
+    Stopped,
+    StopSignals,
+    leave_signals_to_us,
+)
+from experiments.summary import program, show, summary_table
 from lightning_modules import Classifier
 
 if TYPE_CHECKING:
@@ -132,7 +139,7 @@ class RunSession:
         else:
             checkpoint = _checkpoint(config, subcommand)
         session = cls(cli, subcommand, experiment, checkpoint)
-        leave_requeueing_to_us(session.trainer)
+        leave_signals_to_us(session.trainer)
         check_devices(session.trainer)
         session.model.check_trainer(session.trainer)
         if subcommand == "fit":
@@ -164,7 +171,12 @@ class RunSession:
         if subcommand == "fit":
             session.trainer.callbacks.append(TrainingSettings(settings))  # type: ignore[attr-defined]
         if not session.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            session._open_record(cli._parser(subcommand))
+            session._signals.take("the start")  # from here on there is a record to be marked
+            try:
+                session._open_record(cli._parser(subcommand))
+            except BaseException:
+                session._signals.give_back()
+                raise
         return session
 
     def _check_classes(self) -> None:
@@ -217,7 +229,6 @@ class RunSession:
         except RunError:
             self._forget_new_run(path)
             raise
-        self._announce(record)
 
     def _begins_again(self, path: Path) -> bool:
         """Whether a run is to go on that was left before its first checkpoint."""
@@ -342,10 +353,14 @@ class RunSession:
             Stopped: if a signal ended it; how to go on has been said.
         """
         if self.is_over:
+            self._signals.give_back()
             return
         try:
             with warnings.catch_warnings(), self._signals:
                 _silence_expected_warnings()
+                self._signals.check()
+                if self.record is not None and self.trainer.is_global_zero:
+                    self._announce(self.record)
                 self._run(arguments)
         except BaseException as error:
             if self._status is not None:
@@ -398,20 +413,29 @@ class RunSession:
         """Runs the trainer; what it refuses to start is the user's to know, and leaves no run."""
         skip_idle_hooks(self.trainer, self.model)
         try:
-            getattr(self.trainer, self.subcommand)(**arguments)
-        except RuntimeError as error:
-            of_processes = isinstance(error, DistError) or _IS_OF_PROCESSES.search(str(error))
-            if self.trainer.world_size == 1 or not of_processes:
-                raise
-            if self.record is not None and not self.monitor.started:
-                self._forget_new_run(self.record.path)
-            raise RunError(_of_processes(error)) from error
+            with self._other_processes():
+                getattr(self.trainer, self.subcommand)(**arguments)
         except USER_ERRORS as error:
+            if isinstance(error, RunError):
+                raise
             if self.subcommand != "fit" or self.monitor.started:
                 raise
             if self.record is not None:
                 self._forget_new_run(self.record.path)
             raise UsageError(one_line(str(error))) from error
+
+    @contextlib.contextmanager
+    def _other_processes(self) -> Iterator[None]:
+        """Says in a line that another process is gone, instead of what gloo and NCCL say."""
+        try:
+            yield
+        except RuntimeError as error:
+            of_processes = isinstance(error, DistError) or _IS_OF_PROCESSES.search(str(error))
+            if self.trainer.world_size == 1 or not of_processes or isinstance(error, RunError):
+                raise
+            if self.subcommand == "fit" and not self.monitor.started and self.record is not None:
+                self._forget_new_run(self.record.path)
+            raise RunError(_of_processes(error)) from error
 
     def _note_fit(self) -> None:
         assert self.record is not None
@@ -433,13 +457,14 @@ class RunSession:
         # After a fit, Lightning's weight averaging would put back the weights that aren't averaged.
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [c for c in callbacks if not isinstance(c, WeightAveraging)]
-        self.trainer.test(
-            self.model,
-            datamodule=self.data,
-            ckpt_path=str(checkpoint),
-            verbose=False,
-            weights_only=True,
-        )
+        with self._other_processes():
+            self.trainer.test(
+                self.model,
+                datamodule=self.data,
+                ckpt_path=str(checkpoint),
+                verbose=False,
+                weights_only=True,
+            )
 
     def _close(self, seconds: float) -> None:
         record = self.record
@@ -456,7 +481,7 @@ class RunSession:
             best = {k: v for k, v in record.summary.items() if k.startswith(("best/", "train/"))}
             logger.summarize(best)
             logger.close(exit_code=0)
-        print(summary_table(record, self.subcommand, seconds, self._predictions))
+        show(summary_table(record, self.subcommand, seconds, self._predictions))
 
 
 def _of_processes(error: Exception) -> str:

@@ -39,8 +39,18 @@ class Stopped(BaseException):
         self.requeues = name == "SIGUSR1"
 
 
+def leave_signals_to_us(trainer: Trainer) -> None:
+    """Has Lightning take no signal.
+
+    At SIGTERM it would talk to other processes from within the handler, which may wait for ever,
+    and end with status 0; at SIGUSR1 it would save and requeue in its own way (see `cluster`).
+    """
+    connector: Any = trainer._signal_connector
+    connector.register_signal_handlers = lambda: None
+
+
 class StopSignals:
-    """Takes SIGINT, SIGTERM, SIGHUP and SIGUSR1 while its context lasts.
+    """Takes SIGINT, SIGTERM, SIGHUP and SIGUSR1, until its context ends.
 
     What a handler raises is lost where it interrupts a finaliser, so that a signal is also kept,
     for `check` to find.
@@ -57,8 +67,7 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        self._before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
-        self.install()
+        self.take()
         return self
 
     def __exit__(
@@ -67,14 +76,25 @@ class StopSignals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.give_back()
+
+    def take(self, waits_for: str = "") -> None:
+        """Takes the signals, unless they are ignored, as nohup has it with SIGHUP.
+
+        Args:
+            waits_for: see the attribute.
+        """
+        self.waits_for = waits_for
+        for signum in _SIGNALS:
+            before = self._before.setdefault(signum, signal.getsignal(signum))
+            if before is not signal.SIG_IGN:
+                _set_handler(signum, self._handle)
+
+    def give_back(self) -> None:
+        """Has the signals answered as before."""
         for signum, handler in self._before.items():
             _set_handler(signum, handler)
-
-    def install(self) -> None:
-        """Takes the signals, also from who has taken them meanwhile."""
-        for signum in _SIGNALS:
-            if self._before[signum] is not signal.SIG_IGN:  # nohup ignores SIGHUP
-                _set_handler(signum, self._handle)
+        self._before = {}
 
     def check(self) -> None:
         """Stops if a signal came.
@@ -122,8 +142,7 @@ class StopBetweenBatches(Callback):
         self.signals = signals
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the signals back from Lightning, which would end with status 0."""
-        self.signals.install()
+        """From here on the batch is awaited."""
         self.signals.check()
         self.signals.waits_for = "this batch"
 
@@ -142,6 +161,10 @@ class StopBetweenBatches(Callback):
             if isinstance(callback, LastCheckpoint):
                 callback.save(trainer)
         raise Stopped(signum)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on there is no batch to be awaited."""
+        self.signals.waits_for = "the fit"
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops where the signal came with the last batch, which is saved by now."""

@@ -121,6 +121,14 @@ def _next(record: RunRecord, command: str) -> str:
     return f"{program()} {shlex.join(arguments)}"
 
 
+def show(text: str) -> None:
+    """Prints to standard output, if anybody is left to read it."""
+    try:
+        print(text, flush=True)
+    except OSError:  # a closed pipe, a full disk; Python would try again when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def program() -> str:
     """What to type for this program, as it was started."""
     typed = Path(sys.argv[0])

@@ -431,6 +431,17 @@ def test_a_damaged_file_of_a_run_is_named(
     assert re.search(message, error_of([*again, "--trainer.max_steps=9"]))
 
 
+def test_a_damaged_configuration_is_not_replaced(
+    error_of: ErrorOf, fit: Cli, synthetic: list[str]
+) -> None:
+    run = fit(MLP).path
+    (run / "config.yaml").write_text("model:\n- [")
+    again = ["fit", MLP, f"--runs_dir={run.parent}", f"--name={run.name}", "--resume"]
+    record = (run / "record.json").read_text()
+    assert "config.yaml can't be read" in error_of([*again, *synthetic])
+    assert (run / "record.json").read_text() == record
+
+
 def test_an_unknown_run_lists_the_known(error_of: ErrorOf, checkpoint: Path) -> None:
     runs = f"--runs_dir={checkpoint.parent.parent}"
     assert error_of(["test", "--name=nope", runs]).endswith(": run")

@@ -3,9 +3,11 @@
 import json
 import os
 import pty
+import shlex
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -40,6 +42,7 @@ def steps_of(path: Path) -> int:
 @pytest.mark.parametrize(
     ("stop", "place", "step"),
     [
+        (TERMINATED, ("os.fsync", 2), 0),  # there is a record, and not much more
         (TERMINATED, ("on_train_batch_end", 17), 17),  # amid an epoch: after this batch
         (INTERRUPTED, ("on_train_batch_end", 17), 17),
         (HUNG_UP, ("on_train_batch_end", 18), 18),
@@ -61,7 +64,8 @@ def test_a_signal_stops_between_two_batches_and_loses_nothing(
     assert f"fit --runs_dir {lab.root} --name {name} --resume" in stopped.err.splitlines()[-1]
     assert "Traceback" not in stopped.err
     assert status_of(lab, name) == status
-    assert steps_of(lab.root / name / "last.ckpt") == step
+    last = lab.root / name / "last.ckpt"
+    assert (steps_of(last) if last.exists() else 0) == step
     assert lab.fit(name, "--resume").code == 0
     assert lab.result(name) == lab.result("whole")
 
@@ -88,6 +92,42 @@ def test_a_signal_when_all_is_done_but_the_summary_changes_nothing(labs: dict[st
     assert ended.code == 0
     assert "stopping after the summary; once more to stop at once" in ended.err
     assert lab.result("all-done") == lab.result("whole")
+
+
+@pytest.mark.slow
+def test_nobody_needs_to_listen(labs: dict[str, Lab]) -> None:
+    lab = labs["MLP"]
+    places = [f"--runs_dir={lab.root}", "--name=deaf"]
+    command = shlex.join([sys.executable, "cli.py", "fit", *lab.options, *places])
+    done = subprocess.run(f"{command} > /dev/full 2>&-", shell=True, cwd=PROJECT, check=False)
+    assert done.returncode == 0
+    assert lab.result("deaf") == lab.result("whole")
+
+
+@pytest.mark.slow
+def test_a_signal_that_is_ignored_stays_so(labs: dict[str, Lab]) -> None:
+    lab = labs["MLP"]
+    places = [f"--runs_dir={lab.root}", "--name=ignores", "--trainer.max_steps=2000"]
+    command = shlex.join([sys.executable, "cli.py", "fit", *lab.options, *places])
+    process = subprocess.Popen(f"trap '' TERM INT HUP; exec {command}", shell=True, cwd=PROJECT)
+    while not (lab.root / "ignores" / "last.ckpt").exists():
+        time.sleep(0.01)
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        process.send_signal(signum)
+    assert process.wait() == 0
+    assert status_of(lab, "ignores") == "finished"
+
+
+def test_predictions_that_cannot_be_written_leave_the_old_ones(labs: dict[str, Lab]) -> None:
+    lab = labs["MLP"]
+    predict = ["predict", f"--runs_dir={lab.root}", "--name=whole"]
+    assert lab.zygote.run(predict).code == 0
+    before = (lab.root / "whole" / "predictions.csv").read_text()
+    ended = lab.zygote.run(predict, largest_file=8000)
+    assert ended.code == 1
+    assert "File too large" in ended.err.splitlines()[-1]
+    assert (lab.root / "whole" / "predictions.csv").read_text() == before
+    assert not list((lab.root / "whole").glob(".*.partial"))
 
 
 @pytest.fixture

@@ -50,6 +50,17 @@ def test_one_process_that_ends_ends_both_and_both_go_on(
     assert lab.result(name) == lab.two()
 
 
+@pytest.mark.parametrize("place", ["on_fit_start", "on_test_start"])
+def test_a_signal_to_one_of_two_never_hangs(lab: Lab, place: str) -> None:
+    """Outside of the training nobody asks the other process, which ends when it misses this one."""
+    ended = lab.fit_two(place, HALF, at=(place, 1), signum=signal.SIGTERM)
+    assert [process.code for process in ended] == [1, 143], ended
+    assert "error: another process of the run ended" in ended[0].err.splitlines()[-1]
+    resumed = lab.fit_two(place, HALF, "--resume")
+    assert [process.code for process in resumed] == [0, 0], resumed
+    assert lab.result(place) == lab.two()
+
+
 def test_processes_from_outside_need_the_name_of_their_run(labs: dict[str, Lab]) -> None:
     lab = labs["MLP"]
     shared = [*lab.options, f"--runs_dir={lab.root}", "--trainer.devices=2"]
