@@ -183,7 +183,7 @@ class RunStatus(Callback):
     def __init__(self, record: RunRecord, changes_status: bool = True) -> None:
         self.record = record
         self.changes_status = changes_status
-        self.is_marked = False
+        self._is_marked = False
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -198,9 +198,9 @@ class RunStatus(Callback):
             exception: what ended it.
             trainer: the trainer, for its loggers.
         """
-        if not trainer.is_global_zero or self.is_marked:
+        if not trainer.is_global_zero or self._is_marked:
             return
-        self.is_marked = True
+        self._is_marked = True
         status, code = _how_it_ended(exception)
         if self.changes_status and self.record.fields["status"] == "running":
             self.record.fields["error"] = repr(exception)

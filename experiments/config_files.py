@@ -12,7 +12,9 @@ _MOST_NODES = 100_000  # a file of nested aliases can mean billions
 # Keys as error lines name them: "unknown key 'x'", "x: expected int", "x must be positive".
 _KEY = re.compile(r"(?:unknown key '([\w.]+)'|([\w.]+)(?::| must be| is not))")
 
-_WHERE = {"model.lr": "model.optimizer.lr"}  # what people write, and where files have it
+# What people write for the learning rate, and where configurations have it.
+LEARNING_RATE = "model.lr"
+LEARNING_RATE_LONG = "model.init_args.optimizer.init_args.lr"
 
 
 def lines_of_keys(path: Path) -> dict[str, str]:
@@ -110,6 +112,7 @@ def place_of(message: str, lines: Mapping[str, str]) -> str:
     if not (found := _KEY.match(message)):
         return ""
     key = without_init_args(found[1] or found[2])
-    key = _WHERE.get(key, key)
+    if key == LEARNING_RATE:
+        key = without_init_args(LEARNING_RATE_LONG)
     places = {line for name, line in lines.items() if f".{name}".endswith(f".{key}")}
     return lines.get(key) or (places.pop() if len(places) == 1 else "")

@@ -16,7 +16,13 @@ from pytorch_lightning.cli import LightningArgumentParser
 
 from datamodules import DatasetError
 from experiments.checkpoints import BEST, LAST
-from experiments.config_files import lines_of_keys, place_of, without_init_args
+from experiments.config_files import (
+    LEARNING_RATE,
+    LEARNING_RATE_LONG,
+    lines_of_keys,
+    place_of,
+    without_init_args,
+)
 from experiments.help import COMMANDS, MainHelpFormatter, ShortHelpFormatter, closing, title
 from experiments.messages import one_line, project_classes
 from experiments.record import CONFIG, RunError, RunRecord, run_folder
@@ -27,8 +33,6 @@ Seed = restricted_number_type(
 _EVALUATIONS = {"validate", "test", "predict"}
 _SWITCHES = {"--resume", "--overwrite", "--test_after_fit"}
 _BEFORE_OTHERS = {"-c": 0, "--config": 0, "--trainer": 1, "--model": 1, "--data": 1}
-_LEARNING_RATE = "--model.lr"
-_LEARNING_RATE_LONG = "--model.init_args.optimizer.init_args.lr"
 
 
 USER_ERRORS = (
@@ -117,7 +121,8 @@ def _check_order(arguments: list[str]) -> None:
 
 def _expand_learning_rate(argument: str) -> str:
     flag, equals, value = argument.partition("=")
-    return _LEARNING_RATE_LONG + equals + value if flag == _LEARNING_RATE else argument
+    short = f"--{LEARNING_RATE}"
+    return f"--{LEARNING_RATE_LONG}{equals}{value}" if flag == short else argument
 
 
 def _expand_switches(arguments: list[str]) -> list[str]:
@@ -179,7 +184,7 @@ class RunParser(LightningArgumentParser):
             if isinstance(action.choices, dict):
                 for parser in action.choices.values():
                     keys |= {found.dest for found in parser._actions}
-        keys.add(_LEARNING_RATE.removeprefix("--"))
+        keys.add(LEARNING_RATE)
         return keys.union(*(inspect.signature(known).parameters for known in project_classes()))
 
     def format_help(self, *args: Any) -> str:

@@ -81,8 +81,7 @@ class RunRecord:
         try:
             with _writing(path, _ELSEWHERE):
                 path.mkdir(parents=True, exist_ok=True)
-            record.save()
-            with _writing(path, _ELSEWHERE):
+                record.save()
                 replace_file(path / CONFIG, config)
         except RunError:
             if is_new:
@@ -213,10 +212,12 @@ class RunRecord:
         if not path.is_file():
             return
         *lines, rest = path.read_text(errors="replace").split("\n")
-        for number, line in enumerate([*lines, rest] if _is_whole(rest) else lines, 1):
-            if not _is_whole(line):
+        for number, line in enumerate(lines, 1):
+            if (entry := _entry(line)) is None:
                 raise RunError(f"{path}, line {number}: no entry of a log; remove the line")
-            yield json.loads(line)
+            yield entry
+        if (entry := _entry(rest)) is not None:
+            yield entry
 
     def finish(self, status: Status) -> None:
         """Writes how the run ended and how long this process worked on it."""
@@ -246,15 +247,10 @@ def _writing(path: Path, remedy: str = "make room or mend its permissions") -> I
         ) from error
 
 
-def partial_of(path: Path) -> Path:
-    """Where a file is written before it takes the place of the old one."""
-    return path.with_name(f".{path.name}{_PARTIAL}")
-
-
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields where to write a file that takes the place of an old one in one step, when whole."""
-    partial = partial_of(path)
+    partial = path.with_name(f".{path.name}{_PARTIAL}")
     try:
         yield partial
         partial.replace(path)
@@ -281,11 +277,12 @@ def _is_of_fit(entry: Mapping[str, Any], step: int) -> bool:
     return not evaluated and (entry["step"] or 0) <= step and step > 0
 
 
-def _is_whole(line: str) -> bool:
+def _entry(line: str) -> dict[str, Any] | None:
     try:
-        return isinstance(json.loads(line), dict)
+        entry = json.loads(line)
     except ValueError:
-        return False
+        return None
+    return entry if isinstance(entry, dict) else None
 
 
 def run_folder(root: Path, name: str) -> Path:

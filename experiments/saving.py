@@ -17,7 +17,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
 from experiments.checkpoints import BEST, LAST, PREVIOUS
-from experiments.record import RunError, RunRecord, partial_of, synced
+from experiments.record import RunError, RunRecord, replacing, synced
 from lightning_modules.classifier import DIVERGED
 
 
@@ -54,16 +54,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             RunError: if it can't be written, or could not be read again without running code.
         """
         path = Path(path)
-        partial = partial_of(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write(checkpoint, partial)
-            if path.stem == LAST and path.exists():
-                path.replace(path.with_name(f"{PREVIOUS}.ckpt"))
-            partial.replace(path)
+            with replacing(path) as partial:
+                _write(checkpoint, partial)
+                if path.stem == LAST and path.exists():
+                    path.replace(path.with_name(f"{PREVIOUS}.ckpt"))
             _sync_folder(path.parent)
         except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
             kept = f"; the one before is safe in {path}" if path.exists() else ""
             raise RunError(f"cannot write the checkpoint {path}: {_reason(error)}{kept}") from error
 

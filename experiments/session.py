@@ -416,9 +416,7 @@ class RunSession:
             with self._other_processes():
                 getattr(self.trainer, self.subcommand)(**arguments)
         except USER_ERRORS as error:
-            if isinstance(error, RunError):
-                raise
-            if self.subcommand != "fit" or self.monitor.started:
+            if isinstance(error, RunError) or self.subcommand != "fit" or self.monitor.started:
                 raise
             if self.record is not None:
                 self._forget_new_run(self.record.path)

@@ -1,5 +1,6 @@
 """Trainings that are killed, filled up and broken, and one of each kind that was left alone."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,24 @@ MODELS = {
         "--trainer.precision=32-true",
     ],
 }
+
+
+def children_of(parent: int) -> list[int]:
+    """The processes that a process has started."""
+    found = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [int(child) for child in found]
+
+
+def stand_in_for_scontrol(folder: Path) -> str:
+    """Writes a ``scontrol`` that notes in ``asked`` beside it what it is asked, and may refuse.
+
+    Returns:
+        The ``PATH`` on which it is found.
+    """
+    script = folder / "scontrol"
+    script.write_text(f'#!/bin/sh\necho "$@" >> {folder}/asked\nexit ${{REFUSES:-0}}\n')
+    script.chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch
 from experiments.resuming import RunLock
 from tests.chaos import Place
 from tests.conftest import PROJECT, SHORT, Cli
-from tests.lab import Lab
+from tests.lab import Lab, stand_in_for_scontrol
 from tests.wandb_server import WandbServer
 
 ErrorOf = Callable[[list[str]], str]
@@ -133,12 +133,9 @@ def test_predictions_that_cannot_be_written_leave_the_old_ones(labs: dict[str, L
 @pytest.fixture
 def slurm(tmp_path: Path) -> dict[str, str]:
     """The environment of a job of one task, and a ``scontrol`` that notes what it is asked."""
-    script = tmp_path / "scontrol"
-    script.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\nexit ${{REFUSES:-0}}\n')
-    script.chmod(0o755)
     names = ("PROCID", "LOCALID", "NODEID")
     job = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "cifar10"}
-    place = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    place = {"PATH": stand_in_for_scontrol(tmp_path)}
     return {**job, **{f"SLURM_{name}": "0" for name in names}, **place}
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.chaos import Ended, Place, Zygote
 from tests.conftest import PROJECT
-from tests.lab import HALF, Lab
+from tests.lab import HALF, Lab, children_of, stand_in_for_scontrol
 
 SHARED = ["--trainer.num_nodes=2", "--trainer.devices=1", "--trainer.strategy=ddp", HALF]
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
@@ -61,12 +61,14 @@ class Machines:
     Attributes:
         lab: holds the runs.
         zygotes: run commands on them.
-        asked: what SLURM's ``scontrol`` was asked for, a line each.
+        slurm: holds what SLURM's ``scontrol`` was ``asked``, a line each.
+        path: ``PATH`` with that.
     """
 
     lab: Lab
     zygotes: list[Zygote]
-    asked: Path
+    slurm: Path
+    path: str
 
     def srun(
         self, name: str, *args: str, at: Place | None = None, signum: int = 0, **env: str
@@ -79,21 +81,20 @@ class Machines:
                 ["fit", *self.lab.options, *places, *SHARED, "--resume", *args],
                 at if rank == 1 else None,
                 signum,
-                **_environment(rank, self.asked) | env,
+                **{**_environment(rank), "PATH": self.path, **env},
             )
 
         with ThreadPoolExecutor(2) as both:
             return [*both.map(task, range(2))]
 
 
-def _environment(rank: int, asked: Path) -> dict[str, Any]:
+def _environment(rank: int) -> dict[str, Any]:
     nodes = ",".join(ADDRESSES)
     ours = {"PROCID": rank, "NODEID": rank, "LOCALID": 0, "NTASKS": 2, "NTASKS_PER_NODE": 1}
     job = {"JOB_ID": 77, "JOB_NAME": "cifar10", "NODELIST": nodes, "JOB_NODELIST": nodes, **ours}
     return {
         **{f"SLURM_{key}": str(value) for key, value in job.items()},
         "GLOO_SOCKET_IFNAME": CABLES[rank],
-        "PATH": f"{asked.parent}{os.pathsep}{os.environ['PATH']}",
     }
 
 
@@ -102,12 +103,9 @@ def machines(
     network: None, labs: dict[str, Lab], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Machines]:
     """Both machines, and a ``scontrol`` that notes what it is asked."""
-    lab, asked = labs["MLP"], tmp_path_factory.mktemp("slurm") / "asked"
-    scontrol = asked.with_name("scontrol")
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
-    scontrol.chmod(0o755)
+    slurm = tmp_path_factory.mktemp("slurm")
     zygotes = [Zygote(inside) for inside in INSIDE]
-    yield Machines(lab, zygotes, asked)
+    yield Machines(labs["MLP"], zygotes, slurm, stand_in_for_scontrol(slurm))
     for zygote in zygotes:
         zygote.close()
 
@@ -132,7 +130,7 @@ def test_a_machine_that_dies_ends_the_other_and_both_go_on(machines: Machines) -
 def test_a_job_on_two_machines_is_queued_again_once(machines: Machines) -> None:
     ended = machines.srun("notice", at=("on_train_batch_end", 18), signum=signal.SIGUSR1)
     assert [process.code for process in ended] == [138, 138], ended
-    assert machines.asked.read_text() == "requeue 77\n"
+    assert (machines.slurm / "asked").read_text() == "requeue 77\n"
     assert [process.code for process in machines.srun("notice")] == [0, 0]
     assert machines.lab.result("notice") == machines.lab.two()
 
@@ -152,8 +150,8 @@ def test_torchrun_on_two_machines_starts_again_what_died(machines: Machines) -> 
     checkpoint = lab.root / "rejoined" / "last.ckpt"
     while not checkpoint.exists() and started[0].poll() is None:
         os.sched_yield()
-    (worker,) = Path(f"/proc/{started[1].pid}/task/{started[1].pid}/children").read_text().split()
-    os.kill(int(worker), signal.SIGKILL)
+    (worker,) = children_of(started[1].pid)
+    os.kill(worker, signal.SIGKILL)
     errors = [process.communicate()[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], errors
     assert "Restoring states" in errors[0], errors

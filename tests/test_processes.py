@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import PROJECT, SHORT
-from tests.lab import HALF, Lab
+from tests.lab import HALF, Lab, children_of
 
 
 @pytest.fixture(scope="module", params=["MLP", pytest.param("NumPyMLP", marks=pytest.mark.slow)])
@@ -93,12 +93,6 @@ def test_torchrun_starts_again_what_died_and_nothing_is_lost(
     assert process.returncode == 0, err
     assert "goes on" in err or "Restoring states" in err, err
     assert lab.result("restarted") == lab.two()
-
-
-def children_of(parent: int) -> list[int]:
-    """The processes that a process has started."""
-    found = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    return [int(child) for child in found]
 
 
 # ---- started by Lightning itself ---------------------------------------------------------------
