@@ -39,6 +39,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from datamodules import CIFAR10DataModule
 from datamodules.cifar10 import say
 from experiments.environment import fast_precision
+from experiments.errors import RunError
 from experiments.help import COMMANDS, DESCRIPTION
 from experiments.memory import keep_freed_memory
 from experiments.messages import one_line
@@ -46,7 +47,6 @@ from experiments.naming import experiment_of
 from experiments.parsing import RunParser, Seed, UsageError, fail, prepare_arguments, user_errors
 from experiments.processes import die_with_parent
 from experiments.progress import RunProgressBar
-from experiments.record import RunError
 from experiments.saving import best_checkpoint
 from experiments.session import RunSession, quiet_lightning
 from experiments.stopping import Stopped

@@ -17,7 +17,8 @@ from typing import Any
 import matplotlib as mpl
 
 from experiments.environment import circumstances
-from experiments.record import RunError, RunRecord
+from experiments.errors import RunError
+from experiments.record import RunRecord
 
 mpl.use("Agg")  # no display needed
 from matplotlib import pyplot as plt

@@ -4,9 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from experiments.errors import RunError
     from experiments.loggers import RecordLogger, WandbLogger
     from experiments.probes import ActivationStatistics, CurveOnTest
-    from experiments.record import RunError, RunRecord
+    from experiments.record import RunRecord
 
 __all__ = [
     "ActivationStatistics",
@@ -20,7 +21,7 @@ _HOMES = {
     "ActivationStatistics": "probes",
     "CurveOnTest": "probes",
     "RecordLogger": "loggers",
-    "RunError": "record",
+    "RunError": "errors",
     "RunRecord": "record",
     "WandbLogger": "loggers",
 }

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from datamodules import CIFAR10DataModule
 from experiments import plots
+from experiments.errors import RunError
+from experiments.files import replacing
 from experiments.loggers import WandbLogger
-from experiments.record import RunError, RunRecord, Status, replacing
+from experiments.record import RunRecord, Status
 from experiments.stopping import Stopped
 from lightning_modules import Classifier
 

@@ -12,7 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from datamodules.cifar10 import say
-from experiments.record import RunError
+from experiments.errors import RunError
 
 BEST = "best"
 LAST = "last"

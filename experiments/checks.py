@@ -11,7 +11,7 @@ from pytorch_lightning.accelerators import CPUAccelerator
 from torch import nn
 
 from datamodules import CIFAR10DataModule
-from experiments.record import RunError
+from experiments.errors import RunError
 
 # Logged by `lightning_modules.Classifier` and `experiments.progress.TrainMonitor`.
 _TRAIN_METRICS = ("train/loss", "train/acc", "lr", "images_per_s")

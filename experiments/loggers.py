@@ -15,7 +15,8 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from datamodules.cifar10 import say
-from experiments.record import RunError, RunRecord, experiment_name
+from experiments.errors import RunError
+from experiments.record import RunRecord, experiment_name
 from experiments.summary import python, upload_command
 
 _START_S = _FINISH_S = 30  # how long W&B's server may keep a run waiting

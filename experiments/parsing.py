@@ -23,9 +23,10 @@ from experiments.config_files import (
     place_of,
     without_init_args,
 )
+from experiments.errors import RunError
 from experiments.help import COMMANDS, MainHelpFormatter, ShortHelpFormatter, closing, title
 from experiments.messages import one_line, project_classes
-from experiments.record import CONFIG, RunError, RunRecord, run_folder
+from experiments.record import CONFIG, RunRecord, run_folder
 
 Seed = restricted_number_type(
     "Seed", int, [(">=", 0), ("<", 2**32)], join="and", docstring="An integer from 0 to 2^32 - 1."

@@ -4,7 +4,6 @@
 the summary), ``metrics.jsonl`` (a line per entry), the checkpoints, the plots and W&B's files.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -16,16 +15,17 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from experiments.environment import git_state, hardware, versions
+from experiments.errors import RunError
+from experiments.files import PARTIAL, replace_file, synced, writing
 
 Status = Literal["running", "finished", "failed", "interrupted", "preempted"]
 
 RECORD = "record.json"
 METRICS = "metrics.jsonl"
 LOCK = ".lock"
-_PARTIAL = ".partial"
 CONFIG = "config.yaml"
 
 # What names of runs end in: a seed, a time, a count of the same time.
@@ -33,10 +33,6 @@ _SEED_AND_TIME = re.compile(r"(-s\d+)?(-\d{8}-\d{6}(-\d+)?)?$")
 _OF_WEIGHTS = ("*_test.png", "*_validate.png", "predictions*.csv")
 _ELSEWHERE = "name another with --runs_dir, make room or mend its permissions"
 _LONGEST_NAME = 128  # W&B's limit for the name of a run; file systems allow about 255
-
-
-class RunError(RuntimeError):
-    """A run or its files can't be used as asked; the message names the remedy."""
 
 
 class RunRecord:
@@ -79,7 +75,7 @@ class RunRecord:
         record = cls(path, fields)
         is_new = not path.exists()
         try:
-            with _writing(path, _ELSEWHERE):
+            with writing(path, _ELSEWHERE):
                 path.mkdir(parents=True, exist_ok=True)
                 record.save()
                 replace_file(path / CONFIG, config)
@@ -125,7 +121,7 @@ class RunRecord:
             RunError: if the folder can't be written.
         """
         kept = [entry for entry in self.metrics() if _is_of_fit(entry, step)]
-        with _writing(self.path):
+        with writing(self.path):
             replace_file(self.path / CONFIG, config)
             replace_file(self.path / METRICS, "".join(json.dumps(entry) + "\n" for entry in kept))
         again = {"command": shlex.join(sys.argv), "started": _now(), "step": step}
@@ -159,7 +155,7 @@ class RunRecord:
             RunError: if it can't be written; the old one is left.
         """
         content = json.dumps(_plain(self.fields), indent=2, allow_nan=False) + "\n"
-        with _writing(self.path):
+        with writing(self.path):
             replace_file(self.path / RECORD, content)
 
     def sync(self) -> None:
@@ -184,7 +180,7 @@ class RunRecord:
             RunError: if it can't be written.
         """
         entry = {"step": step, "seconds": self.seconds, **_plain(metrics)}
-        with _writing(self.path), (self.path / METRICS).open("a") as file:
+        with writing(self.path), (self.path / METRICS).open("a") as file:
             file.write(json.dumps(entry, allow_nan=False) + "\n")
         self._summarize(entry)
 
@@ -227,48 +223,10 @@ class RunRecord:
         self.save()
 
 
-@contextlib.contextmanager
-def synced(path: Path, mode: str) -> Iterator[IO[Any]]:
-    """Opens a file whose content is on the disk itself when the context ends."""
-    with path.open(mode) as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _writing(path: Path, remedy: str = "make room or mend its permissions") -> Iterator[None]:
-    """Tells what the system says of a folder that can't be written."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            f"cannot write to the run's folder {path}: {error.strerror}; {remedy}"
-        ) from error
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields where to write a file that takes the place of an old one in one step, when whole."""
-    partial = path.with_name(f".{path.name}{_PARTIAL}")
-    try:
-        yield partial
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
 def was_never_begun(path: Path) -> bool:
     """Whether a folder holds at most what a process killed before its record leaves."""
     names = [entry.name for entry in path.iterdir()] if path.is_dir() else ["a file"]
-    return all(name == LOCK or re.fullmatch(rf"\..*\{_PARTIAL}", name) for name in names)
-
-
-def replace_file(path: Path, content: str) -> None:
-    """Writes a text file in one step and to the disk: it is the old one or the new one, whole."""
-    with replacing(path) as partial, synced(partial, "w") as file:
-        file.write(content)
+    return all(name == LOCK or re.fullmatch(rf"\..*\{PARTIAL}", name) for name in names)
 
 
 def _is_of_fit(entry: Mapping[str, Any], step: int) -> bool:

@@ -8,7 +8,8 @@ import yaml
 from filelock import FileLock, Timeout
 
 from datamodules.cifar10 import say
-from experiments.record import CONFIG, LOCK, RECORD, RunError, RunRecord, experiment_name
+from experiments.errors import RunError
+from experiments.record import CONFIG, LOCK, RECORD, RunRecord, experiment_name
 from experiments.runs import CIRCUMSTANCES, flat_config, read_run
 
 _LIMITS = ("trainer.max_steps", "trainer.max_epochs")

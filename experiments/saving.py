@@ -17,7 +17,9 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
 from experiments.checkpoints import BEST, LAST, PREVIOUS
-from experiments.record import RunError, RunRecord, replacing, synced
+from experiments.errors import RunError
+from experiments.files import replacing, synced
+from experiments.record import RunRecord
 from lightning_modules.classifier import DIVERGED
 
 

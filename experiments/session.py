@@ -48,12 +48,13 @@ from experiments.checks import (
     check_validation,
 )
 from experiments.cluster import requeue
+from experiments.errors import RunError
 from experiments.loggers import RecordLogger
 from experiments.messages import one_line
 from experiments.parsing import USER_ERRORS, UsageError
 from experiments.processes import PARENT_VARIABLE
 from experiments.progress import TrainMonitor
-from experiments.record import RECORD, RunError, RunRecord, run_folder, was_never_begun
+from experiments.record import RECORD, RunRecord, run_folder, was_never_begun
 from experiments.resuming import (
     RunLock,
     choose_run,

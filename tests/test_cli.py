@@ -16,7 +16,8 @@ from torch import Tensor
 import datamodules.cifar10
 from cli import main
 from datamodules.files import make_synthetic, read_test
-from experiments.record import RunError, RunRecord
+from experiments.errors import RunError
+from experiments.record import RunRecord
 from lightning_modules import MLP
 from tests.conftest import IMAGES, Cli, short_fit
 

@@ -12,7 +12,7 @@ from experiments.checkpoints import (
     load_checkpoint,
     training_settings,
 )
-from experiments.record import RunError
+from experiments.errors import RunError
 from lightning_modules import MLP
 
 

@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from experiments.errors import RunError
 from experiments.messages import one_line
 from experiments.parsing import UsageError, fail, prepare_arguments, user_errors
-from experiments.record import RunError, RunRecord
+from experiments.record import RunRecord
 
 KEYS = ["hidden_units", "trainer.max_steps", "batch_size", "block_order"]
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from experiments.environment import git_state, hardware, versions
-from experiments.record import RECORD, RunError, RunRecord, run_folder
+from experiments.errors import RunError
+from experiments.record import RECORD, RunRecord, run_folder
 
 
 @pytest.fixture
