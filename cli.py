@@ -6,6 +6,7 @@ Each run keeps everything in ``runs/<name>/``; later commands find it by name:
 
 import gc
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -121,6 +122,9 @@ class CIFAR10CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses the arguments, short forms included."""
         self.experiment = "run"
+        self.command_line = shlex.join(sys.argv)
+        if isinstance(args, list):  # called from Python: that one's arguments are not these
+            self.command_line = shlex.join(["cli.py", *args])
         if isinstance(args, list | None):
             with user_errors():
                 self.config = parser.parse_args(prepare_arguments(args))

@@ -15,6 +15,7 @@ from torch import Tensor
 from datamodules import CIFAR10DataModule
 from experiments import plots
 from experiments.errors import RunError
+from experiments.evaluations import Evaluation
 from experiments.files import replacing
 from experiments.loggers import WandbLogger
 from experiments.record import RunRecord, Status
@@ -35,12 +36,20 @@ class EvaluationReport(Callback):
     Args:
         record: where the plots and the figures go.
         step: tells how many optimiser steps the evaluated weights have behind them.
+        evaluation: what a validation or test by itself is of; may be set later, before it.
         mistakes: how many misclassified images to show, the most confident first.
     """
 
-    def __init__(self, record: RunRecord, step: Callable[[], int], mistakes: int = 32) -> None:
+    def __init__(
+        self,
+        record: RunRecord,
+        step: Callable[[], int],
+        evaluation: Evaluation | None = None,
+        mistakes: int = 32,
+    ) -> None:
         self.record = record
         self.step = step
+        self.evaluation = evaluation
         self.mistakes = mistakes
         self._logits: list[Tensor] = []
 
@@ -85,9 +94,12 @@ class EvaluationReport(Callback):
         matrix = confusion.cpu().numpy()
         names = _label_names(trainer)
         per_class = dict(zip(names, plots.accuracy_per_class(matrix), strict=True))
-        self.record.summary[f"{stage}/per_class"] = per_class
-        self.record.summary[f"{stage}/images"] = int(matrix.sum())
-        path = self.record.path / f"confusion_{stage}.png"
+        figures = {"per_class": per_class, "images": int(matrix.sum())}
+        if stage == "val":
+            self.record.summary.update({f"val/{name}": value for name, value in figures.items()})
+        else:
+            self._note(stage, figures, trainer)
+        path = self.record.path / f"confusion_{stage}{self._tag(stage)}.png"
         title = f"{self.record.name}\n{stage}, weights of step {self.step():,}"
         plots.confusion_matrix(matrix, names, path, title=title)
         if logger := wandb_logger(trainer):
@@ -95,6 +107,15 @@ class EvaluationReport(Callback):
             rows = [[name, accuracy] for name, accuracy in per_class.items()]
             logger.log_table(f"{stage}/per_class", columns=["class", "accuracy"], data=rows)
             logger.summarize({f"{stage}/acc/{name}": value for name, value in per_class.items()})
+
+    def _note(self, stage: str, figures: dict[str, Any], trainer: Trainer) -> None:
+        assert self.evaluation is not None
+        for name in ("acc", "loss"):
+            figures[name] = trainer.callback_metrics[f"{stage}/{name}"].item()
+        self.evaluation.note(self.record, figures)
+
+    def _tag(self, stage: str) -> str:
+        return self.evaluation.tag if self.evaluation is not None and stage != "val" else ""
 
     def _show_mistakes(self, trainer: Trainer) -> None:
         data = datamodule_of(trainer)
@@ -108,7 +129,9 @@ class EvaluationReport(Callback):
             f"{names[predicted[i]]} {confidence[i]:.0%}\ntrue: {names[labels[i]]}" for i in worst
         ]
         images = [data.test_set.images[i].transpose(1, 2, 0) for i in worst]
-        plots.image_grid(images, captions, self.record.path / "mistakes_test.png")
+        path = self.record.path / f"mistakes_test{self._tag('test')}.png"
+        path.unlink(missing_ok=True)  # of before; there may be no mistakes now
+        plots.image_grid(images, captions, path)
         if (logger := wandb_logger(trainer)) and images:
             logger.log_image("test/mistakes", images, caption=captions)
 
@@ -117,11 +140,13 @@ class PredictionWriter(Callback):
     """Writes the predictions as CSV: file, (label,) prediction, confidence, a column per class.
 
     Args:
-        path: the CSV file.
+        record: of the run, in whose folder the file lies.
+        evaluation: what is predicted.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, record: RunRecord, evaluation: Evaluation) -> None:
+        self.record = record
+        self.evaluation = evaluation
         self._probabilities: list[Tensor] = []
 
     def on_predict_batch_end(
@@ -142,8 +167,10 @@ class PredictionWriter(Callback):
         images = data.images_to_predict
         labels = [data.label_names[i] if i >= 0 else None for i in images.labels]
         probabilities = torch.cat(self._probabilities).numpy()
-        with replacing(self.path) as partial:
+        with replacing(self.evaluation.predictions(self.record)) as partial:
             write_predictions(partial, images.names, labels, probabilities, data.label_names)
+        figures = {"images": len(probabilities), "whole": len(images.names)}
+        self.evaluation.note(self.record, figures)
 
 
 def write_predictions(

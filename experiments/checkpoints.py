@@ -4,6 +4,7 @@ import hashlib
 import math
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +115,27 @@ def check_model(path: Path, checkpoint: dict[str, Any], model: nn.Module) -> Non
 
 def weights_sha256(model: nn.Module) -> str:
     """The SHA-256 of a model's weights and running statistics: equal for equal trainings."""
+    return state_sha256(model.state_dict())
+
+
+def checkpoint_sha256(path: Path) -> str:
+    """The SHA-256 of the weights in a checkpoint, of which nothing else is read."""
+    content: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    return state_sha256(content["state_dict"])
+
+
+def steps_behind(path: Path) -> int:
+    """Optimiser steps behind the weights in a checkpoint."""
+    content: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    return int(content["global_step"])
+
+
+def state_sha256(state: Mapping[str, torch.Tensor]) -> str:
+    """The SHA-256 of weights and running statistics by name, in their order."""
     digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
+    for name, value in state.items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

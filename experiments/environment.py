@@ -1,5 +1,6 @@
 """What a run ran on: code, versions, hardware."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -27,10 +28,14 @@ def git_state() -> dict[str, Any]:
     """The commit of this project's checkout and whether files differ from it.
 
     Returns:
-        ``commit`` and ``dirty``; both ``None`` outside a git checkout or without git.
+        ``commit`` and ``dirty``; both ``None`` without git, or where this project is no checkout
+        of its own: a copy within another repository has nothing to do with that one's commits.
     """
-    commit = _git("rev-parse", "HEAD")
-    status = _git("status", "--porcelain", "--untracked-files=no") if commit else None
+    found = _git("rev-parse", "--show-toplevel", "HEAD")
+    top, _, commit = (found or "").partition("\n")
+    if not commit or Path(top).resolve() != _PROJECT:
+        return {"commit": None, "dirty": None}
+    status = _git("status", "--porcelain", "--untracked-files=no")
     return {"commit": commit, "dirty": None if status is None else bool(status)}
 
 
@@ -42,10 +47,17 @@ def _git(*arguments: str) -> str | None:
             text=True,
             timeout=10,
             check=True,
+            env=_without_repository(),
         )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def _without_repository() -> dict[str, str]:
+    """The environment without what makes git look at another repository, as in a hook of it."""
+    known = os.environ.items()
+    return {k: v for k, v in known if not k.startswith("GIT_") or k.startswith("GIT_CONFIG")}
 
 
 def versions() -> dict[str, str]:

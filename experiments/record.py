@@ -4,39 +4,45 @@
 the summary), ``metrics.jsonl`` (a line per entry), the checkpoints, the plots and W&B's files.
 """
 
+import copy
 import json
 import math
 import os
 import re
-import shlex
-import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock
+
 from experiments.environment import git_state, hardware, versions
 from experiments.errors import RunError
-from experiments.files import PARTIAL, replace_file, synced, writing
+from experiments.files import PARTIAL, held, replace_file, synced, writing
 
 Status = Literal["running", "finished", "failed", "interrupted", "preempted"]
 
 RECORD = "record.json"
 METRICS = "metrics.jsonl"
-LOCK = ".lock"
+LOCK = ".lock"  # held by the process that trains
+RECORD_LOCK = ".record.lock"  # held by whoever writes, as long as that takes
 CONFIG = "config.yaml"
+EVALUATED = ("test", "validate")  # commands whose figures are not the fit's
 
 # What names of runs end in: a seed, a time, a count of the same time.
 _SEED_AND_TIME = re.compile(r"(-s\d+)?(-\d{8}-\d{6}(-\d+)?)?$")
-_OF_WEIGHTS = ("*_test.png", "*_validate.png", "predictions*.csv")
+_OF_WEIGHTS = ("curves.png", "confusion_*.png", "mistakes_*.png", "predictions*.csv")
 _ELSEWHERE = "name another with --runs_dir, make room or mend its permissions"
 _LONGEST_NAME = 128  # W&B's limit for the name of a run; file systems allow about 255
 
 
 class RunRecord:
     """The folder of one run and what is written about it.
+
+    A fit and evaluations of its checkpoints may work on a run at once. Each keeps to what it has
+    changed itself: `save` reads what the others have written meanwhile and leaves that as it is.
 
     Args:
         path: the run's folder, ``runs/<name>``.
@@ -46,17 +52,23 @@ class RunRecord:
     def __init__(self, path: Path, fields: dict[str, Any]) -> None:
         self.path = path
         self.fields = fields
+        self._known = copy.deepcopy(fields)  # as this process has last read or written them
+        self._lock = FileLock(path / RECORD_LOCK)
+        self._is_owner = False
         self._opened = time.perf_counter()
         self._before = 0.0  # seconds that earlier processes worked on the run
 
     @classmethod
-    def create(cls, path: Path, config: str, facts: Mapping[str, Any]) -> "RunRecord":
-        """Starts the record of a new run.
+    def create(
+        cls, path: Path, config: str, facts: Mapping[str, Any], command: str = ""
+    ) -> "RunRecord":
+        """Starts the record of a new run, which this process has locked.
 
         Args:
-            path: the run's folder; made here.
+            path: the run's folder; made here if need be.
             config: the resolved configuration, YAML.
             facts: more fields for ``record.json``.
+            command: what was typed.
 
         Raises:
             RunError: if the folder can't be written.
@@ -64,7 +76,7 @@ class RunRecord:
         fields = {
             "name": path.name,
             "status": "running",
-            "command": shlex.join(sys.argv),
+            "command": command,
             "started": _now(),
             **facts,
             "git": git_state(),
@@ -72,17 +84,13 @@ class RunRecord:
             "hardware": hardware(),
             "summary": {},
         }
-        record = cls(path, fields)
-        is_new = not path.exists()
-        try:
-            with writing(path, _ELSEWHERE):
-                path.mkdir(parents=True, exist_ok=True)
-                record.save()
-                replace_file(path / CONFIG, config)
-        except RunError:
-            if is_new:
-                shutil.rmtree(path, ignore_errors=True)
-            raise
+        record = cls(path, {})
+        record.fields = fields
+        record._is_owner = True
+        with writing(path, _ELSEWHERE):
+            path.mkdir(parents=True, exist_ok=True)
+            record.save()
+            replace_file(path / CONFIG, config)
         return record
 
     @classmethod
@@ -106,8 +114,16 @@ class RunRecord:
             ) from error
         return cls(path, fields)
 
-    def resume(self, config: str, facts: Mapping[str, Any], step: int) -> None:
-        """Takes the record back to a step, and marks the run as running.
+    def resume(
+        self,
+        config: str,
+        facts: Mapping[str, Any],
+        step: int,
+        command: str = "",
+        changes: Mapping[str, Any] | None = None,
+        best_anew: bool = False,
+    ) -> None:
+        """Takes the record back to a step, and marks the run as running, locked by this process.
 
         What was measured after that step, or measured, drawn or predicted with weights that will be
         trained on, is removed: the run goes on as if it had never got further.
@@ -116,26 +132,34 @@ class RunRecord:
             config: the resolved configuration that it goes on with, YAML.
             facts: more fields for ``record.json``.
             step: optimiser steps behind the checkpoint that it goes on from; 0 to begin anew.
+            command: what was typed.
+            changes: settings by key, each as it was and as it is from now on.
+            best_anew: whether the best validation is to be one from now on.
 
         Raises:
             RunError: if the folder can't be written.
         """
-        kept = [entry for entry in self.metrics() if _is_of_fit(entry, step)]
-        with writing(self.path):
+        with writing(self.path), self._alone():
+            self._refresh()
+            self._is_owner = True
+            kept = [entry for entry in self.metrics() if _is_of_fit(entry, step)]
             replace_file(self.path / CONFIG, config)
             replace_file(self.path / METRICS, "".join(json.dumps(entry) + "\n" for entry in kept))
-        again = {"command": shlex.join(sys.argv), "started": _now(), "step": step}
-        self.fields.setdefault("resumed", []).append({**again, "git": git_state()})
-        self.fields.update(facts, status="running", summary={})
-        for entry in kept:
-            self._summarize(entry)
-        self._before = kept[-1]["seconds"] if kept else 0.0
-        for pattern in _OF_WEIGHTS:
-            for file in self.path.glob(pattern):
-                file.unlink()
-        for key in ("error", "fitted", "ended", "seconds"):
-            self.fields.pop(key, None)
-        self.save()
+            again = {"command": command, "started": _now(), "step": step, "git": git_state()}
+            again |= {"changes": dict(changes)} if changes else {}
+            self.fields.setdefault("resumed", []).append(again)
+            for key in ("error", "fitted", "ended", "seconds", "evaluations", "weights"):
+                self.fields.pop(key, None)
+            self.fields.update(facts, status="running", summary={})
+            if best_anew:
+                self.fields["best_since"] = step
+            for entry in kept:
+                self._summarize(entry)
+            self._before = kept[-1]["seconds"] if kept else 0.0
+            for pattern in _OF_WEIGHTS:
+                for file in self.path.glob(pattern):
+                    file.unlink()
+            self.save()
 
     @property
     def name(self) -> str:
@@ -148,15 +172,39 @@ class RunRecord:
         summary: dict[str, Any] = self.fields["summary"]
         return summary
 
+    @property
+    def evaluations(self) -> dict[str, Any]:
+        """What evaluated figures and predictions belong to, see `experiments.evaluations`."""
+        found: dict[str, Any] = self.fields.setdefault("evaluations", {})
+        return found
+
     def save(self) -> None:
-        """Writes ``record.json`` in one step, so that readers never see half of it.
+        """Writes what this process has changed, in one step: readers never see half of it.
 
         Raises:
             RunError: if it can't be written; the old one is left.
         """
-        content = json.dumps(_plain(self.fields), indent=2, allow_nan=False) + "\n"
-        with writing(self.path):
-            replace_file(self.path / RECORD, content)
+        with writing(self.path), self._alone():
+            mine, theirs = _plain(self.fields), self._on_disk()
+            merged = with_changes(self._known, mine, self._known if theirs is None else theirs)
+            replace_file(self.path / RECORD, json.dumps(merged, indent=2, allow_nan=False) + "\n")
+            self.fields, self._known = merged, copy.deepcopy(merged)
+
+    def _refresh(self) -> None:
+        """Takes what other processes have written; what is unsaved here goes."""
+        if (theirs := self._on_disk()) is not None:
+            self.fields, self._known = theirs, copy.deepcopy(theirs)
+
+    def _on_disk(self) -> dict[str, Any] | None:
+        """What ``record.json`` says now; None where it is missing or damaged."""
+        try:
+            return RunRecord.open(self.path).fields
+        except RunError:
+            return None
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Keeps other processes from writing meanwhile; may be nested."""
+        return held(self._lock, f"the record of run {self.name}")
 
     def sync(self) -> None:
         """Has the metrics written to the disk itself, as a checkpoint of the same step is."""
@@ -180,7 +228,9 @@ class RunRecord:
             RunError: if it can't be written.
         """
         entry = {"step": step, "seconds": self.seconds, **_plain(metrics)}
-        with writing(self.path), (self.path / METRICS).open("a") as file:
+        # Only a fit rewrites the file, when it begins: no other line of its own can get lost.
+        alone = nullcontext() if self._is_owner else self._alone()
+        with writing(self.path), alone, (self.path / METRICS).open("a") as file:
             file.write(json.dumps(entry, allow_nan=False) + "\n")
         self._summarize(entry)
 
@@ -189,7 +239,8 @@ class RunRecord:
             if key in {"step", "seconds", "epoch"}:
                 continue
             self.summary[key] = value
-            if key == "val/acc" and value is not None and value > self._best():
+            is_comparable = (entry["step"] or 0) > self.fields.get("best_since", -1)
+            if key == "val/acc" and value is not None and is_comparable and value > self._best():
                 self.summary["best/val/acc"] = value
                 self.summary["best/step"] = entry["step"]
 
@@ -226,12 +277,37 @@ class RunRecord:
 def was_never_begun(path: Path) -> bool:
     """Whether a folder holds at most what a process killed before its record leaves."""
     names = [entry.name for entry in path.iterdir()] if path.is_dir() else ["a file"]
-    return all(name == LOCK or re.fullmatch(rf"\..*\{PARTIAL}", name) for name in names)
+    locks = {LOCK, RECORD_LOCK}
+    return all(name in locks or re.fullmatch(rf"\..*\{PARTIAL}", name) for name in names)
+
+
+_MISSING = object()
+
+
+def with_changes(
+    before: Mapping[str, Any], mine: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Makes in one version of a record the changes that another one has.
+
+    Args:
+        before: what both come from.
+        mine: with the changes to make: keys that are new, others or missing.
+        theirs: to make them in; what is changed there alone stays.
+    """
+    merged = {}
+    for key in dict.fromkeys([*mine, *theirs]):
+        was, ours, other = (tree.get(key, _MISSING) for tree in (before, mine, theirs))
+        if isinstance(ours, Mapping) and isinstance(other, Mapping):
+            was = was if isinstance(was, Mapping) else {}
+            merged[key] = with_changes(was, ours, other)
+        elif (found := other if ours == was else ours) is not _MISSING:
+            merged[key] = found
+    return merged
 
 
 def _is_of_fit(entry: Mapping[str, Any], step: int) -> bool:
     """Whether an entry belongs to a fit of so many steps, and not to an evaluation by itself."""
-    evaluated = any(key.startswith(("test/", "validate/")) for key in entry)
+    evaluated = any(key.partition("/")[0] in EVALUATED for key in entry)
     return not evaluated and (entry["step"] or 0) <= step and step > 0
 
 

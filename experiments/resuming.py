@@ -1,18 +1,28 @@
 """Which run ``--resume`` means, whether anything is left to do, and that one process does it."""
 
 import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
+from pytorch_lightning import Callback, LightningModule, Trainer
 
 from datamodules.cifar10 import say
+from experiments.checkpoints import BEST, LAST, PREVIOUS, steps_behind
 from experiments.errors import RunError
-from experiments.record import CONFIG, LOCK, RECORD, RunRecord, experiment_name
+from experiments.files import replacing, writing
+from experiments.record import CONFIG, LOCK, RECORD, RunRecord, experiment_name, was_never_begun
 from experiments.runs import CIRCUMSTANCES, flat_config, read_run
 
 _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
+ABANDONED = "abandoned"  # the best checkpoint of a way that a run did not go on
+_OF_VALIDATION = re.compile(
+    r"data(\.(val_size|split_seed|source|synthetic_images))?"
+    r"|trainer\.(limit_val_batches|overfit_batches)"
+)
 _WITHOUT_EFFECT = re.compile(rf"{CIRCUMSTANCES}|{'|'.join(map(re.escape, _LIMITS))}")
 
 
@@ -68,23 +78,127 @@ def is_finished(record: RunRecord, before: dict[str, Any], config: dict[str, Any
     """
     if record.fields.get("status") != "finished":
         return False
-    longer = any(before.get(name) != config.get(name) for name in _LIMITS)
     untested = config["test_after_fit"] and "test/acc" not in record.summary
-    if longer or untested:
+    if limits_changed(before, config) or untested:
         return False
     say(f"run {record.name} is finished; to train it longer, raise --trainer.max_steps")
     return True
 
 
-def note_changes(before: dict[str, Any], config: dict[str, Any]) -> None:
-    """Tells in what a run that goes on differs from what it was: it ends as neither would."""
-    changed = [
-        f"{name} {config.get(name)} (was {before[name]})"
+def changes_between(before: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """In what a run that goes on differs from what it was: settings, each as it was and is now."""
+    return {
+        name: [before[name], config.get(name)]
         for name in sorted(before)
         if before[name] != config.get(name) and not _WITHOUT_EFFECT.fullmatch(name)
-    ]
-    if changed:
-        say(f"the run goes on with other settings: {', '.join(changed)}")
+    }
+
+
+def limits_changed(before: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a run is to be shorter or longer than it was."""
+    return any(before.get(name) != config.get(name) for name in _LIMITS)
+
+
+def note_changes(changes: Mapping[str, Any]) -> None:
+    """Tells in what a run that goes on differs from what it was: it ends as neither would."""
+    if changes:
+        listed = ", ".join(f"{name} {now} (was {was})" for name, (was, now) in changes.items())
+        say(f"the run goes on with other settings: {listed}")
+
+
+def is_best_anew(run: Path, step: int, changes: Mapping[str, Any], longer: bool) -> bool:
+    """Whether the best checkpoint of a run that goes on has nothing to do with what comes now.
+
+    It has not if it was the best on other validation images, or if it lies ahead of where the run
+    goes on, on a way that the run does not take again.
+
+    Args:
+        run: the run's folder.
+        step: optimiser steps behind the checkpoint that it goes on from.
+        changes: see `changes_between`.
+        longer: see `limits_changed`.
+    """
+    best = run / f"{BEST}.ckpt"
+    if not best.is_file():
+        return False
+    if any(_OF_VALIDATION.fullmatch(name) for name in changes):
+        return True
+    return bool(changes or longer) and steps_behind(best) > step
+
+
+def go_back_to(checkpoint: Path | None, run: Path, best_anew: bool) -> None:
+    """Makes a checkpoint the newest of its run, and keeps aside what is not of its past.
+
+    A process that is killed from now on then goes on from there, too.
+
+    Args:
+        checkpoint: where the run goes on from; None to begin anew.
+        run: the run's folder.
+        best_anew: whether the best checkpoint is to be replaced.
+    """
+    if best_anew:
+        (run / f"{BEST}.ckpt").replace(run / f"{ABANDONED}.ckpt")
+        say(f"{BEST}.ckpt was the best of another training: it is {ABANDONED}.ckpt now")
+    if checkpoint is None or checkpoint.name == f"{LAST}.ckpt":
+        return
+    if checkpoint.resolve().parent != run.resolve():
+        return
+    if checkpoint.name != f"{PREVIOUS}.ckpt":
+        (run / f"{PREVIOUS}.ckpt").unlink(missing_ok=True)
+    with replacing(run / f"{LAST}.ckpt") as partial:
+        shutil.copyfile(checkpoint, partial)
+
+
+class BestAnew(Callback):
+    """Has the callbacks that go by the best validation forget those before, if it must.
+
+    Attributes:
+        is_anew: whether they must; the first process knows.
+    """
+
+    def __init__(self) -> None:
+        self.is_anew = False
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Takes their states out of what is loaded."""
+        if not trainer.strategy.broadcast(self.is_anew):
+            return
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if str(getattr(callback, "monitor", "")).startswith("val/"):
+                checkpoint.get("callbacks", {}).pop(callback.state_key, None)
+
+
+def check_room(path: Path, overwrite: bool) -> None:
+    """Refuses a folder for a new run that holds something, unless it is a run to be replaced.
+
+    Raises:
+        RunError: naming the remedy.
+    """
+    if not path.exists() or was_never_begun(path):
+        return
+    if not overwrite:
+        raise RunError(
+            f"{path} exists: go on with it by --resume, replace it by --overwrite true, or choose "
+            "another --name"
+        )
+    if not (path / RECORD).is_file():
+        raise RunError(f"{path} is not a run of this project (no {RECORD}): not overwritten")
+
+
+def make_room(path: Path, overwrite: bool) -> None:
+    """Empties the folder of a new run, which is locked: all but the lock goes.
+
+    Raises:
+        RunError: see `check_room`; another process may have been there first.
+    """
+    check_room(path, overwrite)
+    for entry in path.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != LOCK:
+            entry.unlink()
 
 
 class RunLock:
@@ -92,24 +206,20 @@ class RunLock:
 
     Args:
         path: the run's folder.
-
-    Raises:
-        RunError: if another process trains this run.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = FileLock(path / LOCK)
-        if path.is_dir():
-            self.acquire()
-            self.release()
 
     def acquire(self) -> None:
-        """Takes the lock, in a folder that exists.
+        """Takes the lock, and makes the folder if need be.
 
         Raises:
-            RunError: if another process has it.
+            RunError: if another process has it, or the folder can't be made.
         """
+        with writing(self.path, "name another with --runs_dir, or mend its permissions"):
+            self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._file.acquire(timeout=0)
         except Timeout as error:  # an OSError too: it must come first

@@ -1,6 +1,7 @@
 """One command on one run: opened before anything trains, recorded, summarised at the end."""
 
 import contextlib
+import itertools
 import logging
 import os
 import re
@@ -10,8 +11,9 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 from pytorch_lightning import Callback, Trainer
@@ -37,6 +39,7 @@ from experiments.checkpoints import (
     find_checkpoint,
     load_checkpoint,
     newest_checkpoint,
+    state_sha256,
     training_settings,
     weights_sha256,
 )
@@ -49,17 +52,36 @@ from experiments.checks import (
 )
 from experiments.cluster import requeue
 from experiments.errors import RunError
+from experiments.evaluations import (
+    OTHER_WEIGHTS,
+    Evaluation,
+    Stage,
+    differences,
+    of_other_weights,
+    set_aside,
+    set_aside_others,
+    still_has,
+    weights_of,
+)
+from experiments.files import file_identity, writing
 from experiments.loggers import RecordLogger
 from experiments.messages import one_line
 from experiments.parsing import USER_ERRORS, UsageError
 from experiments.processes import PARENT_VARIABLE
 from experiments.progress import TrainMonitor
-from experiments.record import RECORD, RunRecord, run_folder, was_never_begun
+from experiments.record import RECORD, RunRecord, run_folder
 from experiments.resuming import (
+    BestAnew,
     RunLock,
+    changes_between,
+    check_room,
     choose_run,
     config_before,
+    go_back_to,
+    is_best_anew,
     is_finished,
+    limits_changed,
+    make_room,
     note_changes,
 )
 from experiments.runs import flat
@@ -116,11 +138,17 @@ class RunSession:
         self.monitor = TrainMonitor()
         self.steps_of_checkpoint = 0
         self.steps_of_weights: int | None = None
-        self.is_new = False
         self.changes_status = True
         self.is_over = False
+        self.command: str = getattr(cli, "command_line", "")
+        self.evaluation: Evaluation | None = None
+        self._report: EvaluationReport | None = None
         self._status: RunStatus | None = None
         self._lock: RunLock | None = None
+        self._owned: Path | None = None  # a folder in which there is nothing of before
+        self._best_anew = BestAnew()
+        self._weights_sha256 = ""
+        self._file_of_weights: tuple[int, ...] = ()
         self._signals = StopSignals()
 
     # ---- before -------------------------------------------------------------------------------
@@ -157,8 +185,10 @@ class RunSession:
         if subcommand == "fit":
             check_validation(session.trainer, session.data)
         if checkpoint is not None:
+            session._file_of_weights = file_identity(checkpoint)
             content = load_checkpoint(checkpoint)
             check_model(checkpoint, content, session.model)
+            session._weights_sha256 = state_sha256(content["state_dict"])
             session.steps_of_checkpoint = int(content["global_step"])
             if subcommand == "fit":
                 check_training(checkpoint, content, settings)
@@ -176,6 +206,7 @@ class RunSession:
             try:
                 session._open_record(cli._parser(subcommand))
             except BaseException:
+                session._abandon()
                 session._signals.give_back()
                 raise
         return session
@@ -193,52 +224,122 @@ class RunSession:
         resolved: dict[str, Any] = yaml.safe_load(dumped)
         facts = self._facts(resolved)
         path = self._run_folder()
-        # Weights of another run only start a new one: they must not overwrite the run named.
-        inside = self.checkpoint is not None and self.checkpoint.resolve().parent == path.resolve()
-        resuming = self.subcommand == "fit" and (inside or self._begins_again(path))
         if not self.trainer.is_global_zero:  # the first process writes the record
             self._attach(RunRecord(path, {"summary": {}}), resolved)
             return
         if self.trainer.world_size > 1 and not self._is_started_from_outside:
             os.environ[PARENT_VARIABLE] = str(os.getpid())
-        if self.subcommand == "fit":
-            self._lock = RunLock(path)
-            check_space(path, self.model, resuming)
-            if not resuming:
-                _make_room(path, self.config.overwrite)
-        self.is_new = not (path / RECORD).is_file()
-        if self.is_new:
-            record = RunRecord.create(path, dumped, facts)
+        open_it = self._open_fit if self.subcommand == "fit" else self._open_evaluation
+        record = open_it(path, dumped, resolved, facts)
+        if not self.is_over:
+            self._attach(record, {**resolved, "run": facts})
+
+    def _open_fit(
+        self, path: Path, dumped: str, resolved: dict[str, Any], facts: dict[str, Any]
+    ) -> RunRecord:
+        # Weights of another run only start a new one: they must not overwrite the run named.
+        inside = self.checkpoint is not None and self.checkpoint.resolve().parent == path.resolve()
+        resuming = inside or self._begins_again(path)
+        check_space(path, self.model, resuming)
+        if not resuming:
+            check_room(path, self.config.overwrite)
+        self._take_lock(path)
+        self._check_checkpoint_is_the_same(path)
+        if self.checkpoint is not None and not (inside and (path / RECORD).is_file()):
+            facts["started_from"] = {
+                "checkpoint": str(self.checkpoint),
+                "step": self.steps_of_checkpoint,
+                "weights_sha256": self._weights_sha256,
+            }
+        if resuming and (path / RECORD).is_file():
+            return self._go_on(RunRecord.open(path), dumped, resolved, facts)
+        if not resuming:
+            make_room(path, self.config.overwrite)
+            self._owned = path
+        return RunRecord.create(path, dumped, facts, self.command)
+
+    def _go_on(
+        self, record: RunRecord, dumped: str, resolved: dict[str, Any], facts: dict[str, Any]
+    ) -> RunRecord:
+        self._check_data(record, facts)
+        before, asked = config_before(record), flat(resolved)
+        if self.config.resume and is_finished(record, before, asked):
+            self.is_over, self.record = True, record
+            return record
+        changes = changes_between(before, asked)
+        note_changes(changes)
+        start = self.steps_of_checkpoint
+        anew = is_best_anew(record.path, start, changes, limits_changed(before, asked))
+        record.resume(dumped, facts, start, self.command, changes, anew)
+        go_back_to(self.checkpoint, record.path, anew)
+        if anew:
+            self._best_anew.is_anew = True
+        return record
+
+    def _open_evaluation(
+        self, path: Path, dumped: str, resolved: dict[str, Any], facts: dict[str, Any]
+    ) -> RunRecord:
+        is_new = self.changes_status = not (path / RECORD).is_file()
+        if is_new:
+            self._take_lock(path)
+            record = RunRecord.create(path, dumped, facts, self.command)
         else:
             record = RunRecord.open(path)
             self._check_data(record, facts)
-        if resuming and self.config.resume:
-            before, asked = config_before(record), flat(resolved)
-            self.is_over = is_finished(record, before, asked)
-            if not self.is_over:
-                note_changes(before, asked)
-        if self.is_over:
-            self.record = record
-            return
-        if self._lock is not None:
-            self._lock.acquire()
-        if resuming:
-            record.resume(dumped, facts, self.steps_of_checkpoint)
-        self.changes_status = self.subcommand == "fit" or self.is_new
-        try:
-            self._attach(record, {**resolved, "run": facts})
-        except RunError:
-            self._forget_new_run(path)
-            raise
+        stage = cast("Stage", self.subcommand)
+        assert self.checkpoint is not None
+        ours, runs = flat(resolved), {} if is_new else config_before(record)
+        differs: dict[str, Any] = {}
+        if not is_new:
+            differs = differences(stage, ours, runs, self._batches())
+            differs |= of_other_weights(record, self.checkpoint, self._weights_sha256)
+        folder = Path(self.data.predict_dir).resolve() if self.data.predict_dir else None
+        self.evaluation = Evaluation(
+            stage,
+            self.checkpoint,
+            self._weights_sha256,
+            self.steps_of_checkpoint,
+            differs,
+            folder if stage == "predict" else None,
+        )
+        return record
+
+    def _batches(self) -> int:
+        """How many batches there are to evaluate, without a limit."""
+        data = self.data
+        loader = {
+            "validate": data.val_dataloader,
+            "test": data.test_dataloader,
+            "predict": data.predict_dataloader,
+        }[self.subcommand]
+        return len(loader())
+
+    def _take_lock(self, path: Path) -> None:
+        was_there = path.exists()
+        self._lock = RunLock(path)
+        self._lock.acquire()
+        if not was_there:
+            self._owned = path
+
+    def _check_checkpoint_is_the_same(self, path: Path) -> None:
+        """Refuses to go on from what another process has replaced before this one had the lock."""
+        if self.checkpoint is None:
+            same = not self._begins_again(path) or newest_checkpoint(path) is None
+        else:
+            same = file_identity(self.checkpoint) == self._file_of_weights
+        if not same:
+            raise RunError(f"another process has just trained run {path.name}: try again")
 
     def _begins_again(self, path: Path) -> bool:
         """Whether a run is to go on that was left before its first checkpoint."""
         return bool(self.config.resume) and (path / RECORD).is_file()
 
-    def _forget_new_run(self, path: Path) -> None:
-        """Removes the folder of a run in which nothing ran: its name stays free."""
-        if self.is_new and self.trainer.is_global_zero:
-            shutil.rmtree(path, ignore_errors=True)
+    def _abandon(self) -> None:
+        """Removes the folder of a run in which nothing ran, its name stays free; lets it go."""
+        if self._owned is not None:
+            shutil.rmtree(self._owned, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.release()
 
     def _announce(self, record: RunRecord) -> None:
         fields = record.fields
@@ -261,7 +362,7 @@ class RunSession:
         if several and _RUN_VARIABLE not in os.environ:  # nor by Lightning
             raise RunError("several processes must share one run: name it with --name")
         name = os.environ.get(_RUN_VARIABLE) if self.trainer.global_rank else None
-        os.environ[_RUN_VARIABLE] = name = name or self._default_name(root)
+        os.environ[_RUN_VARIABLE] = name = name or self._reserve_name(root)
         return root / name
 
     @property
@@ -270,14 +371,26 @@ class RunSession:
         environment = getattr(self.trainer.strategy, "cluster_environment", None)
         return environment is not None and environment.creates_processes_externally
 
-    def _default_name(self, root: Path) -> str:
+    def _reserve_name(self, root: Path) -> str:
+        """Names the run after what it is and makes its folder: no other process gets that name."""
         parts = [self.experiment]
         if self.data.resolved_source == "synthetic":
             parts.append("synthetic")
         parts += [f"s{self.config.seed_everything}", time.strftime("%Y%m%d-%H%M%S")]
-        name = "-".join(parts)
-        taken = sum(1 for _ in root.glob(f"{name}*"))
-        return f"{name}-{taken + 1}" if taken else name
+        stem = "-".join(parts)
+        for count in itertools.count(1):
+            name = f"{stem}-{count}" if count > 1 else stem
+            try:
+                with writing(root, "name another with --runs_dir, or mend its permissions"):
+                    root.mkdir(parents=True, exist_ok=True)
+                    (root / name).mkdir()
+            except RunError as error:
+                if isinstance(error.__cause__, FileExistsError) and (root / name).is_dir():
+                    continue
+                raise
+            self._owned = root / name
+            return name
+        raise AssertionError("unreachable")
 
     def _facts(self, resolved: dict[str, Any]) -> dict[str, Any]:
         optimizer = resolved["model"].get("init_args", {}).get("optimizer") or {}
@@ -308,12 +421,13 @@ class RunSession:
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(record.path.resolve())
-        added: list[Callback] = [self.monitor, EvaluationReport(record, self._step)]
+        self._report = EvaluationReport(record, self._step, self.evaluation)
+        added: list[Callback] = [self.monitor, self._report]
         added += [self._status, StopBetweenBatches(self._signals)]
         if self.subcommand == "fit":
-            added.append(SettledProgress())
-        if self.subcommand == "predict":
-            added.append(PredictionWriter(self._predictions))
+            added += [SettledProgress(), self._best_anew]
+        if self.subcommand == "predict" and self.evaluation is not None:
+            added.append(PredictionWriter(record, self.evaluation))
         if trainer.checkpoint_callbacks:
             added.append(LastCheckpoint(record, 60 * self.config.save_every_min))
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
@@ -323,6 +437,8 @@ class RunSession:
         callbacks.sort(key=lambda c: isinstance(c, Checkpoint) + isinstance(c, LastCheckpoint))
         logger = RecordLogger(record, self._step)
         trainer.loggers = [logger, *trainer.loggers]
+        if self.evaluation is not None and not self.evaluation.is_of_run:
+            trainer.loggers = []  # its figures are kept aside
         if trainer.is_global_zero and (wandb := wandb_logger(trainer)):
             kept = {key: value for key, value in config.items() if key not in _OF_ONE_COMMAND}
             wandb.start(record, kept, self._step)
@@ -334,13 +450,6 @@ class RunSession:
         if self.steps_of_weights is not None:
             return self.steps_of_weights
         return self.trainer.global_step
-
-    @property
-    def _predictions(self) -> Path:
-        assert self.record is not None
-        folder = self.data.predict_dir
-        suffix = f"-{Path(folder).resolve().name}" if folder else ""
-        return self.record.path / f"predictions{suffix}.csv"
 
     # ---- the command --------------------------------------------------------------------------
 
@@ -355,6 +464,8 @@ class RunSession:
         """
         if self.is_over:
             self._signals.give_back()
+            if self._lock is not None:
+                self._lock.release()
             return
         try:
             with warnings.catch_warnings(), self._signals:
@@ -420,7 +531,7 @@ class RunSession:
             if isinstance(error, RunError) or self.subcommand != "fit" or self.monitor.started:
                 raise
             if self.record is not None:
-                self._forget_new_run(self.record.path)
+                self._abandon()
             raise UsageError(one_line(str(error))) from error
 
     @contextlib.contextmanager
@@ -433,7 +544,7 @@ class RunSession:
             if self.trainer.world_size == 1 or not of_processes or isinstance(error, RunError):
                 raise
             if self.subcommand == "fit" and not self.monitor.started and self.record is not None:
-                self._forget_new_run(self.record.path)
+                self._abandon()
             raise RunError(_of_processes(error)) from error
 
     def _note_fit(self) -> None:
@@ -448,11 +559,13 @@ class RunSession:
             self.record.summary["train/peak_gpu_mib"] = round(self.monitor.peak_gpu_bytes / 2**20)
 
     def _test_after_fit(self) -> None:
-        assert self.record is not None
-        has_best = (self.record.path / f"{BEST}.ckpt").is_file()
-        checkpoint = find_checkpoint(self.record.path, BEST if has_best else LAST)
-        self.steps_of_weights = int(load_checkpoint(checkpoint)["global_step"])
-        self.record.summary["test/checkpoint"] = checkpoint.name
+        assert self.record is not None and self._report is not None
+        checkpoint = find_checkpoint(self.record.path, chosen_checkpoint(self.record))
+        content = load_checkpoint(checkpoint)
+        self.steps_of_weights = int(content["global_step"])
+        self._report.evaluation = Evaluation(
+            "test", checkpoint, state_sha256(content["state_dict"]), self.steps_of_weights
+        )
         # After a fit, Lightning's weight averaging would put back the weights that aren't averaged.
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [c for c in callbacks if not isinstance(c, WeightAveraging)]
@@ -468,19 +581,34 @@ class RunSession:
     def _close(self, seconds: float) -> None:
         record = self.record
         assert record is not None
-        if self.subcommand in {"test", "validate"} and self.checkpoint is not None:
-            record.summary[f"{self.subcommand}/checkpoint"] = self.checkpoint.name
         if self.subcommand != "predict":
             plots.curves(record.metrics(), record.path / "curves.png", title=record.name)
+        if self.subcommand == "fit":
+            record.fields["weights"] = weights_of(record.path)
+            record.save()  # takes in what has been evaluated meanwhile
+            set_aside_others(record)
         if self.changes_status:
             record.finish("finished")
         else:
-            record.save()
+            self._save_evaluation(record)
         if logger := wandb_logger(self.trainer):
             best = {k: v for k, v in record.summary.items() if k.startswith(("best/", "train/"))}
             logger.summarize(best)
             logger.close(exit_code=0)
-        show(summary_table(record, self.subcommand, seconds, self._predictions))
+        show(summary_table(record, self.subcommand, seconds, self.evaluation))
+
+    def _save_evaluation(self, record: RunRecord) -> None:
+        """Saves what was evaluated; aside, if a fit has replaced the weights meanwhile."""
+        evaluation = self.evaluation
+        assert evaluation is not None
+        record.save()
+        if evaluation.is_of_run and not still_has(record, evaluation, self._file_of_weights):
+            set_aside(record, evaluation.key(record))
+            self.evaluation = replace(
+                evaluation, differs={OTHER_WEIGHTS: evaluation.checkpoint.name}
+            )
+            say(f"a fit of {record.name} has replaced these weights meanwhile: kept aside")
+            record.save()
 
 
 def _of_processes(error: Exception) -> str:
@@ -513,8 +641,14 @@ def _checkpoint(config: Any, subcommand: str) -> Path | None:
         return Path(asked)
     if config.name is None:
         raise RunError(f"--ckpt_path {asked} of which run? Name it with --name")
-    run = RunRecord.open(run_folder(Path(config.runs_dir), config.name)).path
-    return find_checkpoint(run, asked or BEST)
+    record = RunRecord.open(run_folder(Path(config.runs_dir), config.name))
+    return find_checkpoint(record.path, asked or record.fields.get("chosen", BEST))
+
+
+def chosen_checkpoint(record: RunRecord) -> str:
+    """The checkpoint that a run's figures go by: the best on validation, or else the last."""
+    best = (record.path / f"{BEST}.ckpt").is_file()
+    return str(record.fields.get("chosen", BEST if best else LAST))
 
 
 def _checkpoint_to_resume(config: Any, experiment: str) -> Path | None:
@@ -534,20 +668,6 @@ def _keep_no_best_without_validation(trainer: Trainer, data: CIFAR10DataModule) 
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and not data.val_size:
             callback.monitor, callback.save_top_k = None, 0
-
-
-def _make_room(path: Path, overwrite: bool) -> None:
-    """Refuses to write into an existing run, or removes it if that was asked for."""
-    if not path.exists() or was_never_begun(path):
-        return
-    if not overwrite:
-        raise RunError(
-            f"{path} exists: go on with it by --resume, replace it by --overwrite true, or choose "
-            "another --name"
-        )
-    if not (path / RECORD).is_file():
-        raise RunError(f"{path} is not a run of this project (no {RECORD}): not overwritten")
-    shutil.rmtree(path)
 
 
 # Tips; and devices and seed, which the run's first line and its record name.

@@ -5,35 +5,67 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from experiments.checkpoints import BEST, LAST
+from experiments.evaluations import Evaluation
 from experiments.record import RunRecord
 
 _NO_VALUE = "-"
 
 
-def summary_table(record: RunRecord, command: str, seconds: float, predictions: Path) -> str:
+def summary_table(
+    record: RunRecord, command: str, seconds: float, evaluation: Evaluation | None
+) -> str:
     """Formats what a command did, where its files are and what to type next.
 
     Args:
         record: the run's record.
         command: fit, validate, test or predict.
         seconds: how long the command's main part took.
-        predictions: where a prediction went.
+        evaluation: what it evaluated; None for a fit.
 
     Returns:
         A table of lines, without a newline at its end.
     """
-    if command == "predict":
-        rows = [("predictions", str(predictions))]
+    if evaluation is not None and command == "predict":
+        rows = [("predictions", _predictions(record, evaluation))]
     else:
         rows = [("data", _data(record)), *_results(record)]
+    if evaluation is not None and not evaluation.is_of_run:
+        rows += _aside(record, evaluation)
     rows += [("time", f"{seconds:.1f} s for {command}"), ("run", str(record.path))]
     rows.append(("W&B", _upload(record)))
     rows += [("look at", _files(record, command)), ("next", _next(record, command))]
     width = max(len(key) for key, _ in rows)
     lines = [f"  {key:<{width}}  {value}" for key, value in rows if value]
     return "\n".join(["", f"{record.name}: {command} done", *lines])
+
+
+def _predictions(record: RunRecord, evaluation: Evaluation) -> str:
+    path = evaluation.predictions(record)
+    entry = record.evaluations[path.name]
+    count, whole = entry["images"], entry["whole"]
+    part = f"only {count:,} of {whole:,}" if count < whole else f"{count:,}"
+    return f"{path} ({entry['checkpoint']}, {part} images)"
+
+
+def _aside(record: RunRecord, evaluation: Evaluation) -> list[tuple[str, str]]:
+    """Figures that are not the run's own, and why."""
+    entry = record.evaluations[evaluation.key(record)]
+    reasons = [f"{key} {_difference(value)}" for key, value in evaluation.differs.items()]
+    rows = [("kept aside", f"not the run's own figures: {'; '.join(reasons)}")]
+    if "acc" in entry:
+        figures = f"acc {_number(entry['acc'])}, loss {_number(entry['loss'])}"
+        of = f"{entry['checkpoint']}, {entry['images']:,} images"
+        rows.insert(0, (evaluation.stage, f"{figures} ({of})"))
+    return rows
+
+
+def _difference(value: Any) -> str:
+    if isinstance(value, list) and len(value) == 2:
+        return f"{value[1]} (the run: {value[0]})"
+    return f"of {value}"
 
 
 def _data(record: RunRecord) -> str:
@@ -76,8 +108,11 @@ def _of_what(record: RunRecord, stage: str) -> str:
 
 def _figures(record: RunRecord, stage: str) -> str:
     values = [record.summary.get(f"{stage}/{metric}") for metric in ("acc", "loss")]
-    texts = [_NO_VALUE if value is None else f"{value:.4f}" for value in values]
-    return f"acc {texts[0]}, loss {texts[1]}"
+    return f"acc {_number(values[0])}, loss {_number(values[1])}"
+
+
+def _number(value: float | None) -> str:
+    return _NO_VALUE if value is None else f"{value:.4f}"
 
 
 def _files(record: RunRecord, command: str) -> str:

@@ -286,6 +286,8 @@ def fingerprint(run: Path) -> dict[str, Any]:
         "metrics": [_timeless(json.loads(line)) for line in lines],
     }
     found["record"]["summary"] = _timeless(record["summary"])
+    evaluations = record.get("evaluations", {})
+    found["record"]["evaluations"] = {k: v for k, v in evaluations.items() if ".csv" not in k}
     for path in sorted(run.glob("*.ckpt")):
         if path.stem != "previous":
             found[path.name] = hash_of_checkpoint(path)

@@ -76,7 +76,7 @@ def step(path: Path) -> int:
 
 def test_fit_keeps_everything_in_the_runs_folder(trained: Trained) -> None:
     kept = {"config.yaml", "record.json", "metrics.jsonl", "best.ckpt", "last.ckpt"}
-    kept |= {"previous.ckpt", ".lock"}
+    kept |= {"previous.ckpt", ".lock", ".record.lock"}
     drawn = {"curves.png", "confusion_val.png", "confusion_test.png", "mistakes_test.png"}
     assert trained.files == kept | drawn
 

@@ -37,7 +37,7 @@ def test_readers_never_see_half_a_record(record: RunRecord) -> None:
         json.loads((record.path / RECORD).read_text())
         reads += 1
     writer.join()
-    assert [path.name for path in record.path.iterdir() if path.name.startswith(".")] == []
+    assert [path.name for path in record.path.iterdir() if path.suffix == ".partial"] == []
 
 
 def test_a_failed_save_leaves_the_old_record(

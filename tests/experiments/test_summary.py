@@ -19,7 +19,7 @@ def record(path: Path, *files: str, **summary: object) -> RunRecord:
 
 
 def row(name: str, run: RunRecord, command: str = "fit") -> str | None:
-    table = summary_table(run, command, 1.0, run.path / "predictions.csv").splitlines()
+    table = summary_table(run, command, 1.0, None).splitlines()
     rows = [line.split(maxsplit=1) for line in table[2:]]
     return next((value for key, value in rows if key == name), None)
 

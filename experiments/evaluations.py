@@ -1,0 +1,222 @@
+"""What an evaluated figure belongs to: these weights, these images, these settings.
+
+A figure is the run's own if a checkpoint of the run's fit gave it, under the run's own settings.
+Its values are then in the record's summary, by which runs are compared. Every other figure is kept
+aside, under a name of its own: it must not replace the run's.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from experiments.checkpoints import BEST, LAST, checkpoint_sha256
+from experiments.files import file_identity
+from experiments.record import EVALUATED, RunRecord
+
+Stage = Literal["validate", "test", "predict"]
+
+# Settings that change what an evaluation gives; those of validation images change only its own.
+_OF_A_FIGURE = re.compile(
+    r"model(\.(?!(optimizer|lr_scheduler|lr_interval|label_smoothing)(\.|$)).*)?"
+    r"|data(\.(source|normalization|synthetic_images))?|trainer\.precision"
+)
+_OF_VALIDATION = re.compile(r"data\.(val_size|split_seed)")
+_LIMITS = {
+    "validate": "limit_val_batches",
+    "test": "limit_test_batches",
+    "predict": "limit_predict_batches",
+}
+_PICTURES = {
+    "test": ("confusion_test", "mistakes_test"),
+    "validate": ("confusion_validate",),
+}
+OTHER_WEIGHTS = "weights"  # of the settings that differ: that these are not the run's
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation of a checkpoint in a run.
+
+    Attributes:
+        stage: the command.
+        checkpoint: the checkpoint's file.
+        weights_sha256: hash of its weights.
+        step: optimiser steps behind it.
+        differs: settings by key, each as the run has it and as it is here.
+        folder: the images that are predicted; None for the test set.
+    """
+
+    stage: Stage
+    checkpoint: Path
+    weights_sha256: str
+    step: int
+    differs: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+
+    @property
+    def is_of_run(self) -> bool:
+        """Whether its figures are the run's own."""
+        return not self.differs
+
+    @property
+    def tag(self) -> str:
+        """What names of its files end in; empty for the run's own."""
+        return "" if self.is_of_run else _tag(self.weights_sha256, self.differs)
+
+    def facts(self, record: RunRecord) -> dict[str, Any]:
+        """What the record says of it besides its figures."""
+        parent = self.checkpoint.resolve().parent
+        inside = parent == record.path.resolve()
+        name = self.checkpoint.name if inside else str(self.checkpoint)
+        facts: dict[str, Any] = {
+            "checkpoint": name,
+            "weights_sha256": self.weights_sha256,
+            "step": self.step,
+            "differs": dict(self.differs),
+        }
+        return facts | ({"folder": str(self.folder)} if self.folder else {})
+
+    def note(self, record: RunRecord, figures: Mapping[str, Any]) -> None:
+        """Writes figures into the record: the summary, or, if they are not the run's own, aside.
+
+        Args:
+            record: the run's record; not saved here.
+            figures: by name, without the stage: ``acc``, ``images``.
+        """
+        entry = self.facts(record) | {"images": figures["images"]}
+        record.evaluations[self.key(record)] = entry
+        if self.is_of_run and self.stage != "predict":
+            figures = {**figures, "checkpoint": self.checkpoint.name}
+            record.summary.update(
+                {f"{self.stage}/{name}": value for name, value in figures.items()}
+            )
+        else:
+            entry |= figures
+
+    def key(self, record: RunRecord) -> str:
+        """By what the record's ``evaluations`` has it: command and tag, or a prediction's file."""
+        if self.stage == "predict":
+            return self.predictions(record).name
+        return f"{self.stage}{self.tag}"
+
+    def predictions(self, record: RunRecord) -> Path:
+        """The file for its predictions: another one for each folder, and for other weights."""
+        base = "predictions" + (f"-{self.folder.name}" if self.folder else "")
+        known = record.evaluations.get(f"{base}.csv", {})
+        if self.folder and known.get("folder", str(self.folder)) != str(self.folder):
+            base += f"-{_digest(str(self.folder))}"
+        return record.path / f"{base}{self.tag}.csv"
+
+
+def differences(
+    stage: Stage, ours: Mapping[str, Any], runs: Mapping[str, Any], batches: int
+) -> dict[str, Any]:
+    """The settings of an evaluation that are not the run's and change its figures.
+
+    Args:
+        stage: the command.
+        ours: its configuration, flat.
+        runs: the run's, flat; empty for a run that is only this evaluation.
+        batches: how many batches there are in all.
+    """
+    found = {
+        key: [runs.get(key), ours.get(key)]
+        for key in sorted({*ours, *runs} if runs else ())
+        if ours.get(key) != runs.get(key)
+        and (_OF_A_FIGURE.fullmatch(key) or (stage == "validate" and _OF_VALIDATION.fullmatch(key)))
+    }
+    key = f"trainer.{_LIMITS[stage]}"
+    if runs and is_limited(ours.get(key), batches) and ours.get(key) != runs.get(key):
+        found[key] = [runs.get(key), ours.get(key)]
+    return found
+
+
+def is_limited(limit: float | None, batches: int) -> bool:
+    """Whether a limit of Lightning's leaves some of so many batches out."""
+    if limit is None:
+        return False
+    return limit < 1 if isinstance(limit, float) else limit < batches
+
+
+def of_other_weights(record: RunRecord, checkpoint: Path, sha256: str) -> dict[str, Any]:
+    """Says why a checkpoint is not one that the run's figures go by; empty if it is one.
+
+    Args:
+        record: the run's record.
+        checkpoint: the file.
+        sha256: hash of its weights.
+    """
+    inside = checkpoint.resolve().parent == record.path.resolve()
+    known = record.fields.get("weights", {})
+    if record.fields.get("job_type") != "fit":  # a run that is only evaluations
+        known = {e.get("checkpoint"): e.get("weights_sha256") for e in record.evaluations.values()}
+        return {} if not known or sha256 in known.values() else {OTHER_WEIGHTS: str(checkpoint)}
+    if inside and checkpoint.stem in {BEST, LAST} and known.get(checkpoint.name, sha256) == sha256:
+        return {}
+    return {OTHER_WEIGHTS: str(checkpoint)}
+
+
+def weights_of(run: Path) -> dict[str, str]:
+    """Hashes of the weights that a run's figures go by, by file."""
+    files = [run / f"{name}.ckpt" for name in (BEST, LAST)]
+    return {path.name: checkpoint_sha256(path) for path in files if path.is_file()}
+
+
+def still_has(record: RunRecord, evaluation: Evaluation, identity: tuple[int, ...]) -> bool:
+    """Whether the run still goes by the weights that were evaluated.
+
+    Args:
+        record: the run's record, as it is by now.
+        evaluation: what was evaluated.
+        identity: of the checkpoint's file when it was read (see `file_identity`).
+    """
+    sha256, path = evaluation.weights_sha256, evaluation.checkpoint
+    if known := record.fields.get("weights"):
+        return sha256 in known.values()
+    if file_identity(path) == identity:
+        return True
+    return path.is_file() and checkpoint_sha256(path) == sha256
+
+
+def set_aside_others(record: RunRecord) -> None:
+    """Keeps aside what was measured, drawn and predicted with weights that the run has no more.
+
+    Args:
+        record: with ``weights``, those that it has; not saved here.
+    """
+    kept = set(record.fields["weights"].values())
+    for key, entry in [*record.evaluations.items()]:
+        if not entry.get("differs") and entry.get("weights_sha256") not in kept:
+            set_aside(record, key)
+
+
+def set_aside(record: RunRecord, key: str) -> None:
+    """Gives figures, pictures or predictions a name of their own: their weights are others.
+
+    Args:
+        record: the run's record; not saved here.
+        key: of ``evaluations``: ``test``, ``validate``, or a file of predictions.
+    """
+    entry = record.evaluations.pop(key)
+    entry["differs"] = {OTHER_WEIGHTS: entry["checkpoint"]}
+    tag = _tag(entry["weights_sha256"], entry["differs"])
+    if key in EVALUATED:
+        names = [name for name in record.summary if name.startswith(f"{key}/")]
+        entry |= {name.partition("/")[2]: record.summary.pop(name) for name in names}
+    for name in (f"{picture}.png" for picture in _PICTURES[key]) if key in EVALUATED else (key,):
+        if (path := record.path / name).is_file():
+            path.replace(path.with_name(f"{path.stem}{tag}{path.suffix}"))
+    record.evaluations[f"{Path(key).stem}{tag}{Path(key).suffix}"] = entry
+
+
+def _tag(sha256: str, differs: Mapping[str, Any]) -> str:
+    return f"-{_digest([sha256, differs])}"
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
