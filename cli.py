@@ -51,6 +51,7 @@ from experiments.progress import RunProgressBar
 from experiments.saving import best_checkpoint
 from experiments.session import RunSession, quiet_lightning
 from experiments.stopping import Stopped
+from experiments.trust import TRUST_FLAG
 from lightning_modules import (  # noqa: F401 - known by short name
     CNN,
     MLP,
@@ -100,6 +101,12 @@ class CIFAR10CLI(LightningCLI):
             type=bool,
             default=False,
             help="Go on with the run where it was left, or begin it if there is none.",
+        )
+        group.add_argument(
+            TRUST_FLAG,
+            type=bool,
+            default=False,
+            help="Take a run's own configuration as it is, with the modules and folders it names.",
         )
         group.add_argument(
             "--save_every_min",

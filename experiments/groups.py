@@ -23,6 +23,8 @@ _NOT_OF_THE_EXPERIMENT = re.compile(
 _SEEDS = {"seed_everything", "data.seed"}
 _CALLBACKS = "trainer.callbacks"
 _DATA = "data found"
+_START = "started from"
+_CHANGED = "changed on resume"
 # Callbacks that look on; others, such as an average of the weights, make another experiment.
 _LOOKS_ON = re.compile(r"\w*(ProgressBar|Monitor|Summary|Statistics)|CurveOnTest")
 
@@ -60,18 +62,27 @@ class Group:
 
     def best(self) -> dict[int, float]:
         """The highest value of the curve by seed; the lowest of a loss."""
-        return self._of_curve(lambda curve: curve[_best(curve, self.curve)])
+        return self._of_curve(lambda curve: curve[_best(curve, self.curve)], of_best=True)
 
     def best_steps(self) -> dict[int, float]:
         """The step of the best value, by seed."""
-        return self._of_curve(lambda curve: _best(curve, self.curve))
+        return self._of_curve(lambda curve: _best(curve, self.curve), of_best=True)
 
     def last(self) -> dict[int, float]:
         """The last value of the curve, by seed."""
         return self._of_curve(lambda curve: [*curve.values()][-1])
 
-    def _of_curve(self, of: Callable[[dict[int, float]], float]) -> dict[int, float]:
-        return self._by_seed(lambda run: of(curve) if (curve := run.curve(self.curve)) else None)
+    def _of_curve(
+        self, of: Callable[[dict[int, float]], float], of_best: bool = False
+    ) -> dict[int, float]:
+        def value(run: Run) -> float | None:
+            curve = run.curve(self.curve)
+            since = run.fields.get("best_since")
+            if of_best and isinstance(since, int):  # before it, validations of something else
+                curve = {step: value for step, value in curve.items() if step > since}
+            return of(curve) if curve else None
+
+        return self._by_seed(value)
 
     def _by_seed(self, of: Callable[[Run], float | None]) -> dict[int, float]:
         """A value for each seed, the mean where it ran twice; runs without one count down from -1.
@@ -141,10 +152,26 @@ def group_runs(runs: Sequence[Run], metric: str, curve: str, by_seed: bool = Tru
 
 
 def _experiment(run: Run) -> dict[str, Any]:
-    kept = _of_the_experiment(run.config)
     # The data that was found: `source: auto` may be either.
-    kept[_DATA] = run.fields.get("data")
-    return kept
+    return {**_of_the_experiment(run.config), _DATA: run.fields.get("data"), **_way(run)}
+
+
+def _way(run: Run) -> dict[str, Any]:
+    """How a run has come to its configuration, where that makes it another experiment.
+
+    A run that began with the weights of another, or whose settings were changed on the way, is no
+    repeat of one that had its last configuration from the start.
+    """
+    start = run.fields.get("started_from")
+    begun = start.get("weights_sha256") if isinstance(start, dict) else None
+    resumed = run.fields.get("resumed")
+    changed = []
+    for again in resumed if isinstance(resumed, list) else []:
+        changes = again.get("changes") if isinstance(again, dict) else None
+        kept = _of_the_experiment(changes, callbacks=False) if isinstance(changes, dict) else {}
+        if kept:
+            changed.append({"step": again.get("step"), **kept})
+    return {_START: str(begun)[:8] if begun else None, _CHANGED: changed or None}
 
 
 def _text(value: Any) -> str:
@@ -161,14 +188,19 @@ def _with_floats(value: Any) -> Any:
     return float(value) if is_plain_int and abs(value) < 2**53 else value
 
 
-def _of_the_experiment(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a configuration decides how well a network learns, but for the seed."""
+def _of_the_experiment(config: Mapping[str, Any], callbacks: bool = True) -> dict[str, Any]:
+    """What of a configuration decides how well a network learns, but for the seed.
+
+    Args:
+        config: flat.
+        callbacks: whether to leave out those that look on.
+    """
     kept = {
         key: value
         for key, value in config.items()
         if not _NOT_OF_THE_EXPERIMENT.fullmatch(key) and key not in _SEEDS
     }
-    return {**kept, _CALLBACKS: _active(kept.get(_CALLBACKS) or [])}
+    return {**kept, _CALLBACKS: _active(kept.get(_CALLBACKS) or [])} if callbacks else kept
 
 
 def _active(callbacks: Any) -> list[Any] | None:
@@ -205,7 +237,7 @@ def differing(groups: Sequence[Group], everything: bool = False) -> list[str]:
 def _shown(group: Group, everything: bool) -> Mapping[str, Any]:
     """What is shown of a group's configuration, and on what data its runs were."""
     config = group.config if everything else _of_the_experiment(group.config)
-    return {_DATA: group.data, **config}
+    return {_DATA: group.data, **_way(group.runs[0]), **config}
 
 
 def numbers(

@@ -27,12 +27,13 @@ from experiments.errors import RunError
 from experiments.help import COMMANDS, MainHelpFormatter, ShortHelpFormatter, closing, title
 from experiments.messages import one_line, project_classes
 from experiments.record import CONFIG, RunRecord, run_folder
+from experiments.trust import TRUST_FLAG, check_run_config
 
 Seed = restricted_number_type(
     "Seed", int, [(">=", 0), ("<", 2**32)], join="and", docstring="An integer from 0 to 2^32 - 1."
 )
 _EVALUATIONS = {"validate", "test", "predict"}
-_SWITCHES = {"--resume", "--overwrite", "--test_after_fit"}
+_SWITCHES = {"--resume", "--overwrite", "--test_after_fit", TRUST_FLAG}
 _BEFORE_OTHERS = {"-c": 0, "--config": 0, "--trainer": 1, "--model": 1, "--data": 1}
 
 
@@ -104,11 +105,16 @@ def prepare_arguments(args: list[str] | None) -> list[str]:
     of_a_run = bool(arguments) and (arguments[0] in _EVALUATIONS or goes_on)
     if of_a_run and names and not configs:
         root = Path((_values(arguments, "--runs_dir") or ["runs"])[-1])
-        run = RunRecord.open(run_folder(root, names[-1]))
-        arguments[1:1] = ["--config", str(run.path / CONFIG)]
+        own = RunRecord.open(run_folder(root, names[-1])).path / CONFIG
+        # The folder where the run was found counts, not the one that its configuration names.
+        arguments[1:1] = ["--config", str(own), f"--runs_dir={root}"]
+    else:
+        own = None
     _LINES.clear()
     for config in _values(arguments, "-c", "--config"):
         _LINES.update(lines_of_keys(Path(config)))
+    if own is not None and own.is_file() and not _is_on(arguments, TRUST_FLAG):
+        check_run_config(own, given)
     for argument in arguments:  # a flag beats a config
         _LINES.pop(without_init_args(argument.removeprefix("--").partition("=")[0]), None)
     return arguments[:1] + _in_order(arguments[1:])
@@ -137,8 +143,11 @@ def _expand_switches(arguments: list[str]) -> list[str]:
 
 def _resumes(arguments: list[str]) -> bool:
     """Whether a fit is to go on with a named run that needs no other configuration."""
-    asked = _values(arguments, "--resume")[-1:]
-    return asked in (["true"], ["True"]) and not _values(arguments, "--model")
+    return _is_on(arguments, "--resume") and not _values(arguments, "--model")
+
+
+def _is_on(arguments: list[str], switch: str) -> bool:
+    return _values(arguments, switch)[-1:] in (["true"], ["True"])
 
 
 def _in_order(arguments: list[str]) -> list[str]:

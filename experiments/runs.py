@@ -15,7 +15,7 @@ from experiments.record import CONFIG, METRICS, RECORD
 
 # What may differ without another experiment: where a run lies, how it is started and watched.
 CIRCUMSTANCES = (
-    r"name|config|overwrite|resume|save_every_min|ckpt_path|runs_dir|test_after_fit|data\.data_dir"
+    r"name|config|overwrite|resume|trust_run|save_every_min|ckpt_path|runs_dir|test_after_fit|data\.data_dir"
     r"|trainer\.logger.*"
 )
 STALE_S = 600  # a run that has not written for so long is not running

@@ -69,7 +69,7 @@ from experiments.messages import one_line
 from experiments.parsing import USER_ERRORS, UsageError
 from experiments.processes import PARENT_VARIABLE
 from experiments.progress import TrainMonitor
-from experiments.record import RECORD, RunRecord, run_folder
+from experiments.record import CONFIG, RECORD, RunRecord, run_folder
 from experiments.resuming import (
     BestAnew,
     RunLock,
@@ -94,13 +94,20 @@ from experiments.stopping import (
     leave_signals_to_us,
 )
 from experiments.summary import program, show, summary_table
+from experiments.trust import remember
 from lightning_modules import Classifier
 
 if TYPE_CHECKING:
     from pytorch_lightning.cli import LightningCLI
 
 # Not of the run: a later command that takes the run's configuration must not take these.
-_OF_ONE_COMMAND = {"ckpt_path": None, "name": None, "overwrite": False, "resume": False}
+_OF_ONE_COMMAND = {
+    "ckpt_path": None,
+    "name": None,
+    "overwrite": False,
+    "resume": False,
+    "trust_run": False,
+}
 _IS_OF_PROCESSES = re.compile("gloo|NCCL|EADDRINUSE|TCPStore|timed out", re.IGNORECASE)
 _RUN_VARIABLE = "CIFAR10_LIGHTNING_RUN"  # tells the other processes of a run its name
 
@@ -231,6 +238,8 @@ class RunSession:
             os.environ[PARENT_VARIABLE] = str(os.getpid())
         open_it = self._open_fit if self.subcommand == "fit" else self._open_evaluation
         record = open_it(path, dumped, resolved, facts)
+        if self.subcommand == "fit" or self.changes_status or self.config.trust_run:
+            remember(path / CONFIG)
         if not self.is_over:
             self._attach(record, {**resolved, "run": facts})
 

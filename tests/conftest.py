@@ -7,8 +7,10 @@ import os
 # Before torch is imported: on tiny tensors and a busy machine, threads wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,6 +38,11 @@ SHORT = [
 Cli = Callable[..., RunRecord]
 
 
+def pytest_unconfigure() -> None:
+    """Removes what the tests have made outside of their own folders."""
+    shutil.rmtree(_STATE, ignore_errors=True)
+
+
 def pytest_collection_finish() -> None:
     """Has the garbage collector look through what the tests make, not what they import."""
     gc.freeze()
@@ -49,7 +56,11 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+_STATE = Path(tempfile.mkdtemp(prefix="cifar10-state-"))  # in place of the user's own
+
+
 def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(_STATE))
     for name in [*os.environ]:
         if name.startswith(("WANDB_", "CIFAR10_")):
             monkeypatch.delenv(name)

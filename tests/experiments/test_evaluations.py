@@ -1,0 +1,286 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cli import main
+from experiments.compare import main as compare
+from experiments.record import RunRecord
+from tests.conftest import short_fit
+
+TINY = ["--model=MLP", "--model.hidden_units=[4]"]
+
+
+@pytest.fixture(scope="module")
+def made(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two runs, `a` (tested) and `b`, that tests copy."""
+    root = tmp_path_factory.mktemp("made")
+    short_fit(root, data_dir, *TINY, "--test_after_fit=true", name="a")
+    short_fit(root, data_dir, *TINY, "--seed_everything=1", name="b")
+    return root
+
+
+@pytest.fixture
+def runs(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "runs"))
+
+
+Do = Callable[..., RunRecord]
+
+
+@pytest.fixture
+def do(runs: Path) -> Do:
+    """Runs a command on run `a`, or another, and returns its record."""
+
+    def run(command: str, *args: str, name: str = "a") -> RunRecord:
+        main([command, f"--runs_dir={runs}", f"--name={name}", *args])
+        return RunRecord.open(runs / name)
+
+    return run
+
+
+def figures(record: RunRecord) -> dict[str, Any]:
+    return {key: value for key, value in record.summary.items() if key.startswith("test/")}
+
+
+def weights(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(path, weights_only=True)
+    return content
+
+
+# ---- whose figure it is --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "key"),
+    [
+        (["--ckpt_path={runs}/b/best.ckpt"], "weights"),
+        (["--ckpt_path={runs}/a/previous.ckpt"], "weights"),
+        (["--trainer.limit_test_batches=1", "--data.eval_batch_size=50"], "limit_test_batches"),
+        (["--trainer.limit_test_batches=0.5", "--data.eval_batch_size=50"], "limit_test_batches"),
+        (["--model.activation=relu"], "model.activation"),
+        (["--trainer.precision=bf16-mixed"], "trainer.precision"),
+    ],
+)
+def test_an_evaluation_of_something_else_is_kept_aside(
+    flags: list[str], key: str, do: Do, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = RunRecord.open(runs / "a")
+    picture, lines = (runs / "a" / "confusion_test.png").read_bytes(), [*before.metrics()]
+    record = do("test", *(flag.format(runs=runs) for flag in flags))
+    assert figures(record) == figures(before)
+    assert [*record.metrics()] == lines
+    assert (runs / "a" / "confusion_test.png").read_bytes() == picture
+    (name,) = record.evaluations.keys() - before.evaluations.keys()
+    kept = record.evaluations[name]
+    assert any(key in found for found in kept["differs"])
+    assert 0 <= kept["acc"] <= 1
+    assert (runs / "a" / f"confusion_{name}.png").is_file()
+    assert "not the run's own figures" in capsys.readouterr().out
+
+
+def test_a_figure_says_what_gave_it(runs: Path) -> None:
+    record = RunRecord.open(runs / "a")
+    found = record.evaluations["test"]
+    assert found["checkpoint"] == record.summary["test/checkpoint"] == "best.ckpt"
+    assert found["images"] == record.summary["test/images"] == record.fields["images"]["test"]
+    assert found["weights_sha256"] == record.fields["weights"]["best.ckpt"]
+    assert found["step"] == weights(runs / "a" / "best.ckpt")["global_step"]
+    assert found["differs"] == {}
+
+
+def test_batches_of_another_size_and_no_logger_give_the_runs_own_figure(do: Do, runs: Path) -> None:
+    before = figures(RunRecord.open(runs / "a"))
+    again = do("test", "--data.eval_batch_size=30", "--trainer.limit_test_batches=1.0")
+    assert figures(again)["test/acc"] == before["test/acc"]
+    assert again.evaluations.keys() == {"test"}
+
+
+def test_the_last_weights_are_the_runs_own_if_asked_for(do: Do) -> None:
+    record = do("test", "--ckpt_path=last")
+    assert record.summary["test/checkpoint"] == "last.ckpt"
+    assert record.evaluations["test"]["weights_sha256"] == record.fields["weights"]["last.ckpt"]
+
+
+def test_a_checkpoint_copied_over_the_runs_is_noticed(do: Do, runs: Path) -> None:
+    before = figures(RunRecord.open(runs / "a"))
+    shutil.copy(runs / "b" / "best.ckpt", runs / "a" / "best.ckpt")
+    assert figures(do("test")) == before
+
+
+def test_a_run_of_part_of_the_images_is_not_ranked(
+    data_dir: Path, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limited = ["--trainer.limit_test_batches=1", "--data.eval_batch_size=20"]
+    record = short_fit(runs, data_dir, *TINY, *limited, "--test_after_fit=true", name="part")
+    assert record.summary["test/images"] == 20
+    compare([f"--runs_dir={runs}", "a", "part", "--format=json"])
+    lines = {line["name"]: line for line in json.loads(capsys.readouterr().out)["runs"]}
+    assert lines["part"]["test/acc mean"] is None
+    assert "20 of 200" in lines["part"]["note"]
+
+
+# ---- predictions ---------------------------------------------------------------------------------
+
+
+def test_predictions_of_something_else_have_a_file_of_their_own(
+    do: Do, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    do("predict")
+    whole = (runs / "a" / "predictions.csv").read_bytes()
+    capsys.readouterr()
+    do("predict", "--trainer.limit_predict_batches=1", "--data.eval_batch_size=20")
+    assert "only 20 of 200 images" in capsys.readouterr().out
+    do("predict", f"--ckpt_path={runs}/b/best.ckpt")
+    assert (runs / "a" / "predictions.csv").read_bytes() == whole
+    assert len([*(runs / "a").glob("predictions-*.csv")]) == 2
+
+
+def test_two_folders_of_one_name_have_two_files(do: Do, runs: Path, tmp_path: Path) -> None:
+    for place in ("x", "y"):
+        folder = tmp_path / place / "cats"
+        folder.mkdir(parents=True)
+        shutil.copy(runs / "a" / "confusion_test.png", folder / f"{place}.png")
+        do("predict", f"--data.predict_dir={folder}")
+    texts = [path.read_text() for path in (runs / "a").glob("predictions-cats*.csv")]
+    assert sorted("x.png" in text for text in texts) == [False, True]
+    do("predict", f"--data.predict_dir={tmp_path / 'x' / 'cats'}")
+    assert len([*(runs / "a").glob("predictions-cats*.csv")]) == 2
+
+
+# ---- runs that go back, or on otherwise ----------------------------------------------------------
+
+
+def test_a_run_that_goes_back_leaves_the_best_of_the_other_way(do: Do, runs: Path) -> None:
+    assert weights(runs / "a" / "best.ckpt")["global_step"] == 4
+    back = [f"--config={runs}/a/config.yaml", f"--ckpt_path={runs}/a/previous.ckpt"]
+    record = do("fit", *back, "--model.lr=1e-9", "--trainer.max_steps=3", "--test_after_fit=true")
+    assert record.summary["test/checkpoint"] == "last.ckpt"
+    assert record.evaluations["test"]["step"] == 3
+    assert "best/val/acc" not in record.summary
+    assert not (runs / "a" / "best.ckpt").exists()
+    assert (runs / "a" / "abandoned.ckpt").is_file()
+
+
+def test_a_run_killed_after_it_went_back_goes_on_from_there(
+    do: Do, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    back = [f"--config={runs}/a/config.yaml", f"--ckpt_path={runs}/a/previous.ckpt"]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr("experiments.session.skip_idle_hooks", die)
+        do("fit", *back, "--model.lr=0.01", "--trainer.max_steps=8")
+    assert weights(runs / "a" / "last.ckpt")["global_step"] == 2
+    record = do("fit", "--resume")
+    assert record.fields["resumed"][-1]["step"] == 2
+
+
+@pytest.mark.parametrize("size", [10, 0])
+def test_other_validation_images_have_another_best(size: int, do: Do, runs: Path) -> None:
+    on = [f"--config={runs}/a/config.yaml", "--resume", "--trainer.max_steps=6"]
+    record = do("fit", *on, f"--data.val_size={size}", "--test_after_fit=true")
+    tested = "best.ckpt" if size else "last.ckpt"
+    assert record.summary["test/checkpoint"] == tested
+    assert record.evaluations["test"]["step"] == 6
+    assert record.summary.get("best/step") == (6 if size else None)
+
+
+def test_going_on_with_the_same_settings_keeps_the_best(do: Do, runs: Path) -> None:
+    before = RunRecord.open(runs / "a").summary["best/step"]
+    record = do("fit", "--resume", "--trainer.max_steps=5")
+    assert record.summary["best/step"] == before
+    assert "best_since" not in record.fields
+
+
+def test_figures_of_weights_that_a_fit_replaces_are_kept_aside(
+    do: Do, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A test and a prediction amid a fit, whose best and last weights are others at its end."""
+    stale = {"checkpoint": "best.ckpt", "weights_sha256": "0" * 64, "step": 1, "differs": {}}
+    finish = RunRecord.save
+    written = []
+
+    def save(self: RunRecord) -> None:
+        if not written and self.fields.get("weights") and self.fields["status"] == "running":
+            written.append(1)
+            other = RunRecord.open(self.path)
+            other.evaluations.update({"test": stale, "predictions.csv": stale})
+            other.summary["test/acc"] = 0.75
+            (self.path / "predictions.csv").write_text("old")
+            finish(other)
+        finish(self)
+
+    monkeypatch.setattr(RunRecord, "save", save)
+    record = do("fit", "--resume", "--trainer.max_steps=6", "--test_after_fit=false")
+    assert written
+    assert "test/acc" not in record.summary
+    assert not (runs / "a" / "predictions.csv").exists()
+    (kept,) = [entry for key, entry in record.evaluations.items() if key.startswith("test-")]
+    assert kept["acc"] == 0.75
+
+
+# ---- what is one experiment ----------------------------------------------------------------------
+
+
+def groups(runs: Path, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+    capsys.readouterr()
+    compare([f"--runs_dir={runs}", "--format=json"])
+    lines = json.loads(capsys.readouterr().out)["runs"]
+    return sorted([line["name"], line["seeds"]] for line in lines)
+
+
+def test_runs_that_differ_in_their_seed_are_one_experiment(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(groups(runs, capsys)) == 1
+
+
+def test_a_rate_changed_on_the_way_makes_another_experiment(
+    do: Do, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    do("fit", "--resume", "--model.lr=0.5", "--trainer.max_steps=6")
+    do("fit", "--resume", "--model.lr=0.001", "--trainer.max_steps=8")
+    do("fit", "--resume", "--trainer.max_steps=8", name="b")
+    assert len(groups(runs, capsys)) == 2
+
+
+def test_a_run_begun_with_weights_of_another_is_another_experiment(
+    data_dir: Path, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = runs / "b" / "last.ckpt"
+    longer = ["--trainer.max_steps=6"]
+    record = short_fit(runs, data_dir, *TINY, *longer, f"--ckpt_path={start}", name="warm")
+    short_fit(runs, data_dir, *TINY, *longer, name="cold")
+    begun = record.fields["started_from"]
+    assert (begun["checkpoint"], begun["step"]) == (str(start), 4)
+    found = [name for name, _ in groups(runs, capsys)]
+    assert {"cold", "warm"} <= {*found}
+
+
+def test_a_copied_run_is_the_one_that_is_tested(
+    do: Do, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(runs / "b", runs.parent / "elsewhere" / "copy")
+    before = (runs / "b" / "record.json").read_bytes()
+    main(["test", f"--runs_dir={runs.parent / 'elsewhere'}", "--name=copy"])
+    assert "test/acc" in RunRecord.open(runs.parent / "elsewhere" / "copy").summary
+    assert (runs / "b" / "record.json").read_bytes() == before
+
+
+# ---- averaged weights ----------------------------------------------------------------------------
+
+
+def test_averaged_weights_are_tested(data_dir: Path, runs: Path) -> None:
+    average = ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.01"]
+    average += ["--trainer.callbacks.swa_epoch_start=1", "--trainer.max_steps=-1"]
+    epochs = ["--trainer.max_epochs=3", "--test_after_fit=true"]
+    record = short_fit(runs, data_dir, *TINY, *average, *epochs, name="swa")
+    assert record.summary["test/checkpoint"] == "last.ckpt"
+    main(["test", f"--runs_dir={runs}", "--name=swa"])
+    assert RunRecord.open(runs / "swa").summary["test/checkpoint"] == "last.ckpt"
