@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
+from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
 from pytorch_lightning.utilities.model_summary.model_summary import ModelSummary
 from torch.distributed import DistError
 
@@ -69,6 +69,8 @@ from experiments.stopping import (
     Stopped,
     StopSignals,
     leave_signals_to_us,
+    order_of,
+    take_over_max_time,
 )
 from experiments.summary import program, show, summary_table
 from lightning_modules import Classifier
@@ -140,6 +142,7 @@ class RunSession:
             checkpoint = _checkpoint(config, subcommand)
         session = cls(cli, subcommand, experiment, checkpoint)
         leave_signals_to_us(session.trainer)
+        take_over_max_time(session.trainer)
         check_devices(session.trainer)
         session.model.check_trainer(session.trainer)
         if subcommand == "fit":
@@ -318,8 +321,7 @@ class RunSession:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks += added
-        # Checkpoints must come last, the newest state after the best, so that it knows of that.
-        callbacks.sort(key=lambda c: isinstance(c, Checkpoint) + isinstance(c, LastCheckpoint))
+        callbacks.sort(key=order_of)
         logger = RecordLogger(record, self._step)
         trainer.loggers = [logger, *trainer.loggers]
         if trainer.is_global_zero and (wandb := wandb_logger(trainer)):
