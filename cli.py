@@ -35,6 +35,7 @@ except (ImportError, RuntimeError) as _error:
 from typing import Any
 
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from datamodules import CIFAR10DataModule
@@ -42,6 +43,7 @@ from datamodules.cifar10 import say
 from experiments.environment import fast_precision
 from experiments.errors import RunError
 from experiments.help import COMMANDS, DESCRIPTION
+from experiments.lightning_table import check_lightning
 from experiments.memory import keep_freed_memory
 from experiments.messages import one_line
 from experiments.naming import experiment_of
@@ -145,6 +147,7 @@ class CIFAR10CLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer; what is wrong with them is the user's to know."""
         with user_errors():
+            check_lightning(self._get(self.config, "trainer"))
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -153,7 +156,7 @@ class CIFAR10CLI(LightningCLI):
         if config.precision is None and self.model.takes_half_precision:
             self._choose_precision(config)
         callbacks: list[Callback] = []
-        if config.enable_progress_bar is not False:
+        if config.enable_progress_bar is not False and not _has_bar(config.callbacks):
             callbacks.append(RunProgressBar())
         if config.enable_checkpointing is not False:
             callbacks.append(best_checkpoint())
@@ -171,6 +174,11 @@ class CIFAR10CLI(LightningCLI):
             session = RunSession.open(self, subcommand, self.experiment)
         arguments: dict[str, Any] = self._prepare_subcommand_kwargs(subcommand)
         session.run(arguments)
+
+
+def _has_bar(callbacks: Any) -> bool:
+    given = callbacks if isinstance(callbacks, list) else [callbacks]
+    return any(isinstance(callback, ProgressBar) for callback in given)
 
 
 def main(args: ArgsType = None) -> None:

@@ -30,6 +30,10 @@ class BatchSource:
         rank: which of the ``world_size`` processes this is; each serves its own share.
         world_size: how many processes share the data.
 
+    Attributes:
+        repeats: whether every epoch has the order of the first, so that its first batches are the
+            same images.
+
     Raises:
         ValueError: if the lengths differ, ``batch_size`` is not positive, or no batch remains.
     """
@@ -54,6 +58,7 @@ class BatchSource:
         self.drop_last = drop_last
         self.rank = rank
         self.world_size = world_size
+        self.repeats = False
         self.epoch = 0
         self._served = 0
         self._first = 0
@@ -110,5 +115,6 @@ class BatchSource:
         if self.shuffle_seed is None:
             return torch.arange(total)
         # NumPy's seed sequence mixes the two numbers well; torch's generator takes only one.
-        generator = np.random.default_rng((self.shuffle_seed, self.epoch))
+        epoch = 0 if self.repeats else self.epoch
+        generator = np.random.default_rng((self.shuffle_seed, epoch))
         return torch.from_numpy(generator.permutation(total))

@@ -281,8 +281,13 @@ class CIFAR10DataModule(LightningDataModule):
     # ---- batches ----------------------------------------------------------------------------
 
     def train_dataloader(self) -> BatchSource:
-        """Shuffled training batches; the last one is left out if it is not full."""
-        return self._source(self.train_set, self.batch_size, self.seed)
+        """Shuffled training batches; the last one is left out if it is not full.
+
+        With ``trainer.overfit_batches``, every epoch has the same.
+        """
+        source = self._source(self.train_set, self.batch_size, self.seed)
+        source.repeats = bool(self.trainer and self.trainer.overfit_batches)  # type: ignore[attr-defined]
+        return source
 
     def val_dataloader(self) -> BatchSource | list[BatchSource]:
         """Validation batches in their order; none with ``val_size=0``."""

@@ -1,17 +1,23 @@
 """What can be wrong with a command as asked for, found before a run has a folder."""
 
 import itertools
+import math
 import os
+import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from pytorch_lightning import Trainer
+import yaml
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
+from pytorch_lightning.callbacks import EarlyStopping, StochasticWeightAveraging
 from torch import nn
 
 from datamodules import CIFAR10DataModule
+from datamodules.cifar10 import say
 from experiments.errors import RunError
+from lightning_modules.schedules import steps_of_fit
 
 # Logged by `lightning_modules.Classifier` and `experiments.progress.TrainMonitor`.
 _TRAIN_METRICS = ("train/loss", "train/acc", "lr", "images_per_s")
@@ -89,6 +95,8 @@ def check_fit(trainer: Trainer, test_after_fit: bool) -> None:
         raise ValueError(
             f"trainer.gradient_clip_val must not be negative, got {settings.gradient_clip_val}"
         )
+    if test_after_fit and settings.fast_dev_run:
+        say("fast_dev_run keeps nothing: there is no test after it")
     if test_after_fit and not trainer.checkpoint_callbacks:
         raise ValueError("test_after_fit tests a checkpoint: leave trainer.enable_checkpointing on")
 
@@ -108,6 +116,7 @@ def check_validation(trainer: Trainer, data: CIFAR10DataModule) -> None:
             "epoch; count over epochs with --trainer.check_val_every_n_epoch null"
         )
     metrics = _TRAIN_METRICS + (_VAL_METRICS if data.val_size else ())
+    _check_overfit(trainer, data)
     for callback in settings.callbacks:
         monitor = getattr(callback, "monitor", None)
         if monitor is not None and monitor not in metrics:
@@ -115,6 +124,114 @@ def check_validation(trainer: Trainer, data: CIFAR10DataModule) -> None:
                 f"{type(callback).__name__} monitors {monitor}, which is not logged here: "
                 f"take one of {', '.join(metrics)}"
             )
+
+
+def _check_overfit(trainer: Trainer, data: CIFAR10DataModule) -> None:
+    """Refuses a part of the batches that is none, of training or of validation."""
+    part: Any = trainer.overfit_batches  # type: ignore[attr-defined]
+    for name, source in (
+        ("training", data.train_dataloader()),
+        ("validation", data.val_dataloader()),
+    ):
+        if isinstance(part, float) and len(source) and 0 < part * len(source) < 1:
+            raise ValueError(
+                f"trainer.overfit_batches {part} leaves none of {len(source)} batches of {name}: "
+                "take a number of batches, such as 1"
+            )
+
+
+def note_without_validation(trainer: Trainer, data: CIFAR10DataModule) -> None:
+    """Says so if a fit will end before its first validation, and have no best checkpoint."""
+    settings: Any = trainer
+    epoch = _batches_of_an_epoch(trainer, data)
+    every, epochs = settings.val_check_interval, settings.check_val_every_n_epoch
+    first = every if isinstance(every, int) else max(1, int(epoch * every))
+    if epochs is not None:
+        first += (epochs - 1) * epoch
+    total = _batches_of_fit(trainer, epoch)
+    if settings.fast_dev_run or not data.val_size or not settings.limit_val_batches:
+        return
+    if first > total:
+        say(
+            f"this fit ends after {total:,} batches, its first validation would come after "
+            f"{first:,}: it will have no best.ckpt; for one, lower --trainer.val_check_interval"
+        )
+
+
+def _batches_of_fit(trainer: Trainer, epoch: int) -> float:
+    """Batches of a whole fit; the accumulation of gradients is taken as that of its beginning."""
+    epochs = trainer.max_epochs or -1
+    by_epochs = epoch * epochs if epochs > 0 else math.inf
+    by_steps = trainer.max_steps * trainer.accumulate_grad_batches
+    return min(by_epochs, by_steps) if trainer.max_steps > 0 else by_epochs
+
+
+def check_averaging(trainer: Trainer, model: nn.Module, data: CIFAR10DataModule) -> None:
+    """Refuses `StochasticWeightAveraging` where no averaged weights would come of it.
+
+    Lightning puts them in place when the last epoch is over. With batch normalisation it spoils
+    them then, by a step with gradients of the epoch before.
+
+    Raises:
+        ValueError: naming the setting and the remedy.
+    """
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    averaging = [c for c in callbacks if isinstance(c, StochasticWeightAveraging)]
+    if not averaging:
+        return
+    problem = ""
+    if StochasticWeightAveraging.pl_module_contains_batch_norm(cast(LightningModule, model)):
+        problem = "spoils the weights of a model with batch normalisation; take EMAWeightAveraging"
+    epochs, epoch = trainer.max_epochs or -1, _batches_of_an_epoch(trainer, data)
+    start = averaging[0]._swa_epoch_start
+    if epochs > 0 and 0 <= trainer.max_steps < steps_of_fit(trainer, epoch, ignore_max_steps=True):
+        problem = (
+            f"averages when the last epoch is over, but trainer.max_steps {trainer.max_steps} "
+            "comes first; set --trainer.max_steps -1 and --trainer.max_epochs"
+        )
+    elif epochs > 0 and isinstance(start, int) and start > epochs:
+        problem = f"begins in epoch {start}, but there are {epochs}; set swa_epoch_start lower"
+    elif any(isinstance(callback, EarlyStopping) for callback in callbacks):
+        problem = "averages when the last epoch is over; leave EarlyStopping out"
+    if problem:
+        raise ValueError(f"trainer.callbacks: StochasticWeightAveraging {problem}")
+
+
+def take_precision(trainer: Trainer, model: LightningModule) -> None:
+    """Gives weights the type that the trainer's precision has from the start on.
+
+    Lightning does it later: weights of 64 bits would be loaded through 32.
+    """
+    plugin = trainer.precision_plugin
+    plugin.convert_module(model)
+    model.example_input_array = plugin.convert_input(model.example_input_array)
+
+
+def check_written_back(parser: Any, written: str) -> None:
+    """Refuses a configuration that could not be read again, when the run is to go on.
+
+    Args:
+        parser: the command's parser.
+        written: the configuration as it is going to be kept.
+
+    Raises:
+        ValueError: naming the value that can't be written.
+    """
+    trainer = yaml.safe_load(written).get("trainer") or {}
+    if all(isinstance(trainer.get(key), _SIMPLE) for key in _MADE_OF_CLASSES):
+        return
+    if lost := _LOST.search(written):
+        raise ValueError(
+            f"trainer.{lost[1]} is {lost[2]}, which the run's config.yaml can't hold, so that the "
+            "run could not go on: leave it out, or name it by its import path"
+        )
+    parser.parse_string(written)
+
+
+_SIMPLE = (str, int, float, type(None))
+_MADE_OF_CLASSES = ("callbacks", "plugins", "profiler", "strategy")
+# What jsonargparse writes in place of an object.
+_LOST = re.compile(r"(\w+): '?Unable to serialize instance (.+?)'?$", re.MULTILINE)
 
 
 def _batches_of_an_epoch(trainer: Trainer, data: CIFAR10DataModule) -> int:
@@ -166,7 +283,6 @@ def check_progress(
     steps = int(checkpoint["global_step"])
     if 0 <= trainer.max_steps <= steps:
         raise RunError(f"{path} has {steps:,} steps behind it: raise --trainer.max_steps above")
-    # The checkpoint's own count lacks an epoch whose validation is not over.
-    epochs = steps * trainer.accumulate_grad_batches // _batches_of_an_epoch(trainer, data)
+    epochs = int(checkpoint["epoch"])
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epochs:
         raise RunError(f"{path} has {epochs} epochs behind it: raise --trainer.max_epochs above")

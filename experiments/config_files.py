@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 _PLAIN = "tag:yaml.org,2002:"
-_MERGE, _TEXT = f"{_PLAIN}merge", f"{_PLAIN}str"
+_MERGE, _TEXT, _NUMBER = (f"{_PLAIN}{kind}" for kind in ("merge", "str", "int"))
 _MOST_NODES = 100_000  # a file of nested aliases can mean billions
 # Keys as error lines name them: "unknown key 'x'", "x: expected int", "x must be positive".
 _KEY = re.compile(r"(?:unknown key '([\w.]+)'|([\w.]+)(?::| must be| is not))")
@@ -78,7 +78,7 @@ def _keys(
     lines: dict[str, int] = {}
     for key, value in node.value:
         name, line = str(key.value), _line(key)
-        if not isinstance(key, yaml.ScalarNode) or key.tag not in {_MERGE, _TEXT}:
+        if not isinstance(key, yaml.ScalarNode) or key.tag not in {_MERGE, _TEXT, _NUMBER}:
             raise ValueError(f"{path}, line {line}: a key must be a word")
         if name in lines and key.tag != _MERGE:
             raise ValueError(

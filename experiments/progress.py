@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import ProgressBar
 from tqdm import tqdm
 
 from lightning_modules.classifier import Classifier, is_log_step
+from lightning_modules.schedules import steps_of_fit
 
 
 class RunProgressBar(ProgressBar):
@@ -45,7 +46,7 @@ class RunProgressBar(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Opens the bar over all optimiser steps."""
-        self._open("fit", trainer.estimated_stepping_batches, trainer.global_step)
+        self._open("fit", steps_of_fit(trainer), trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -60,7 +61,7 @@ class RunProgressBar(ProgressBar):
         """Prints a line per validation where there is no bar."""
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
         if fitting and self._enabled and not self._terminal:
-            total = trainer.estimated_stepping_batches
+            total = steps_of_fit(trainer)
             figures = _figures(self.get_metrics(trainer, pl_module))
             print(f"step {trainer.global_step}/{total:.0f}  {figures}", file=sys.stderr, flush=True)
 
@@ -103,6 +104,7 @@ class TrainMonitor(Callback):
         seconds: time spent in training steps, without validation; a resumed fit goes on counting.
         images: images trained on, likewise.
         started: whether training has begun.
+        figures: loss and accuracy of training, of a fit that was too short for an entry of the log.
         peak_gpu_bytes: the most memory that the fit has held on the GPU; None without one.
     """
 
@@ -110,6 +112,7 @@ class TrainMonitor(Callback):
         self.seconds = 0.0
         self.images = 0
         self.started = False
+        self.figures: dict[str, float] = {}
         self.peak_gpu_bytes: int | None = None
         self._since = (0.0, 0)
         self._mark = 0.0
@@ -153,6 +156,12 @@ class TrainMonitor(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops the clock."""
         self._stop(pl_module.device)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes the figures that no entry of the log has had."""
+        assert isinstance(pl_module, Classifier)
+        if trainer.global_step < trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            self.figures = pl_module.unlogged()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

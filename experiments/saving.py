@@ -6,6 +6,7 @@ is a function of the seed and the place in it (`datamodules.BatchSource`,
 form in which Lightning's loops repeat and leave out nothing (`settle`).
 """
 
+import copy
 import os
 import time
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.loggers.logger import DummyLogger
+from pytorch_lightning.trainer.call import _call_callback_hooks, _call_lightning_module_hook
 
 from experiments.checkpoints import BEST, LAST, PREVIOUS
 from experiments.errors import RunError
@@ -97,7 +100,9 @@ def _reason(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def settle(checkpoint: dict[str, Any], batches: int, per_epoch: int) -> None:
+def settle(
+    checkpoint: dict[str, Any], batches: int, epoch: int, batch: int, is_begun: bool
+) -> None:
     """Writes the progress of Lightning's loops as it is between two batches, all work done.
 
     Lightning guesses from its counters at which of its hooks a checkpoint was taken, and what of
@@ -107,11 +112,12 @@ def settle(checkpoint: dict[str, Any], batches: int, per_epoch: int) -> None:
     Args:
         checkpoint: what is going to be saved; its ``loops`` are changed.
         batches: training batches that are done, over all epochs.
-        per_epoch: training batches in an epoch.
+        epoch: the epoch that goes on or is the next.
+        batch: training batches of it that are done.
+        is_begun: whether callbacks have been told that it begins.
     """
-    epoch, batch = divmod(batches, per_epoch)
     loops = checkpoint["loops"]["fit_loop"]
-    begun = epoch + (batch > 0)
+    begun = epoch + is_begun
     for counters in (loops["epoch_progress"]["total"], loops["epoch_progress"]["current"]):
         counters.update(ready=begun, started=begun, processed=epoch, completed=epoch)
     progress = loops["epoch_loop.batch_progress"]
@@ -127,6 +133,21 @@ def settle(checkpoint: dict[str, Any], batches: int, per_epoch: int) -> None:
     for state in loops["state_dict"].get("combined_loader", []):
         state["batches"] = batch
     checkpoint["epoch"] = epoch
+
+
+def place_of(trainer: Trainer) -> tuple[int, int, bool]:
+    """Where a fit is between two batches: epoch, batches of it that are done, and if it is begun.
+
+    Epochs need not be equally long, and the last may be cut short by a number of steps.
+    """
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    done: int = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+    is_open, is_full = epochs.started > epochs.processed, done >= trainer.num_training_batches
+    if is_open and not is_full:
+        return epochs.processed, done, True
+    if not is_open and done and not is_full:  # ended before its last batch
+        return epochs.processed - 1, done, True
+    return epochs.processed + is_open, 0, False
 
 
 def agreed(trainer: Trainer, value: int) -> int:
@@ -153,23 +174,59 @@ def check_finite(trainer: Trainer) -> None:
             )
 
 
+def _batches_done(trainer: Trainer) -> int:
+    return int(trainer.fit_loop.epoch_loop.batch_progress.total.completed)
+
+
 def _limits(trainer: Trainer) -> list[int | None]:
     return [trainer.max_steps, trainer.max_epochs]
 
 
 class SettledProgress(Callback):
-    """Lets checkpoints say where between two batches they are, and a fit go on from there."""
+    """Lets checkpoints say where between two batches they are, and a fit go on from there.
+
+    Besides its place, a checkpoint gets what callbacks go by and Lightning forgets: the newest
+    figures, and which weights callbacks have frozen. What they set when an epoch begins, such as
+    `GradientAccumulationScheduler`, they set again in a fit that goes on within it.
+    """
+
+    def __init__(self) -> None:
+        self._trained: dict[str, bool] = {}  # whether a weight was, when the fit began
+        self._restored: dict[str, Any] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes note of the weights that are trained."""
+        self._trained = {name: p.requires_grad for name, p in pl_module.named_parameters()}
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Settles the progress of a checkpoint that isn't taken within a batch."""
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
-        if trainer.state.fn == "fit" and progress.processed == progress.completed:
-            settle(checkpoint, progress.completed, int(trainer.num_training_batches))
+        if trainer.state.fn != "fit":
+            return
+        if progress.processed == progress.completed:
+            settle(checkpoint, progress.completed, *place_of(trainer))
+        checkpoint["figures"] = {
+            name: value.cpu()
+            for name, value in trainer.callback_metrics.items()
+            if name != "images_per_s"  # differs from run to run
+        }
+        checkpoint["frozen_or_not"] = {
+            name: p.requires_grad
+            for name, p in pl_module.named_parameters()
+            if p.requires_grad != self._trained.get(name)
+        }
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Takes what `on_save_checkpoint` has added, which older checkpoints lack."""
+        self._restored = {k: checkpoint.get(k, {}) for k in ("figures", "frozen_or_not")}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Has a fit that goes on do so with a batch, not with a validation, and with the next."""
+        restored, self._restored = self._restored, {}
         loop: Any = trainer.fit_loop.epoch_loop
         if loop.restarting:
             loop._should_check_val_fx = lambda fetcher: False
@@ -177,6 +234,11 @@ class SettledProgress(Callback):
             done = loop.batch_progress.current.completed
             for source in trainer.fit_loop._combined_loader.flattened:  # type: ignore[union-attr]
                 source.load_state_dict({"batches": done})
+        if _is_within_an_epoch(trainer):
+            _begin_epoch_again(trainer)
+        for name, is_trained in restored.get("frozen_or_not", {}).items():
+            pl_module.get_parameter(name).requires_grad_(is_trained)
+        trainer.callback_metrics.update(restored.get("figures", {}))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -184,6 +246,42 @@ class SettledProgress(Callback):
         """Lets validations come again."""
         loop: Any = trainer.fit_loop.epoch_loop
         vars(loop).pop("_should_check_val_fx", None)
+
+
+def _is_within_an_epoch(trainer: Trainer) -> bool:
+    """Whether a fit goes on in an epoch that callbacks were told of by another process."""
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    return bool(trainer.fit_loop.restarting and epochs.started > epochs.processed)
+
+
+def _begin_epoch_again(trainer: Trainer) -> None:
+    """Has callbacks and model set again what they set when an epoch begins.
+
+    What a checkpoint holds is left as it is (weights, optimiser, schedules, callbacks' states), and
+    nothing is logged a second time.
+    """
+    model = trainer.lightning_module
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    told = [callback for callback in callbacks if _is_told(callback, Callback)]
+    if not told and not _is_told(model, LightningModule):
+        return
+    schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
+    holders: list[Any] = [*told, *trainer.optimizers, *schedules, model]
+    states = [copy.deepcopy(holder.state_dict()) for holder in holders]
+    loggers, trainer.loggers = trainer.loggers, [DummyLogger()]
+    try:
+        _call_callback_hooks(trainer, "on_train_epoch_start")
+        _call_lightning_module_hook(trainer, "on_train_epoch_start")
+    finally:
+        trainer.loggers = loggers
+    for holder, state in zip(holders, states, strict=True):
+        if state:
+            holder.load_state_dict(state)
+
+
+def _is_told(owner: Any, base: type) -> bool:
+    hook = "on_train_epoch_start"
+    return hook in vars(owner) or getattr(type(owner), hook) is not getattr(base, hook)
 
 
 class LastCheckpoint(Checkpoint):
@@ -202,7 +300,7 @@ class LastCheckpoint(Checkpoint):
         self.path = record.path / f"{LAST}.ckpt"
         self.every_s = every_s
         self._saved_at = time.monotonic()
-        self._step: int | None = None
+        self._batches: int | None = None  # that were done when it was saved
         self._due = False
         self._stopped = False
         self._limits: list[int | None] = []
@@ -223,18 +321,13 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins to count."""
         self._saved_at = time.monotonic()
-        self._step = trainer.global_step if trainer.global_step else None
+        self._batches = _batches_done(trainer) or None
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Saves if it is time; then gradients must not be half accumulated."""
-        if self._is_due(trainer) and batch_idx % trainer.accumulate_grad_batches == 0:
-            self.save(trainer)
-
-    def _is_due(self, trainer: Trainer) -> bool:
+    def save_if_due(self, trainer: Trainer) -> None:
+        """Saves after a validation or a while; to be called where `StopBetweenBatches` does."""
         late = time.monotonic() - self._saved_at > self.every_s
-        return self._due or bool(agreed(trainer, int(late)))
+        if self._due or agreed(trainer, int(late)):
+            self.save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lets the state be saved when the schedules have seen the validation too."""
@@ -254,8 +347,8 @@ class LastCheckpoint(Checkpoint):
         """
         self._due = False
         self._saved_at = time.monotonic()
-        if self._step != trainer.global_step:
-            self._step = trainer.global_step
+        if self._batches != _batches_done(trainer):
+            self._batches = _batches_done(trainer)
             check_finite(trainer)
             if trainer.is_global_zero:
                 self.record.sync()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
+from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
 from pytorch_lightning.utilities.model_summary.model_summary import ModelSummary
 from torch.distributed import DistError
 
@@ -44,11 +44,15 @@ from experiments.checkpoints import (
     weights_sha256,
 )
 from experiments.checks import (
+    check_averaging,
     check_devices,
     check_fit,
     check_progress,
     check_space,
     check_validation,
+    check_written_back,
+    note_without_validation,
+    take_precision,
 )
 from experiments.cluster import requeue
 from experiments.errors import RunError
@@ -92,6 +96,8 @@ from experiments.stopping import (
     Stopped,
     StopSignals,
     leave_signals_to_us,
+    order_of,
+    take_over_max_time,
 )
 from experiments.summary import program, show, summary_table
 from experiments.trust import remember
@@ -176,7 +182,9 @@ class RunSession:
             checkpoint = _checkpoint(config, subcommand)
         session = cls(cli, subcommand, experiment, checkpoint)
         leave_signals_to_us(session.trainer)
+        take_over_max_time(session.trainer)
         check_devices(session.trainer)
+        take_precision(session.trainer, session.model)
         session.model.check_trainer(session.trainer)
         if subcommand == "fit":
             check_fit(session.trainer, session.config.test_after_fit)
@@ -191,6 +199,7 @@ class RunSession:
         _keep_no_best_without_validation(session.trainer, session.data)
         if subcommand == "fit":
             check_validation(session.trainer, session.data)
+            check_averaging(session.trainer, session.model, session.data)
         if checkpoint is not None:
             session._file_of_weights = file_identity(checkpoint)
             content = load_checkpoint(checkpoint)
@@ -228,6 +237,7 @@ class RunSession:
         for key, value in _OF_ONE_COMMAND.items():
             kept[key] = value
         dumped = parser.dump(kept, skip_none=False)
+        check_written_back(parser, dumped)
         resolved: dict[str, Any] = yaml.safe_load(dumped)
         facts = self._facts(resolved)
         path = self._run_folder()
@@ -442,8 +452,7 @@ class RunSession:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks += added
-        # Checkpoints must come last, the newest state after the best, so that it knows of that.
-        callbacks.sort(key=lambda c: isinstance(c, Checkpoint) + isinstance(c, LastCheckpoint))
+        callbacks.sort(key=order_of)
         logger = RecordLogger(record, self._step)
         trainer.loggers = [logger, *trainer.loggers]
         if self.evaluation is not None and not self.evaluation.is_of_run:
@@ -482,6 +491,8 @@ class RunSession:
                 self._signals.check()
                 if self.record is not None and self.trainer.is_global_zero:
                     self._announce(self.record)
+                if self.subcommand == "fit":
+                    note_without_validation(self.trainer, self.data)
                 self._run(arguments)
         except BaseException as error:
             if self._status is not None:
@@ -559,6 +570,7 @@ class RunSession:
     def _note_fit(self) -> None:
         assert self.record is not None
         self.record.summary["train/steps"] = self.trainer.global_step
+        self.record.summary.update(self.monitor.figures)
         self.record.summary["train/seconds"] = round(self.monitor.seconds, 3)
         self.record.summary["train/weights_sha256"] = weights_sha256(self.model)
         if self.monitor.seconds:
@@ -704,5 +716,6 @@ def _silence_expected_warnings() -> None:
         "Total length of `list` across ranks is zero",  # data.val_size 0
         "It is recommended to use .*sync_dist=True",  # torchmetrics has synchronised them
         "The number of training batches .* is smaller than the logging interval",
+        "You requested to overfit but enabled",  # `CIFAR10DataModule` shuffles no more then
     ):
         warnings.filterwarnings("ignore", message)

@@ -5,11 +5,14 @@ import os
 import signal
 import stat
 import threading
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint, Timer
 from pytorch_lightning.trainer.states import TrainerFn
 
 from experiments.saving import LastCheckpoint, agreed
@@ -129,10 +132,60 @@ def _set_handler(signum: int, handler: Any) -> None:
         signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
 
 
-class StopBetweenBatches(Callback):
-    """Ends a command by `Stopped` between two batches, a fit when all is saved.
+class TimeLimit(Timer):
+    """What ``trainer.max_time`` stands for: a `Timer` that leaves it to others to stop the fit.
 
-    With several processes, one that is told to stop stops all, at the next entry of the log.
+    Lightning's own stops after any batch, with a validation that would else not have been, from
+    where a fit does not go on as if it had been left alone (see `StopBetweenBatches`).
+
+    Args:
+        seconds: how long the fit may take, over all processes that go on with it.
+
+    Attributes:
+        is_over: whether the fit has been stopped by it.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(timedelta(seconds=seconds))
+        self.seconds = seconds
+        self.is_over = False
+
+    @property
+    def state_key(self) -> str:
+        """That of the timer whose place it takes."""
+        return Timer.__qualname__
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether no time is left."""
+        return (self.time_remaining() or 0) <= 0
+
+    def _check_time_remaining(self, trainer: Trainer) -> None:
+        """Stops nothing."""
+
+
+def take_over_max_time(trainer: Trainer) -> None:
+    """Puts a `TimeLimit` in place of the timer that ``trainer.max_time`` has made."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for place, callback in enumerate(callbacks):
+        if type(callback) is Timer and (seconds := callback.time_remaining()) is not None:
+            callbacks[place] = TimeLimit(seconds)
+
+
+def time_limit(trainer: Trainer) -> TimeLimit | None:
+    """The limit of time that a fit has, if any."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((c for c in callbacks if isinstance(c, TimeLimit)), None)
+
+
+class StopBetweenBatches(Callback):
+    """Saves a fit between two batches, and ends it there when it is told to or its time is over.
+
+    Ends a command by `Stopped`; a fit whose time is over ends without an error. With several
+    processes, one that is told to stop stops all, at the next entry of the log.
+
+    It must be the first of all callbacks: what others do at the start of a batch comes after the
+    checkpoint, and will come again when the fit goes on from there (see `order_of`).
 
     Args:
         signals: what came.
@@ -150,17 +203,30 @@ class StopBetweenBatches(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Saves and stops, unless gradients are half accumulated."""
-        if batch_idx % trainer.accumulate_grad_batches == 0:
-            self._stop_if_told(trainer)
+        if batch_idx % trainer.accumulate_grad_batches:
+            return
+        for callback in _last_checkpoints(trainer):
+            callback.save_if_due(trainer)
+        self._stop_if_told(trainer)
+        self._stop_if_time_is_over(trainer)
 
     def _stop_if_told(self, trainer: Trainer) -> None:
         signum = agreed(trainer, self.signals.received or 0)
         if not signum:
             return
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, LastCheckpoint):
-                callback.save(trainer)
+        for callback in _last_checkpoints(trainer):
+            callback.save(trainer)
         raise Stopped(signum)
+
+    def _stop_if_time_is_over(self, trainer: Trainer) -> None:
+        limit = time_limit(trainer)
+        if limit is None or not agreed(trainer, int(limit.is_used_up)):
+            return
+        if trainer.fit_loop._can_stop_early:  # min_steps and min_epochs come first
+            for callback in _last_checkpoints(trainer):
+                callback.save(trainer)
+            limit.is_over = trainer.should_stop = True
+            raise StopIteration  # ends the epoch, as Lightning has it
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on there is no batch to be awaited."""
@@ -194,3 +260,17 @@ class StopBetweenBatches(Callback):
     ) -> None:
         """Lets a signal stop at once what comes after a failure."""
         self.signals.waits_for = ""
+
+
+def _last_checkpoints(trainer: Trainer) -> Iterator[LastCheckpoint]:
+    return (c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint))
+
+
+def order_of(callback: Callback) -> int:
+    """Sorts callbacks: what saves between batches first, then others, then checkpoints.
+
+    The newest state comes last of all, after the best, so that it knows of that.
+    """
+    if isinstance(callback, StopBetweenBatches):
+        return -1
+    return isinstance(callback, Checkpoint) + isinstance(callback, LastCheckpoint)

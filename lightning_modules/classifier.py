@@ -16,7 +16,7 @@ from torch.optim import SGD, Optimizer
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from lightning_modules.schedules import LinearSchedule
+from lightning_modules.schedules import LinearSchedule, steps_of_fit
 
 DIVERGED = "the training has diverged; try a lower learning rate (--model.lr)"
 _WINDOW = 64  # training batches whose logits are kept at most
@@ -192,6 +192,14 @@ class Classifier(LightningModule, ABC):
         self._log_step({"train/loss": loss, "train/acc": accuracy, **self.step_figures})
         self.step_figures.clear()
 
+    def unlogged(self) -> dict[str, float]:
+        """Loss and accuracy of training since the last entry of the log; empty if there is none."""
+        self._fold_window()
+        if not len(self._noted):
+            return {}
+        loss, accuracy = self._means(self._noted.cpu().double())
+        return {"train/loss": loss, "train/acc": accuracy}
+
     def _first_bad(self, noted: Tensor) -> str:
         """Says which of the batches since the last entry was the first without a finite loss."""
         finite = noted[:, 0].isfinite()
@@ -292,12 +300,12 @@ class Classifier(LightningModule, ABC):
 
     def _steps_of_fit(self) -> int | None:
         """Optimiser steps of the whole fit; None before there is a trainer."""
-        steps = self._trainer.estimated_stepping_batches if self._trainer else None
+        steps = steps_of_fit(self._trainer) if self._trainer else None
         if steps == math.inf:
             raise ValueError(
                 "a schedule over the whole fit needs its end: set --trainer.max_steps or max_epochs"
             )
-        return steps  # type: ignore[return-value]
+        return None if steps is None else int(steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the model's class, so that another is refused, and what is measured but not logged.

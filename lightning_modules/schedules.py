@@ -3,8 +3,38 @@
 import math
 from typing import Any
 
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+
+def steps_of_fit(
+    trainer: Trainer, batches: int | None = None, ignore_max_steps: bool = False
+) -> float:
+    """Optimiser steps of a whole fit, also where the accumulation of gradients changes in it.
+
+    Args:
+        trainer: the trainer.
+        batches: of an epoch; default: those of a fit that is set up.
+        ignore_max_steps: count to the last epoch.
+
+    Returns:
+        The number; infinite without an end.
+    """
+    limit = math.inf if ignore_max_steps or trainer.max_steps < 0 else trainer.max_steps
+    if trainer.max_epochs is None or trainer.max_epochs < 0:
+        return limit
+    if batches is None and trainer.train_dataloader is None:
+        trainer.fit_loop.setup_data()
+    of_epoch = trainer.num_training_batches if batches is None else batches
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    plans = [c for c in callbacks if isinstance(c, GradientAccumulationScheduler)]
+    accumulated = (
+        plans[0].get_accumulate_grad_batches(epoch) if plans else trainer.accumulate_grad_batches
+        for epoch in range(trainer.max_epochs)
+    )
+    return min(limit, sum(math.ceil(of_epoch / number) for number in accumulated))
 
 
 class LinearSchedule(LRScheduler):
