@@ -38,6 +38,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from datamodules import CIFAR10DataModule
 from datamodules.cifar10 import say
+from experiments.config_files import check_encodings, expand_homes, use_utf8
 from experiments.environment import fast_precision
 from experiments.help import COMMANDS, DESCRIPTION
 from experiments.memory import keep_freed_memory
@@ -123,8 +124,11 @@ class CIFAR10CLI(LightningCLI):
         self.experiment = "run"
         if isinstance(args, list | None):
             with user_errors():
-                self.config = parser.parse_args(prepare_arguments(args))
-                self.experiment = experiment_of(sys.argv[1:] if args is None else args)
+                given = sys.argv[1:] if args is None else args
+                arguments: list[str] = expand_homes(given)
+                check_encodings(arguments)
+                self.config = expand_homes(parser.parse_args(prepare_arguments(arguments)))
+                self.experiment = experiment_of(given)
         else:
             super().parse_arguments(parser, args)
 
@@ -172,7 +176,8 @@ def main(args: ArgsType = None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, as by 2>&-
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for good
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for good
+    use_utf8()
     quiet_lightning()
     keep_freed_memory()
     die_with_parent()

@@ -100,7 +100,7 @@ class CIFAR10DataModule(LightningDataModule):
         _at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
         _at_least(0, val_size=val_size, split_seed=split_seed, seed=seed or 0)
         check_augmentation(crop, flip, cutout)
-        self.data_dir = Path(data_dir or os.environ.get("CIFAR10_DIR", "data"))
+        self.data_dir = Path(data_dir or os.environ.get("CIFAR10_DIR") or "data").expanduser()
         self.source = source
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -303,7 +303,7 @@ class CIFAR10DataModule(LightningDataModule):
         if self.predict_dir is None:
             return self.test_set
         if self._predict_set is None:
-            self._predict_set = read_images(Path(self.predict_dir))
+            self._predict_set = read_images(Path(self.predict_dir).expanduser())
         return self._predict_set
 
     def _source(self, images: ImageSet, batch_size: int, seed: int | None = None) -> BatchSource:

@@ -283,7 +283,7 @@ def _build_atomically(folder: Path, build: Callable[[Path], None]) -> None:
     try:
         build(partial)
         sums = {path.name: _sha256(path.read_bytes()) for path in sorted(partial.iterdir())}
-        (partial / _MANIFEST).write_text(json.dumps(sums, indent=1))
+        (partial / _MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
         partial.chmod(0o755)  # mkdtemp's is private to its user
         partial.replace(folder)
     finally:
@@ -363,7 +363,7 @@ def _checksums(folder: Path) -> Mapping[str, str]:
     if folder.name == FOLDER:
         return CIFAR10_SHA256
     try:
-        sums: dict[str, str] = json.loads((folder / _MANIFEST).read_text())
+        sums: dict[str, str] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DatasetError(
             f"{folder / _MANIFEST} can't be read: {error}; delete the folder and run again"

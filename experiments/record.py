@@ -97,7 +97,7 @@ class RunRecord:
             RunError: if there is none, or it can't be read.
         """
         try:
-            fields = json.loads((path / RECORD).read_text())
+            fields = json.loads((path / RECORD).read_text(encoding="utf-8"))
             if not isinstance(fields, dict) or not isinstance(fields.get("summary"), dict):
                 raise ValueError("it is not of this project")
         except FileNotFoundError as error:
@@ -184,7 +184,7 @@ class RunRecord:
             RunError: if it can't be written.
         """
         entry = {"step": step, "seconds": self.seconds, **_plain(metrics)}
-        with _writing(self.path), (self.path / METRICS).open("a") as file:
+        with _writing(self.path), (self.path / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, allow_nan=False) + "\n")
         self._summarize(entry)
 
@@ -211,7 +211,7 @@ class RunRecord:
         path = self.path / METRICS
         if not path.is_file():
             return
-        *lines, rest = path.read_text(errors="replace").split("\n")
+        *lines, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
         for number, line in enumerate(lines, 1):
             if (entry := _entry(line)) is None:
                 raise RunError(f"{path}, line {number}: no entry of a log; remove the line")
@@ -230,7 +230,8 @@ class RunRecord:
 @contextlib.contextmanager
 def synced(path: Path, mode: str) -> Iterator[IO[Any]]:
     """Opens a file whose content is on the disk itself when the context ends."""
-    with path.open(mode) as file:
+    encoding = None if "b" in mode else "utf-8"
+    with path.open(mode, encoding=encoding) as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
