@@ -5,6 +5,7 @@ import subprocess
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -67,7 +68,9 @@ def test_every_path_of_a_command_may_begin_at_home(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     callback = {"class_path": "ModelCheckpoint", "init_args": {"dirpath": "~/kept"}}
-    config = {"data": {"class_path": "CIFAR10DataModule", "init_args": {"data_dir": "~/data"}}}
+    config: dict[str, Any] = {
+        "data": {"class_path": "CIFAR10DataModule", "init_args": {"data_dir": "~/data"}}
+    }
     config["trainer"] = {"callbacks": [callback], "default_root_dir": "~/root"}
     (home / "a.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     places = ["--runs_dir=~/runs", "--name=run", "--trainer.logger=false"]
