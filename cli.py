@@ -38,12 +38,13 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from datamodules import CIFAR10DataModule
 from datamodules.cifar10 import say
-from experiments.config_files import check_encodings, expand_homes, use_utf8
+from experiments.config_files import check_encodings, expand_homes, texts_of, use_utf8
 from experiments.environment import fast_precision
 from experiments.help import COMMANDS, DESCRIPTION
 from experiments.memory import keep_freed_memory
 from experiments.messages import one_line
 from experiments.naming import experiment_of
+from experiments.own_modules import see_modules_here
 from experiments.parsing import RunParser, Seed, UsageError, fail, prepare_arguments, user_errors
 from experiments.processes import die_with_parent
 from experiments.progress import RunProgressBar
@@ -125,9 +126,10 @@ class CIFAR10CLI(LightningCLI):
         if isinstance(args, list | None):
             with user_errors():
                 given = sys.argv[1:] if args is None else args
-                arguments: list[str] = expand_homes(given)
-                check_encodings(arguments)
-                self.config = expand_homes(parser.parse_args(prepare_arguments(arguments)))
+                check_encodings(given)
+                arguments = prepare_arguments(expand_homes(given))
+                see_modules_here([*arguments, *texts_of(arguments)])
+                self.config = expand_homes(parser.parse_args(arguments))
                 self.experiment = experiment_of(given)
         else:
             super().parse_arguments(parser, args)

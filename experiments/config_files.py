@@ -97,10 +97,10 @@ def read_config(path: Path) -> str:
 
 
 def check_encodings(arguments: Sequence[str]) -> None:
-    """Refuses arguments, a working directory, and config files of any flag, that are not UTF-8.
+    """Refuses arguments, and a working directory, that are no text.
 
     Raises:
-        ValueError: naming what is not, or as `read_config`.
+        ValueError: naming what is not.
     """
     for text in [str(Path.cwd()), *arguments]:
         try:
@@ -110,12 +110,22 @@ def check_encodings(arguments: Sequence[str]) -> None:
                 f"{text!r} is no {sys.getfilesystemencoding()}: rename it, or choose another "
                 "locale, as with LC_ALL=C.UTF-8"
             ) from error
+
+
+def texts_of(arguments: Sequence[str]) -> list[str]:
+    """Reads the config files that arguments name, those of other flags (``--model a.yaml``) too.
+
+    Raises:
+        ValueError: for one that is not UTF-8, see `read_config`.
+    """
+    found = []
     for argument in arguments:
         path = Path(argument.partition("=")[2] if argument.startswith("-") else argument)
-        if path.suffix in {".yaml", ".yml", ".json"}:  # as in --model model.yaml
+        if path.suffix in {".yaml", ".yml", ".json"}:
             with contextlib.suppress(OSError):  # the parser says so
                 if path.is_file():
-                    read_config(path)
+                    found.append(read_config(path))
+    return found
 
 
 def use_utf8() -> None:
