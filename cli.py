@@ -40,6 +40,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from datamodules import CIFAR10DataModule
 from datamodules.cifar10 import say
+from experiments.config_files import check_encodings, expand_homes, texts_of, use_utf8
 from experiments.environment import fast_precision
 from experiments.errors import RunError
 from experiments.help import COMMANDS, DESCRIPTION
@@ -47,6 +48,7 @@ from experiments.lightning_table import check_lightning
 from experiments.memory import keep_freed_memory
 from experiments.messages import one_line
 from experiments.naming import experiment_of
+from experiments.own_modules import see_modules_here
 from experiments.parsing import RunParser, Seed, UsageError, fail, prepare_arguments, user_errors
 from experiments.processes import die_with_parent
 from experiments.progress import RunProgressBar
@@ -136,8 +138,12 @@ class CIFAR10CLI(LightningCLI):
             self.command_line = shlex.join(["cli.py", *args])
         if isinstance(args, list | None):
             with user_errors():
-                self.config = parser.parse_args(prepare_arguments(args))
-                self.experiment = experiment_of(sys.argv[1:] if args is None else args)
+                given = sys.argv[1:] if args is None else args
+                check_encodings(given)
+                arguments = prepare_arguments(expand_homes(given))
+                see_modules_here([*arguments, *texts_of(arguments)])
+                self.config = expand_homes(parser.parse_args(arguments))
+                self.experiment = experiment_of(given)
         else:
             super().parse_arguments(parser, args)
 
@@ -191,7 +197,8 @@ def main(args: ArgsType = None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, as by 2>&-
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for good
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for good
+    use_utf8()
     quiet_lightning()
     keep_freed_memory()
     die_with_parent()

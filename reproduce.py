@@ -25,6 +25,7 @@ import yaml
 from cli import main as cli_main
 from datamodules.course import CourseOrder
 from experiments.claims import ARMS, CLAIMS, Arm, Claim, diverged
+from experiments.config_files import expand_home, use_utf8
 from experiments.environment import circumstances
 from experiments.naming import flags_of
 from experiments.reproduction import claims_named, keep, write_page
@@ -41,6 +42,7 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: arguments without the program's name; default: those of the process.
     """
+    use_utf8()
     options, passed = parser().parse_known_args(args)
     try:
         passed = _written_out(passed)
@@ -91,10 +93,15 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", type=int, help="seeds 0 to N - 1 for every experiment")
     parser.add_argument("--budget", choices=BUDGETS, default="quick")
-    parser.add_argument("--runs_dir", type=Path, default=Path("runs/reproduce"))
-    parser.add_argument("--output", type=Path, help="folder of the page; default: --runs_dir")
+    parser.add_argument("--runs_dir", type=expand_home, default=Path("runs/reproduce"))
     parser.add_argument(
-        "--rejudge", type=Path, metavar="FOLDER", help="run nothing: judge the runs of a page again"
+        "--output", type=expand_home, help="folder of the page; default: --runs_dir"
+    )
+    parser.add_argument(
+        "--rejudge",
+        type=expand_home,
+        metavar="FOLDER",
+        help="run nothing: judge the runs of a page again",
     )
     parser.add_argument("--list", action="store_true", help="show the claims, run nothing")
     return parser
@@ -221,7 +228,10 @@ def _fit(arguments: list[str]) -> bool:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps the closing table of each run out of the output; its record has all of it."""
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+    with (
+        Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+    ):
         yield
 
 
@@ -229,7 +239,9 @@ def _differs(arm: Arm, seed: int, run: Run, passed: list[str]) -> list[str]:
     """In what a run's configuration is not what the experiment's files and flags say."""
     asked: dict[str, object] = dict(_UNSAID)
     for name in arm.configs:
-        asked |= flat(yaml.safe_load((PROJECT / f"configs/{name}.yaml").read_text()))
+        asked |= flat(
+            yaml.safe_load((PROJECT / f"configs/{name}.yaml").read_text(encoding="utf-8"))
+        )
     for flag in [*arm.flags, *passed]:
         key, equals, value = flag.removeprefix("--").partition("=")
         if equals:

@@ -63,7 +63,7 @@ def wanted_stamp(dev: bool) -> dict[str, object]:
 def found_stamp() -> dict[str, object]:
     """Return what the last finished set-up recorded, {} if none finished."""
     try:
-        stamp = json.loads(STAMP.read_text())
+        stamp = json.loads(STAMP.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return stamp if isinstance(stamp, dict) and PYTHON.exists() else {}
@@ -116,7 +116,9 @@ def create_venv() -> None:
             "sudo apt install python3-venv) and call again"
         )
     command = [sys.executable, "-m", "venv", "--clear", str(VENV)]
-    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    result = subprocess.run(
+        command, check=False, capture_output=True, encoding="utf-8", errors="replace"
+    )
     if result.returncode != 0:
         said = (result.stderr + result.stdout).strip().splitlines() or ["no message"]
         raise SetupError(f"could not create {VENV}: {said[-1]}")
@@ -194,7 +196,7 @@ def set_up(dev: bool) -> None:
             )
             create_venv()
         pip_install(dev)
-        STAMP.write_text(json.dumps(wanted))
+        STAMP.write_text(json.dumps(wanted), encoding="utf-8")
         print(f"  Done in {time.monotonic() - start:.0f} s", flush=True)
 
 

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from cli import main as cli_main
 from datamodules import CIFAR10DataModule
+from experiments.config_files import expand_home
 from experiments.environment import circumstances, fast_precision
 from experiments.record import RECORD, RunRecord
 from lightning_modules import FastCNN, LinearSchedule, Muon
@@ -116,7 +117,7 @@ def command_line_epoch(options: argparse.Namespace, data: list[str], runs: Path)
 
 def speed(options: argparse.Namespace, data: list[str]) -> dict[str, Any]:
     """Measures an epoch both ways, in turn."""
-    config = yaml.safe_load(options.config.read_text())
+    config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
     given = {flag.partition("=")[0]: flag.partition("=")[2] for flag in data}
     overrides = {key.removeprefix("--data."): yaml.safe_load(v) for key, v in given.items()}
     module = CIFAR10DataModule(**{**config["data"]["init_args"], **overrides})
@@ -142,12 +143,12 @@ def main(args: list[str] | None = None) -> None:
     """Measures and writes the result with its date, hardware and versions."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("what", choices=["accuracy", "speed"])
-    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--config", type=expand_home, default=CONFIG)
     parser.add_argument("--data_dir", default="data", help="where cifar-10-batches-py lies")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--runs_dir", type=Path, default=Path("runs"))
+    parser.add_argument("--runs_dir", type=expand_home, default=Path("runs"))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/")
+    parser.add_argument("--output", type=expand_home, help="default: benchmarks/results/")
     options, more = parser.parse_known_args(args)  # the rest are flags of the data and trainer
     if any(not flag.startswith("--") or "=" not in flag for flag in more):
         sys.exit(f"error: expected flags of cli.py as --name=value, got {' '.join(more)}")
@@ -156,7 +157,7 @@ def main(args: list[str] | None = None) -> None:
     report = {**circumstances(), **measured}
     name = f"{options.config.stem}_{options.what}.json"
     output = options.output or RESULTS / name
-    output.write_text(json.dumps(report, indent=2) + "\n")
+    output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(measured, indent=2))
 
 

@@ -37,6 +37,7 @@ from torch.nn import functional as F
 
 from custom_ops import layer_norm
 from custom_ops.layer_norm import formula
+from experiments.config_files import expand_home
 from experiments.environment import circumstances
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -245,8 +246,8 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--shapes", type=shape_of, nargs="+", help="these only, such as 200x100")
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/")
-    parser.add_argument("--plot", type=Path, help="draw the sweep as PNG")
+    parser.add_argument("--output", type=expand_home, help="default: benchmarks/results/")
+    parser.add_argument("--plot", type=expand_home, help="draw the sweep as PNG")
     parser.add_argument("--errors", action="store_true", help="print errors in float32, not speed")
     parser.add_argument("--plot_only", action="store_true", help="draw what is in --output")
     options = parser.parse_args(args)
@@ -255,7 +256,7 @@ def main(args: list[str] | None = None) -> None:
         print("\n".join(str(row) for row in errors()))
         return
     if options.plot_only:
-        plot(json.loads(output.read_text())["cases"], options.plot)
+        plot(json.loads(output.read_text(encoding="utf-8"))["cases"], options.plot)
         return
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: torch finds no GPU here; run with --device cpu")
@@ -264,7 +265,7 @@ def main(args: list[str] | None = None) -> None:
         print(line(case), flush=True)
         cases.append(case)
     report = {**circumstances(), "errors": errors(), "cases": cases}
-    output.write_text(json.dumps(report, indent=1) + "\n")
+    output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if options.plot:
         plot(cases, options.plot)
 

@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, ToTensor
 
 from datamodules import AugmentedImages, BatchSource
+from experiments.config_files import expand_home
 from experiments.environment import circumstances
 
 RESULT = Path(__file__).resolve().parent / "results" / "loader.json"
@@ -89,7 +90,7 @@ def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--output", type=expand_home, default=RESULT)
     options = parser.parse_args(args)
     torch.set_num_threads(1)
     pixels = np.random.default_rng(0).integers(0, 256, (options.images, 3, 32, 32), np.uint8)
@@ -103,7 +104,7 @@ def main(args: list[str] | None = None) -> None:
     rounds = [{name: cost(way) for name, way in ways.items()} for _ in range(options.repeats)]
     medians = {name: round(statistics.median(r[name] for r in rounds), 3) for name in ways}
     report = {**circumstances(), "images": options.images, "core_seconds_per_epoch": medians}
-    options.output.write_text(json.dumps(report, indent=2) + "\n")
+    options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for name, seconds in medians.items():
         print(f"{name:>24} {seconds:7.3f} core-s")
 

@@ -39,6 +39,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from cli import main as cli_main
 from datamodules import CIFAR10DataModule
+from experiments.config_files import expand_home
 from experiments.environment import circumstances
 from experiments.record import RunRecord
 
@@ -215,7 +216,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--val_size", type=int, default=5000)
     parser.add_argument("--steps", type=int, default=1400)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--output", type=expand_home, default=RESULT)
     parser.add_argument(
         "--loop_only", action="store_true", help="run the loop once, print its time"
     )
@@ -229,7 +230,7 @@ def main(args: list[str] | None = None) -> None:
         return
     result = measure(data, options.steps, options.repeats)
     report = {**circumstances(), **result}
-    options.output.write_text(json.dumps(report, indent=2) + "\n")
+    options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=2))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import matplotlib as mpl
 
+from experiments.config_files import expand_home
 from experiments.environment import circumstances
 from experiments.errors import RunError
 from experiments.record import RunRecord
@@ -63,15 +64,17 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
 def main(args: list[str] | None = None) -> None:
     """Reads the runs and writes data and plot."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs")
-    parser.add_argument("--output", type=Path, default=DATA)
-    parser.add_argument("--plot", type=Path, default=PLOT)
+    parser.add_argument("runs", type=expand_home, nargs="+", help="folders of runs")
+    parser.add_argument("--output", type=expand_home, default=DATA)
+    parser.add_argument("--plot", type=expand_home, default=PLOT)
     options = parser.parse_args(args)
     try:
         runs = [read_run(path) for path in options.runs]
     except RunError as error:
         sys.exit(f"error: {error}")
-    options.output.write_text(json.dumps({**circumstances(), "runs": runs}, indent=2) + "\n")
+    options.output.write_text(
+        json.dumps({**circumstances(), "runs": runs}, indent=2) + "\n", encoding="utf-8"
+    )
     draw(runs, options.plot)
     print(f"{options.output}\n{options.plot}")
 

@@ -3,12 +3,12 @@
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
@@ -20,12 +20,15 @@ from datamodules.files import (
     ImageSet,
     download_cifar10,
     find_cifar10,
+    is_synthetic,
     make_synthetic,
     read_label_names,
     read_test,
     read_train,
     synthetic_folder,
+    unpack_cifar10,
 )
+from datamodules.pictures import read_images
 
 Source = Literal["cifar10", "synthetic", "auto"]
 Normalization = Literal["mean_image", "mean_image_std", "channel", "imagenet"]
@@ -50,8 +53,9 @@ class CIFAR10DataModule(LightningDataModule):
     never augmented.
 
     Args:
-        data_dir: the folder that holds (or will hold) ``cifar-10-batches-py``; default: the
-            environment variable ``CIFAR10_DIR``, else ``data``.
+        data_dir: the folder that holds (or will hold) ``cifar-10-batches-py``, or its archive
+            ``cifar-10-python.tar.gz``; or that folder itself. ``~`` is the user's home. Default:
+            the environment variable ``CIFAR10_DIR``, else ``data``.
         source: ``cifar10`` is strict: the real data or an error. ``synthetic`` is ten generated
             classes. ``auto`` is CIFAR-10 if it is on disk or can be downloaded within a minute,
             else synthetic.
@@ -70,8 +74,9 @@ class CIFAR10DataModule(LightningDataModule):
         seed: seed of batch order and augmentation; default: the seed of ``seed_everything``.
         download: download CIFAR-10 if it is missing.
         synthetic_images: images in each of the synthetic set's six files.
-        predict_dir: a folder of images to predict instead of the test set; they are converted to
-            RGB and resized to 32x32.
+        predict_dir: a folder of images to predict instead of the test set (PNG, JPEG, WebP, AVIF,
+            BMP, GIF, TIFF, PPM, QOI); they are turned as their EXIF says, converted to RGB and
+            resized to 32x32.
 
     Raises:
         ValueError: for a number out of range.
@@ -100,7 +105,7 @@ class CIFAR10DataModule(LightningDataModule):
         _at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
         _at_least(0, val_size=val_size, split_seed=split_seed, seed=seed or 0)
         check_augmentation(crop, flip, cutout)
-        self.data_dir = Path(data_dir or os.environ.get("CIFAR10_DIR", "data"))
+        self.data_dir = Path(data_dir or os.environ.get("CIFAR10_DIR") or "data").expanduser()
         self.source = source
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -118,6 +123,7 @@ class CIFAR10DataModule(LightningDataModule):
         self._train: ImageSet | None = None
         self._predict_set: ImageSet | None = None
         self._statistics: dict[str, Tensor] = {}
+        self._label_names: list[str] = []
 
     # ---- where the data is ------------------------------------------------------------------
 
@@ -149,15 +155,18 @@ class CIFAR10DataModule(LightningDataModule):
             say(f"made the synthetic set in {self._folder}, {size:,.0f} MB")
 
     def _locate_cifar10(self, patience_s: float) -> Path:
-        try:
-            return find_cifar10(self.data_dir)
-        except DatasetError as missing:
-            if not self.download:
-                raise
+        """Finds, unpacks or downloads CIFAR-10; an error tells of all that was tried."""
+        attempts: list[Callable[[Path], Path | None]] = [find_cifar10, unpack_cifar10]
+        if self.download:
+            attempts.append(lambda folder: download_cifar10(folder, patience_s=patience_s))
+        failed: list[str] = []
+        for attempt in attempts:
             try:
-                return download_cifar10(self.data_dir, patience_s=patience_s)
+                if folder := attempt(self.data_dir):
+                    return folder
             except DatasetError as error:
-                raise DatasetError(f"{missing}; {error}") from error
+                failed.append(str(error))
+        raise DatasetError("; ".join(failed))
 
     @property
     def _predicts_folder(self) -> bool:
@@ -169,7 +178,7 @@ class CIFAR10DataModule(LightningDataModule):
         """What ``source`` turned out to be, once the data was found."""
         if self._folder is None:
             return "synthetic" if self.source == "synthetic" else "cifar10"
-        return "synthetic" if self._folder.name.startswith("synthetic") else "cifar10"
+        return "synthetic" if is_synthetic(self._folder) else "cifar10"
 
     # ---- reading, splitting, normalising ----------------------------------------------------
 
@@ -190,7 +199,7 @@ class CIFAR10DataModule(LightningDataModule):
         train, val = stratified_split(whole.labels, self.val_size, self.split_seed)
         self._train, self._val = _subset(whole, train), _subset(whole, val)
         self.test_set = read_test(self._folder)
-        self.label_names = read_label_names(self._folder)
+        self._label_names = read_label_names(self._folder)
         if not self._statistics:
             self._statistics = statistics(self._train.images, self.normalization)
         self.train_dataloader()  # a batch size that leaves no batch is an error here
@@ -199,6 +208,16 @@ class CIFAR10DataModule(LightningDataModule):
     def is_set_up(self) -> bool:
         """Whether the data set has been read."""
         return self._train is not None
+
+    @property
+    def label_names(self) -> list[str]:
+        """The names of the classes, from the data or, to predict a folder, from a checkpoint."""
+        if not self._label_names:
+            raise DatasetError(
+                "the names of the classes are not known: the checkpoint holds no state of a "
+                "CIFAR10DataModule; take one of a run of this project (ckpt_path)"
+            )
+        return self._label_names
 
     @property
     def train_set(self) -> ImageSet:
@@ -267,16 +286,22 @@ class CIFAR10DataModule(LightningDataModule):
         """Takes the statistics and class names of a checkpoint.
 
         Raises:
-            ValueError: if the checkpoint's model was trained on another normalisation.
+            ValueError: if the checkpoint's model was trained on another normalisation, or what it
+                holds is nothing that this class writes.
         """
+        if wrong := _malformed(state_dict):
+            raise ValueError(
+                f"the checkpoint's state of a CIFAR10DataModule {wrong}: it is damaged or not of "
+                "this project, take another checkpoint"
+            )
         trained_on = state_dict["normalization"]
         if trained_on != self.normalization:
             raise ValueError(
                 f"the checkpoint was trained with normalization {trained_on}, but "
                 f"{self.normalization} is asked for; set --data.normalization {trained_on}"
             )
-        self.label_names = state_dict["label_names"]
-        self._statistics = state_dict["statistics"]
+        self._label_names = list(state_dict["label_names"])
+        self._statistics = {k: v.float() for k, v in state_dict["statistics"].items()}
 
     # ---- batches ----------------------------------------------------------------------------
 
@@ -308,7 +333,7 @@ class CIFAR10DataModule(LightningDataModule):
         if self.predict_dir is None:
             return self.test_set
         if self._predict_set is None:
-            self._predict_set = read_images(Path(self.predict_dir))
+            self._predict_set = read_images(Path(self.predict_dir).expanduser())
         return self._predict_set
 
     def _source(self, images: ImageSet, batch_size: int, seed: int | None = None) -> BatchSource:
@@ -339,6 +364,51 @@ class CIFAR10DataModule(LightningDataModule):
     def training_sample(self, count: int) -> Tensor:
         """The first training images, normalised but not augmented: float32 (count, 3, 32, 32)."""
         return self.normalize(torch.from_numpy(self.train_set.images[:count]))
+
+
+_IMAGE, _CHANNEL = (3, _IMAGE_SIZE, _IMAGE_SIZE), (3, 1, 1)
+# What `statistics` returns, by normalisation: names and shapes.
+_SHAPES: dict[Any, dict[str, tuple[int, ...]]] = {
+    "mean_image": {"mean": _IMAGE},
+    "mean_image_std": {"mean": _IMAGE, "std": _CHANNEL},
+    "channel": {"mean": _CHANNEL, "std": _CHANNEL},
+    "imagenet": {"mean": _CHANNEL, "std": _CHANNEL},
+}
+
+
+def _malformed(state: Any) -> str:
+    """What is wrong with a state that a checkpoint brings; empty if nothing is."""
+    if not isinstance(state, dict):
+        return f"is a {type(state).__name__}"
+    for key in ("normalization", "label_names", "statistics"):
+        if key not in state:
+            return f"has no {key}"
+    normalization, names, found = (
+        state[key] for key in ("normalization", "label_names", "statistics")
+    )
+    if not isinstance(normalization, str) or normalization not in _SHAPES:
+        return f"has the normalization {normalization!r:.40}"
+    if not isinstance(names, list | tuple) or not names:
+        return "has no list of label_names"
+    for name in names:
+        if not isinstance(name, str) or not name.isprintable():
+            return f"has {name!r:.40} among its label_names"
+    asked = _SHAPES[normalization]
+    if not isinstance(found, dict) or found.keys() != asked.keys():
+        return f"has no statistics {' and '.join(asked)}"
+    for name, shape in asked.items():
+        if not _is_plain(found[name]) or found[name].shape != shape:
+            return f"has statistics whose {name} is no tensor of shape {shape}"
+        if not found[name].isfinite().all() or (name == "std" and (found[name] <= 0).any()):
+            return f"has statistics whose {name} is not finite, or not positive"
+    return ""
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a tensor of floats, dense, whose numbers are there."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    return value.layout is torch.strided and not value.is_meta and not value.is_quantized
 
 
 def stratified_split(
@@ -397,39 +467,6 @@ def statistics(
         variance = (squares / count - 2 * mean * mean_image + mean**2).mean((1, 2), keepdims=True)
         result["std"] = torch.from_numpy(np.sqrt(variance)).float()
     return result
-
-
-def read_images(folder: Path) -> ImageSet:
-    """Reads every image file below a folder as 32x32 RGB.
-
-    Returns:
-        The images, sorted by name, with label -1.
-
-    Raises:
-        DatasetError: if the folder is missing, holds no images, or an image can't be read.
-    """
-    known = Image.registered_extensions()
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in known)
-    if not paths:
-        found = "holds no image files" if folder.is_dir() else "is no folder"
-        raise DatasetError(f"nothing to predict: {folder} {found}; check --data.predict_dir")
-    images = np.stack([_read_image(path) for path in paths])
-    names = [str(path.relative_to(folder)) for path in paths]
-    return ImageSet(images, np.full(len(paths), -1, dtype=np.int64), names)
-
-
-def _read_image(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    try:
-        with Image.open(path) as file:
-            # convert() would clip 16-bit grey at 255: white.
-            deep = file.mode.startswith("I;16")
-            image = Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)) if deep else file
-            image = image.convert("RGB").resize(
-                (_IMAGE_SIZE, _IMAGE_SIZE), Image.Resampling.BILINEAR
-            )
-    except Exception as error:  # what a broken file raises differs from format to format
-        raise DatasetError(f"cannot read the image {path}: {error}") from error
-    return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)
 
 
 def _subset(images: ImageSet, indices: np.ndarray[Any, Any]) -> ImageSet:

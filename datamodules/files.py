@@ -5,13 +5,17 @@ strings are: the reader refuses every other pickled object.
 """
 
 import contextlib
+import errno
 import hashlib
 import http.client
 import io
 import json
 import math
+import os
 import pickle
+import re
 import shutil
+import stat
 import tarfile
 import tempfile
 import time
@@ -32,6 +36,8 @@ from datamodules.synthetic import VERSION, write_synthetic
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 ARCHIVE_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+ARCHIVE = "cifar-10-python.tar.gz"
+ARCHIVE_BYTES = 170_498_071
 FOLDER = "cifar-10-batches-py"
 TRAIN_FILES = tuple(f"data_batch_{i}" for i in range(1, 6))
 TEST_FILE = "test_batch"
@@ -57,6 +63,7 @@ CIFAR10_BYTES: Mapping[str, int] = {
 }
 
 _MANIFEST = "sha256.json"
+_MOST_BYTES = 2**31 - 1  # of a batch file; an official one has 31 million
 _PARTIAL = ".download-"
 _TIMEOUT_S = 15.0
 _ATTEMPTS = 2
@@ -102,17 +109,68 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def find_cifar10(data_dir: Path) -> Path:
-    """Returns the folder of a complete CIFAR-10 below ``data_dir``, without reading the files.
+    """Returns the folder of a complete CIFAR-10, without reading the files.
+
+    Args:
+        data_dir: the folder that holds ``cifar-10-batches-py``, or that folder itself, whatever it
+            is called.
 
     Raises:
         DatasetError: naming every file that is missing.
     """
-    folder = data_dir / FOLDER
-    missing = [name for name in CIFAR10_SHA256 if not (folder / name).is_file()]
-    if missing:
+    folder = cifar10_folder(data_dir)
+    if missing := _missing(folder):
         found = "no such folder" if not folder.is_dir() else f"missing {', '.join(missing)}"
+        if data_dir.is_file():
+            found = f"{data_dir} is a file, name the folder that it lies in"
         raise DatasetError(f"CIFAR-10 not found in {folder}: {found}")
     return folder
+
+
+def cifar10_folder(data_dir: Path) -> Path:
+    """Where the batch files of CIFAR-10 lie, or would: below ``data_dir`` or in it."""
+    below = data_dir / FOLDER
+    missing = _missing(data_dir)
+    is_itself = data_dir.name == FOLDER or len(missing) < len(CIFAR10_SHA256)
+    return data_dir if not missing or (is_itself and not below.is_dir()) else below
+
+
+def _missing(folder: Path) -> list[str]:
+    return [name for name in CIFAR10_SHA256 if not (folder / name).is_file()]
+
+
+def unpack_cifar10(data_dir: Path) -> Path | None:
+    """Unpacks the official archive where it lies in ``data_dir``, as a download would be.
+
+    Returns:
+        The folder with the batch files; None if there is no archive.
+
+    Raises:
+        DatasetError: naming an archive that is damaged or another, or a folder that can't be
+            written.
+    """
+    folder = cifar10_folder(data_dir)
+    found = (place / ARCHIVE for place in (data_dir, folder.parent))
+    archive = next((path for path in found if path.is_file()), None)
+    if archive is None:
+        return None
+    if damage := _damage_of_archive(archive):
+        raise DatasetError(f"{archive} {damage}")
+    return _put_in_place(data_dir, lambda _: archive)
+
+
+def _damage_of_archive(archive: Path) -> str:
+    try:
+        with archive.open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        size = archive.stat().st_size
+    except OSError as error:
+        return f"can't be read ({error.strerror})"
+    if actual == ARCHIVE_SHA256:
+        return ""
+    if size < ARCHIVE_BYTES:
+        return f"is cut short, or another file ({size:,} of {ARCHIVE_BYTES:,} bytes)"
+    return f"is not the official archive (its SHA-256 is {actual}, expected {ARCHIVE_SHA256})"
 
 
 def download_cifar10(data_dir: Path, url: str = URL, patience_s: float = math.inf) -> Path:
@@ -122,7 +180,7 @@ def download_cifar10(data_dir: Path, url: str = URL, patience_s: float = math.in
     when whole and verified.
 
     Args:
-        data_dir: where the folder ``cifar-10-batches-py`` is made.
+        data_dir: where the folder ``cifar-10-batches-py`` is made, or that folder.
         url: an https address of the original archive (http is accepted from this machine only).
         patience_s: give up once the download looks like taking longer than this.
 
@@ -132,6 +190,17 @@ def download_cifar10(data_dir: Path, url: str = URL, patience_s: float = math.in
     Raises:
         DatasetError: no connection, a stalled or lying server, or a folder that can't be written.
     """
+
+    def download(scratch: Path) -> Path:
+        archive = scratch / ARCHIVE
+        _download(url, archive, patience_s)
+        return archive
+
+    return _put_in_place(data_dir, download)
+
+
+def _put_in_place(data_dir: Path, bring: Callable[[Path], Path]) -> Path:
+    """Extracts the archive that ``bring`` returns, which may use the folder that it is given."""
     is_new = not data_dir.exists()
     lock = data_dir / f".{FOLDER}.lock"
     try:
@@ -143,9 +212,8 @@ def download_cifar10(data_dir: Path, url: str = URL, patience_s: float = math.in
                 for stale in data_dir.glob(f"{_PARTIAL}*"):  # of a process that was killed
                     shutil.rmtree(stale, ignore_errors=True)
                 with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=data_dir) as temporary:
-                    archive = Path(temporary) / "archive.tar.gz"
-                    _download(url, archive, patience_s)
-                    return _extract(archive, data_dir / FOLDER)
+                    scratch = Path(temporary)
+                    return _extract(bring(scratch), cifar10_folder(data_dir), scratch)
     except DatasetError:
         if is_new:  # perhaps a mistyped name: no folder is to be left behind
             lock.unlink(missing_ok=True)
@@ -225,7 +293,7 @@ def _secure(url: str) -> str:
     return url
 
 
-def _extract(archive: Path, folder: Path) -> Path:
+def _extract(archive: Path, folder: Path, scratch: Path) -> Path:
     """Moves the verified batch files into place, each by an atomic rename."""
     folder.mkdir(exist_ok=True)
     with tarfile.open(archive) as tar:
@@ -236,7 +304,7 @@ def _extract(archive: Path, folder: Path) -> Path:
             content = member.read()
             if _sha256(content) != sha256:
                 raise DatasetError(f"the archive of CIFAR-10 has another file for {name}")
-            partial = archive.with_name(name)
+            partial = scratch / name
             partial.write_bytes(content)
             partial.replace(folder / name)
     return folder
@@ -245,6 +313,11 @@ def _extract(archive: Path, folder: Path) -> Path:
 def synthetic_folder(data_dir: Path, images_per_batch: int) -> Path:
     """Where a synthetic set lies, or would: the name holds its version and size."""
     return data_dir / f"synthetic-v{VERSION}-{images_per_batch}"
+
+
+def is_synthetic(folder: Path) -> bool:
+    """Whether a folder of batch files is a synthetic set, with checksums of its own."""
+    return re.fullmatch(r"synthetic-v\d+-\d+", folder.name) is not None
 
 
 def make_synthetic(data_dir: Path, images_per_batch: int) -> Path:
@@ -283,7 +356,7 @@ def _build_atomically(folder: Path, build: Callable[[Path], None]) -> None:
     try:
         build(partial)
         sums = {path.name: _sha256(path.read_bytes()) for path in sorted(partial.iterdir())}
-        (partial / _MANIFEST).write_text(json.dumps(sums, indent=1))
+        (partial / _MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
         partial.chmod(0o755)  # mkdtemp's is private to its user
         partial.replace(folder)
     finally:
@@ -319,23 +392,48 @@ def read_label_names(folder: Path) -> list[str]:
     Raises:
         DatasetError: for a file that is missing or corrupted.
     """
-    meta = _load(folder, META_FILE)
-    return [_text(name) for name in meta[b"label_names"]]
+    names = _load(folder, META_FILE).get(b"label_names")
+    if not isinstance(names, list) or not names or not all(map(_is_text, names)):
+        raise DatasetError(f"{folder / META_FILE} has no names of classes")
+    return [_text(name) for name in names]
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is a name that can be shown: no control characters."""
+    try:
+        return isinstance(value, str | bytes) and _text(value).isprintable()
+    except UnicodeDecodeError:
+        return False
 
 
 def _read_batch(folder: Path, name: str) -> ImageSet:
     batch = _load(folder, name)
     try:
-        images = np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
-        labels = np.asarray(batch[b"labels"], dtype=np.int64)
+        images = _exactly(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)
+        labels = _exactly(batch[b"labels"], np.int64)
         names = [_text(entry) for entry in batch[b"filenames"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DatasetError(f"{folder / name} is no batch of CIFAR-10: {error!r}") from error
     if not len(images) == len(labels) == len(names):
         raise DatasetError(
             f"{folder / name} holds {len(images)} images, {len(labels)} labels, {len(names)} names"
         )
+    classes = len(read_label_names(folder))
+    if labels.ndim != 1 or not len(labels) or labels.min() < 0 or labels.max() >= classes:
+        found = f"{labels.min()} to {labels.max()}" if labels.size else "none"
+        raise DatasetError(
+            f"{folder / name} is no batch of CIFAR-10: its labels are {found}, and there are "
+            f"{classes} classes, 0 to {classes - 1}"
+        )
     return ImageSet(images, labels, names)
+
+
+def _exactly(values: Any, dtype: type[np.integer[Any]]) -> npt.NDArray[Any]:
+    """Converts integers, where none changes: NumPy cuts off fractions and wraps large numbers."""
+    given = np.asarray(values)
+    if given.dtype.kind not in "iu" or not np.array_equal(given, given.astype(dtype)):
+        raise ValueError(f"expected integers of {np.dtype(dtype).name}, got {given.dtype.name}")
+    return given.astype(dtype)
 
 
 def _load(folder: Path, name: str) -> dict[bytes, Any]:
@@ -354,32 +452,36 @@ def _load(folder: Path, name: str) -> dict[bytes, Any]:
 
 def _bytes_of(path: Path) -> bytes | OSError:
     try:
+        if stat.S_ISREG((status := path.stat()).st_mode) and status.st_size > _MOST_BYTES:
+            return OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            return OSError(errno.EINVAL, "no regular file")  # a pipe would never end
         return path.read_bytes()
     except OSError as error:
         return error
 
 
 def _checksums(folder: Path) -> Mapping[str, str]:
-    if folder.name == FOLDER:
+    if not is_synthetic(folder):
         return CIFAR10_SHA256
     try:
-        sums: dict[str, str] = json.loads((folder / _MANIFEST).read_text())
-    except (OSError, ValueError) as error:
+        sums = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        return {name: str(sums[name]) for name in CIFAR10_SHA256}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise DatasetError(
-            f"{folder / _MANIFEST} can't be read: {error}; delete the folder and run again"
+            f"{folder / _MANIFEST} can't be read: {error!r}; delete the folder and run again"
         ) from error
-    return sums
 
 
 def _damage(folder: Path) -> str:
     """What is wrong with a folder, file by file: who has to replace one wants to know of all."""
     found = {
-        name: _damage_of(folder / name, sha256, CIFAR10_BYTES if folder.name == FOLDER else {})
+        name: _damage_of(folder / name, sha256, {} if is_synthetic(folder) else CIFAR10_BYTES)
         for name, sha256 in _checksums(folder).items()
     }
     listed = "; ".join(f"{name} {damage}" for name, damage in found.items() if damage)
     official = "delete what is named and run again, or copy good files there"
-    remedy = official if folder.name == FOLDER else "delete the folder and run again"
+    remedy = "delete the folder and run again" if is_synthetic(folder) else official
     return f"the data in {folder} is damaged: {listed}; {remedy}"
 
 

@@ -190,7 +190,7 @@ def write_predictions(
         names: the classes.
     """
     known = any(label is not None for label in labels)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         header = ["file", *(["label"] if known else []), "prediction", "confidence", *names]
         writer.writerow(header)

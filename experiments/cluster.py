@@ -25,7 +25,14 @@ def requeue() -> str:
         job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     command = ["scontrol", "requeue", job]
     try:
-        subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=True)
+        subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_PATIENCE_S,
+            check=True,
+        )
     except subprocess.CalledProcessError as error:
         reason = " ".join(error.stderr.split()) or f"status {error.returncode}"
         return f"SLURM does not run job {job} again ({' '.join(command)}: {reason})"

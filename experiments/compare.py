@@ -22,6 +22,7 @@ from pathlib import Path
 import pandas as pd
 
 from experiments import pages, plots
+from experiments.config_files import expand_home, expand_homes, use_utf8
 from experiments.groups import (
     Group,
     doubts,
@@ -52,13 +53,14 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: arguments without the program's name; default: those of the process.
     """
+    use_utf8()
     options = _parser().parse_args(args)
     try:
         _check(options)
         runs = find_runs(options.runs, options.runs_dir, time.time())
         text = compare(runs, options)
         if options.output:
-            options.output.write_text(text)
+            options.output.write_text(text, encoding="utf-8")
     except (CompareError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
@@ -71,8 +73,13 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", nargs="*", help="names, globs, folders; default: all of --runs_dir")
-    parser.add_argument("--runs_dir", type=Path, default=Path("runs"))
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        type=expand_homes,
+        help="names, globs, folders; default: all of --runs_dir",
+    )
+    parser.add_argument("--runs_dir", type=expand_home, default=Path("runs"))
     parser.add_argument("--metric", help=f"to sort by; default: the first of {', '.join(_METRICS)}")
     parser.add_argument(
         "--curve",
@@ -86,8 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--top", type=int, help="so many lines only")
     parser.add_argument("--format", choices=_FORMATS, default="table")
-    parser.add_argument("--output", type=Path, help="a file; default: standard output")
-    parser.add_argument("--plot", type=Path, help="draw the curves, with bands, as PNG")
+    parser.add_argument("--output", type=expand_home, help="a file; default: standard output")
+    parser.add_argument("--plot", type=expand_home, help="draw the curves, with bands, as PNG")
     return parser
 
 

@@ -1,8 +1,18 @@
-"""Config files: what is wrong with one, with file and line, before a parser reads it."""
+"""Config files: what is wrong with one, with file and line, before a parser reads it.
 
+Also the paths in them and in flags, where ``~`` is the user's home.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import locale
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -16,6 +26,120 @@ _KEY = re.compile(r"(?:unknown key '([\w.]+)'|([\w.]+)(?::| must be| is not))")
 LEARNING_RATE = "model.lr"
 LEARNING_RATE_LONG = "model.init_args.optimizer.init_args.lr"
 
+# A path that begins at a home: ~ or ~/runs, or another user's, ~ada/runs.
+_HOME = re.compile(r"~|~[^/\\]*[/\\].*", re.DOTALL)
+# As a flag's value; a ~ alone is a home where the flag asks for a folder, else YAML's null.
+_FLAG = re.compile(r"(--?[\w.+]+=)(~[^/\\]*[/\\].*|(?<=dir=)~|(?<=dirpath=)~)", re.DOTALL)
+
+
+class HomeError(ValueError, argparse.ArgumentTypeError):
+    """A path begins at the home of somebody who has none here; argparse shows the message."""
+
+
+def expand_home(path: str | Path) -> Path:
+    """Writes out ``~`` or ``~user`` at the beginning of a path.
+
+    Raises:
+        HomeError: for a user who has no home here.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise HomeError(
+            f"{path} begins at the home of a user who has none here: write the folder out, or put "
+            "./ in front of it"
+        ) from error
+
+
+def expand_homes(value: Any) -> Any:
+    """Writes out ``~`` in every path of a configuration, or of a list of arguments.
+
+    Args:
+        value: a text, or lists, dictionaries and namespaces of them; a namespace is changed.
+
+    Returns:
+        The same with homes written out.
+
+    Raises:
+        HomeError: for a user who has no home here.
+    """
+    if isinstance(value, argparse.Namespace | dict):
+        held = value if isinstance(value, dict) else vars(value)
+        held.update({key: expand_homes(entry) for key, entry in held.items()})
+        return value
+    if isinstance(value, list | tuple):
+        return type(value)(map(expand_homes, value))
+    if not isinstance(value, str):
+        return value
+    flag = _FLAG.fullmatch(value)
+    before, path = flag.groups() if flag else ("", value)
+    return f"{before}{expand_home(path)}" if _HOME.fullmatch(path) else value
+
+
+def read_config(path: Path) -> str:
+    """Reads a config file: UTF-8, a byte-order mark in front is left out.
+
+    Raises:
+        OSError: if it can't be read.
+        ValueError: naming the encoding, or the line, of a file that is not UTF-8.
+    """
+    content = path.read_bytes()
+    encoding = json.detect_encoding(content)
+    if not encoding.startswith("utf-8"):
+        raise ValueError(f"{path} is in {encoding.upper()}: save it as UTF-8")
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}, line {line}: not UTF-8 (byte 0x{content[error.start]:02x}): save it as UTF-8"
+        ) from error
+
+
+def check_encodings(arguments: Sequence[str]) -> None:
+    """Refuses arguments, and a working directory, that are no text.
+
+    Raises:
+        ValueError: naming what is not.
+    """
+    for text in [str(Path.cwd()), *arguments]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{text!r} is no {sys.getfilesystemencoding()}: rename it, or choose another "
+                "locale, as with LC_ALL=C.UTF-8"
+            ) from error
+
+
+def texts_of(arguments: Sequence[str]) -> list[str]:
+    """Reads the config files that arguments name, those of other flags (``--model a.yaml``) too.
+
+    Raises:
+        ValueError: for one that is not UTF-8, see `read_config`.
+    """
+    found = []
+    for argument in arguments:
+        path = Path(argument.partition("=")[2] if argument.startswith("-") else argument)
+        if path.suffix in {".yaml", ".yml", ".json"}:
+            with contextlib.suppress(OSError):  # the parser says so
+                if path.is_file():
+                    found.append(read_config(path))
+    return found
+
+
+def use_utf8() -> None:
+    """Lets libraries that name no encoding read and write UTF-8, whatever the locale says.
+
+    What a terminal can't show is printed by its number in Unicode.
+    """
+    if locale.getencoding().lower().replace("-", "") != "utf8":
+        with contextlib.suppress(locale.Error):  # a system without it
+            locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
 
 def lines_of_keys(path: Path) -> dict[str, str]:
     """Reads where the keys of a config file are.
@@ -27,14 +151,14 @@ def lines_of_keys(path: Path) -> dict[str, str]:
         ``FILE, line N`` by key, such as ``model.norm``, without ``init_args``.
 
     Raises:
-        ValueError: for what is not YAML, a key that is there twice (parsers take the last without
-            a word), a key that is no word, an alias that contains itself, or a tag that would make
-            objects.
+        ValueError: for what is not UTF-8 or not YAML, a key that is there twice (parsers take the
+            last without a word), a key that is no word, an alias that contains itself, or a tag
+            that would make objects.
     """
     try:
         if not path.is_file():
             return {}
-        node = yaml.compose(path.read_text(encoding="utf-8"))
+        node = yaml.compose(read_config(path))
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror}") from error
     except RecursionError as error:
@@ -42,7 +166,7 @@ def lines_of_keys(path: Path) -> dict[str, str]:
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ValueError(f"{path}{line}: not YAML: {error.problem}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except yaml.YAMLError as error:
         raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(node, yaml.MappingNode):
         raise ValueError(f"{path}: no configuration: expected keys such as 'model:'")

@@ -44,7 +44,8 @@ def _git(*arguments: str) -> str | None:
         done = subprocess.run(
             ["git", "-C", str(_PROJECT), *arguments],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=10,
             check=True,
             env=_without_repository(),
@@ -113,7 +114,7 @@ def fast_precision(accelerator: str) -> Literal["bf16-mixed", "16-mixed", "32-tr
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     if sys.platform == "linux" and info.is_file():
-        for line in info.read_text().splitlines():
+        for line in info.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

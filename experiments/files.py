@@ -18,7 +18,8 @@ PARTIAL = ".partial"  # what the name of an unfinished file ends in
 @contextlib.contextmanager
 def synced(path: Path, mode: str) -> Iterator[IO[Any]]:
     """Opens a file whose content is on the disk itself when the context ends."""
-    with path.open(mode) as file:
+    encoding = None if "b" in mode else "utf-8"
+    with path.open(mode, encoding=encoding) as file:
         yield file
         file.flush()
         os.fsync(file.fileno())

@@ -101,7 +101,7 @@ class RunRecord:
             RunError: if there is none, or it can't be read.
         """
         try:
-            fields = json.loads((path / RECORD).read_text())
+            fields = json.loads((path / RECORD).read_text(encoding="utf-8"))
             if not isinstance(fields, dict) or not isinstance(fields.get("summary"), dict):
                 raise ValueError("it is not of this project")
         except FileNotFoundError as error:
@@ -230,7 +230,7 @@ class RunRecord:
         entry = {"step": step, "seconds": self.seconds, **_plain(metrics)}
         # Only a fit rewrites the file, when it begins: no other line of its own can get lost.
         alone = nullcontext() if self._is_owner else self._alone()
-        with writing(self.path), alone, (self.path / METRICS).open("a") as file:
+        with writing(self.path), alone, (self.path / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, allow_nan=False) + "\n")
         self._summarize(entry)
 
@@ -258,7 +258,7 @@ class RunRecord:
         path = self.path / METRICS
         if not path.is_file():
             return
-        *lines, rest = path.read_text(errors="replace").split("\n")
+        *lines, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
         for number, line in enumerate(lines, 1):
             if (entry := _entry(line)) is None:
                 raise RunError(f"{path}, line {number}: no entry of a log; remove the line")

@@ -48,7 +48,7 @@ def keep(runs: Runs, folder: Path, intro: Sequence[str]) -> None:
     }
     path = _kept(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _kept(folder: Path) -> Path:
@@ -66,7 +66,7 @@ def read_kept(folder: Path) -> tuple[dict[str, dict[int, Run]], list[str]]:
     """
     path = _kept(folder)
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         runs: dict[str, dict[int, Run]] = {name: {} for name in ARMS}
         for record in content["runs"]:
             runs[record["arm"]][record["seed"]] = _run(record, path)
@@ -114,8 +114,8 @@ def write_page(folder: Path, title: str, seen: Mapping[int, float]) -> Runs:
     blocks += [pages.Heading("Tests"), pages.Paragraph(_TESTS), pages.Table(tests_table(runs))]
     blocks += [pages.Heading("Runs"), pages.Paragraph(f"{_RUNS} {_commits(runs)}")]
     blocks += [pages.Table(arms_table(runs))]
-    (folder / "reproduction.md").write_text(pages.markdown(title, blocks, folder))
-    (folder / "reproduction.html").write_text(pages.html_page(title, blocks))
+    (folder / "reproduction.md").write_text(pages.markdown(title, blocks, folder), encoding="utf-8")
+    (folder / "reproduction.html").write_text(pages.html_page(title, blocks), encoding="utf-8")
     return runs
 
 

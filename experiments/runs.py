@@ -100,7 +100,7 @@ def read_run(path: Path, now: float | None = None) -> Run:
         now: seconds since 1970, to tell a crashed run from a running one.
     """
     try:
-        fields = json.loads((path / RECORD).read_text())
+        fields = json.loads((path / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         return Run(path.name, path, "unreadable", note=f"{RECORD} can't be read: {_reason(error)}")
     if not isinstance(fields, dict) or not isinstance(fields.get("summary"), dict):
@@ -130,13 +130,15 @@ def _read_config(run: Run) -> None:
 
 def flat_config(path: Path) -> dict[str, Any]:
     """Reads the resolved configuration in a run's folder, flat (see `flat`)."""
-    return flat(yaml.load((path / CONFIG).read_text(), Loader=_YAML))
+    return flat(yaml.load((path / CONFIG).read_text(encoding="utf-8"), Loader=_YAML))
 
 
 def _read_metrics(run: Run) -> None:
     """Reads the lines that are whole; the last one of a killed run may not be."""
     path = run.path / METRICS
-    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    lines = (
+        path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    )
     for line in lines:
         with contextlib.suppress(ValueError):
             if isinstance(entry := json.loads(line), dict):

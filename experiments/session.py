@@ -188,6 +188,7 @@ class RunSession:
         session.model.check_trainer(session.trainer)
         if subcommand == "fit":
             check_fit(session.trainer, session.config.test_after_fit)
+            session.model.prepare_fit(goes_on=checkpoint is not None)
             if config.save_every_min <= 0:
                 raise ValueError(f"save_every_min must be positive, got {config.save_every_min}")
         settings = training_settings(session.model)  # a bad learning rate is an error here

@@ -51,7 +51,12 @@ def _records(path: Path) -> list[dict[str, Any]] | str:
     command = [sys.executable, "-m", "wandb", "leet", "inspect", str(path), "--json"]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_PATIENCE_S,
+            check=False,
         )
     except (OSError, subprocess.SubprocessError) as error:
         return f"W&B's reader failed: {error}"

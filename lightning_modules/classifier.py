@@ -126,6 +126,16 @@ class Classifier(LightningModule, ABC):
             ValueError: naming the setting and the remedy.
         """
 
+    def prepare_fit(self, goes_on: bool) -> None:
+        """Loads what a fit starts from; called before anything is written.
+
+        Args:
+            goes_on: whether the weights will come from a checkpoint.
+
+        Raises:
+            ValueError: for a file that can't be used; the message names the remedy.
+        """
+
     # ---- training -----------------------------------------------------------------------------
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:

@@ -1,7 +1,7 @@
 """A network of torchvision with weights learned elsewhere, fine-tuned (the bonus 4 b)."""
 
-import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +11,28 @@ from torch.nn import functional as F
 from torchvision import models
 
 from lightning_modules.classifier import Classifier
+from lightning_modules.weight_files import difference, prefix_of, read_state
 
 # The files of DenseNets are older than the names of their layers: norm.1 became norm1.
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
+# What torch's wrappers of a part put into the names of its layers.
+_WRAPPERS = re.compile(
+    r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|(?<=\.)module)\."
+)
 
 
 class FineTuned(Classifier):
     """A classification network of torchvision with a new last layer.
 
     The weights come from a file, as torchvision distributes them (a state dict, of any number of
-    classes); nothing is downloaded. Images are enlarged on the device, since these networks were
-    made for larger ones.
+    classes); nothing is downloaded. A checkpoint that holds one is taken too, as are names with
+    something in front (``module.``, ``_orig_mod.``, ``backbone.``); the last layer is always new.
+    Images are enlarged on the device, since these networks were made for larger ones.
 
     Args:
         architecture: a name of ``torchvision.models``, for example ``resnet18``.
-        weights: the file; null trains from scratch. It is read when a fit begins, not when a run
-            is tested.
+        weights: the file; null trains from scratch. It is read when a fit begins, not when one
+            goes on from a checkpoint or a run is tested.
         image_size: side of the enlarged images, in pixels.
         freeze: train the last layer alone; the others keep weights and running statistics.
         **kwargs: see `Classifier`.
@@ -57,6 +63,7 @@ class FineTuned(Classifier):
         self.weights = weights
         self.image_size = image_size
         self.frozen = freeze
+        self._has_weights = False
         self.network = models.get_model(
             architecture, weights=None, num_classes=self.hparams["num_classes"]
         )
@@ -95,25 +102,56 @@ class FineTuned(Classifier):
         *_, last = found
         return {last} | {n for n, size in found.items() if size == classes and "aux" in n.lower()}
 
-    def setup(self, stage: str) -> None:
-        """Loads the weights when a fit begins; a checkpoint that it goes on from comes after."""
-        if stage == "fit" and self.weights is not None:
+    def prepare_fit(self, goes_on: bool) -> None:
+        """Loads the file of weights, unless a checkpoint brings them.
+
+        Raises:
+            ValueError: if it can't be read, or is of another network.
+        """
+        if self.weights is not None and not goes_on and not self._has_weights:
             self._load(Path(self.weights))
+        self._has_weights = True
+
+    def setup(self, stage: str) -> None:
+        """Loads the weights when a fit begins that `prepare_fit` was not called for."""
+        if stage == "fit":
+            self.prepare_fit(goes_on=False)
 
     def _load(self, path: Path) -> None:
-        found = {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in _read(path).items()}
-        ours, outputs = self.network.state_dict(), self._outputs()
-        for key in [*found, *ours]:
-            if key.rpartition(".")[0] in outputs:
-                found.pop(key, None)  # of other classes
-            elif key.endswith("num_batches_tracked"):
-                continue  # files older than it lack it
-            elif key not in found or key not in ours or found[key].shape != ours[key].shape:
-                raise ValueError(
-                    f"{path} is not of a {self.hparams['architecture']}: {key} differs; "
-                    "see --model.architecture"
-                )
-        self.network.load_state_dict(found, strict=False)
+        found = {
+            _OLD_DENSENET.sub(r"\1\2", _WRAPPERS.sub("", key)): value
+            for key, value in read_state(path).items()
+        }
+        try:
+            state = self._matching(found)
+        except ValueError as error:
+            architecture = self.hparams["architecture"]
+            raise ValueError(
+                f"{path} is not of a {architecture}: {error}; see --model.architecture"
+            ) from error
+        self.network.load_state_dict(state, strict=False)
+
+    def _matching(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a file has for all layers but the last, under this network's names."""
+        heads = tuple(f"{name}." for name in self._outputs())
+        ours = {
+            key: value
+            for key, value in self.network.state_dict().items()
+            if not key.startswith(heads)
+        }
+        # Files older than these counts lack them.
+        asked = [key for key in ours if not key.endswith("num_batches_tracked")]
+        before = prefix_of(found, asked)
+        theirs = {
+            name: value
+            for key, value in found.items()
+            if key.startswith(before) and not (name := key.removeprefix(before)).startswith(heads)
+        }
+        for key in [*theirs, *asked]:
+            is_count = key not in ours and key.endswith("num_batches_tracked")
+            if not is_count and (reason := difference(theirs.get(key), ours.get(key))):
+                raise ValueError(f"{key} differs, {reason}")
+        return theirs
 
     def train(self, mode: bool = True) -> "FineTuned":
         """Sets the mode; what is frozen stays in evaluation mode."""
@@ -130,20 +168,3 @@ class FineTuned(Classifier):
         # With auxiliary classifiers a tuple while training: the main one's logits come first.
         logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs[0]
         return logits
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    remedy = "name a state dict of torchvision with --model.weights"
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ValueError(f"no weights {path}; {remedy}") from error
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} holds more than weights and is refused; {remedy}") from error
-    except (OSError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} can't be read: {reason}; {remedy}") from error
-    is_state = isinstance(content, dict) and all(isinstance(v, Tensor) for v in content.values())
-    if not is_state:
-        raise ValueError(f"{path} is no state dict; {remedy}")
-    return dict(content)

@@ -114,15 +114,27 @@ def _cache() -> Path:
 
 def _key(compiler: list[str], flags: list[str]) -> str:
     """A digest of all that the library depends on."""
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False)
-    parts = (SOURCE.read_text(), torch.__version__, version.stdout, *flags, _processor())
+    version = subprocess.run(
+        [*compiler, "--version"],
+        capture_output=True,
+        check=False,
+        encoding="utf-8",
+        errors="replace",
+    )
+    parts = (
+        SOURCE.read_text(encoding="utf-8"),
+        torch.__version__,
+        version.stdout,
+        *flags,
+        _processor(),
+    )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def _processor() -> str:
     """What -march=native depends on."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     features = (line for line in lines if line.startswith(("flags", "Features")))
@@ -136,7 +148,10 @@ def _digest(library: Path) -> Path:
 def _whole(library: Path) -> bool:
     """Whether the library is there as it was built: loading half a file may crash."""
     try:
-        return _digest(library).read_text() == hashlib.sha256(library.read_bytes()).hexdigest()
+        return (
+            _digest(library).read_text(encoding="utf-8")
+            == hashlib.sha256(library.read_bytes()).hexdigest()
+        )
     except OSError:
         return False
 
@@ -146,14 +161,21 @@ def _compile(compiler: list[str], flags: list[str], library: Path) -> None:
     paths = ["-shared", "-fPIC", f"-isystem{_TORCH / 'include'}", f"-L{_TORCH / 'lib'}"]
     command = [*compiler, *flags, *paths, str(SOURCE), "-o", str(draft), "-ltorch_cpu", "-lc10"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            check=False,
+            timeout=600,
+            encoding="utf-8",
+            errors="replace",
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{compiler[0]} does not run: {error}") from error
     if done.returncode:
         log = library.with_suffix(".log")
-        log.write_text(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
+        log.write_text(f"{shlex.join(command)}\n{done.stdout}{done.stderr}", encoding="utf-8")
         raise BuildError(f"{compiler[0]} fails, see {log}: try another compiler with CXX")
-    _digest(library).write_text(hashlib.sha256(draft.read_bytes()).hexdigest())
+    _digest(library).write_text(hashlib.sha256(draft.read_bytes()).hexdigest(), encoding="utf-8")
     draft.replace(library)
 
 

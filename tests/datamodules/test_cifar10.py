@@ -16,7 +16,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
 from datamodules import CIFAR10DataModule, DatasetError, cifar10, files
-from datamodules.cifar10 import Normalization, read_images, stratified_split
+from datamodules.cifar10 import Normalization, stratified_split
 from datamodules.files import FOLDER, ImageSet
 from datamodules.synthetic import SYNTHETIC_LABELS, write_synthetic
 
@@ -172,6 +172,54 @@ def test_another_normalisation_than_the_checkpoints_is_refused(data_dir: Path) -
         CIFAR10DataModule().load_state_dict(state)
 
 
+def changed(**new: Any) -> dict[str, Any]:
+    """A checkpoint's state for ``channel``, with other values; none where the value is ``...``."""
+    good = {"mean": torch.full((3, 1, 1), 99.0), "std": torch.ones(3, 1, 1)}
+    state = {"normalization": "channel", "label_names": ["a", "b"], "statistics": good, **new}
+    return {key: value for key, value in state.items() if value is not ...}
+
+
+def statistics(**new: Any) -> dict[str, Any]:
+    return changed(statistics={**changed()["statistics"], **new})
+
+
+@pytest.mark.parametrize(
+    ("state", "complaint"),
+    [
+        ([1], "is a list"),
+        (changed(normalization=...), "has no normalization"),
+        (changed(normalization="other"), "has the normalization 'other'"),
+        (changed(normalization=["channel"]), "has the normalization"),
+        (changed(label_names=...), "has no label_names"),
+        (changed(label_names="cat"), "has no list of label_names"),
+        (changed(label_names=[]), "has no list of label_names"),
+        (changed(label_names=["a", 3]), "has 3 among its label_names"),
+        (changed(label_names=["a", "\x1b[2J"]), "among its label_names"),
+        (changed(statistics=...), "has no statistics"),
+        (changed(statistics=[1.0]), "has no statistics mean and std"),
+        (changed(statistics={"mean": torch.ones(3, 1, 1)}), "has no statistics mean and std"),
+        (statistics(more=1), "has no statistics mean and std"),
+        (statistics(mean=99.0), "mean is no tensor"),
+        (statistics(mean=torch.ones(3, 32, 32)), r"mean is no tensor of shape \(3, 1, 1\)"),
+        (statistics(mean=torch.ones(3, 1, 1, dtype=torch.int64)), "mean is no tensor"),
+        (statistics(mean=torch.ones(3, 1, 1, device="meta")), "mean is no tensor"),
+        (statistics(mean=torch.ones(3, 1, 1).to_sparse()), "mean is no tensor"),
+        (statistics(mean=torch.full((3, 1, 1), torch.nan)), "mean is not finite"),
+        (statistics(std=torch.zeros(3, 1, 1)), "std is not finite, or not positive"),
+        (statistics(std=torch.full((3, 1, 1), torch.inf)), "std is not finite"),
+    ],
+)
+def test_a_malformed_state_of_a_checkpoint_is_one_line(state: Any, complaint: str) -> None:
+    made = CIFAR10DataModule(normalization="channel")
+    made.load_state_dict(changed())
+    with pytest.raises(
+        ValueError, match=f"^the checkpoint's state of a CIFAR10DataModule .*{complaint}"
+    ) as failure:
+        made.load_state_dict(state)
+    assert len(str(failure.value).splitlines()) == 1
+    assert made.label_names == ["a", "b"]  # nothing is taken of it
+
+
 # ---- where the data comes from --------------------------------------------------------------
 
 
@@ -227,53 +275,33 @@ def test_data_dir_beats_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert CIFAR10DataModule("mine").data_dir == Path("mine")
 
 
+def test_the_environment_may_name_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CIFAR10_DIR", "~/cifar")
+    assert CIFAR10DataModule().data_dir == tmp_path / "cifar"
+    assert CIFAR10DataModule("~/mine").data_dir == tmp_path / "mine"
+    monkeypatch.setenv("CIFAR10_DIR", "")
+    assert CIFAR10DataModule().data_dir == Path("data")
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("download", [True, False])
+def test_a_wrong_archive_is_named_with_all_that_was_tried(tmp_path: Path, download: bool) -> None:
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"half")
+    with pytest.raises(DatasetError, match=r"not found in .*tar\.gz is cut short, or another file"):
+        CIFAR10DataModule(str(tmp_path), download=download).setup()
+
+
+def test_a_data_dir_that_is_the_archive_is_told_where_it_belongs(tmp_path: Path) -> None:
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    archive.touch()
+    with pytest.raises(DatasetError, match="is a file, name the folder that it lies in"):
+        CIFAR10DataModule(str(archive), download=False).setup()
+
+
 def test_splits_before_setup_are_an_error() -> None:
     with pytest.raises(DatasetError, match="setup"):
         CIFAR10DataModule().train_dataloader()
-
-
-# ---- pictures to predict --------------------------------------------------------------------
-
-
-def test_pictures_of_any_size_and_mode_are_read(tmp_path: Path) -> None:
-    red = (200, 0, 0)
-    (tmp_path / "deeper").mkdir()
-    Image.new("RGB", (64, 48), red).save(tmp_path / "b.png")
-    Image.new("RGBA", (7, 32), (*red, 128)).save(tmp_path / "c.PNG")
-    Image.new("L", (1, 1), 90).save(tmp_path / "deeper" / "d.png")
-    Image.new("I;16", (40, 40), 90 * 256 + 7).save(tmp_path / "e.png")
-    Image.new("P", (32, 32), 0).save(tmp_path / "f.gif")
-    (tmp_path / "notes.txt").write_text("not a picture")
-    read = read_images(tmp_path)
-    assert read.names == ["b.png", "c.PNG", "deeper/d.png", "e.png", "f.gif"]
-    expected = np.array([red, red, [90] * 3, [90] * 3, [0] * 3], dtype=np.uint8)
-    np.testing.assert_array_equal(read.images, np.broadcast_to(expected.T, (32, 32, 3, 5)).T)
-    assert (read.labels.tolist(), read.images.shape) == ([-1] * 5, (5, 3, 32, 32))
-
-
-def test_picture_of_the_right_size_is_read_as_it_is(tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_images(tmp_path).images[0], pixels.transpose(2, 0, 1))
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "qoi"])
-@pytest.mark.parametrize("keep", [0, 20, 0.5])
-def test_broken_picture_is_named(tmp_path: Path, suffix: str, keep: float) -> None:
-    path = tmp_path / f"broken.{suffix}"
-    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(path)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(keep * len(content)) if keep < 1 else int(keep)])
-    with pytest.raises(DatasetError, match=f"cannot read the image {path}"):
-        read_images(tmp_path)
-
-
-@pytest.mark.parametrize(("name", "found"), [("", "holds no image"), ("none", "is no folder")])
-def test_nothing_to_predict_is_an_error(tmp_path: Path, name: str, found: str) -> None:
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(DatasetError, match=f"{found}.*--data.predict_dir"):
-        read_images(tmp_path / name)
 
 
 # ---- with a Trainer -------------------------------------------------------------------------
@@ -347,6 +375,11 @@ def test_checkpoint_predicts_pictures_without_the_data_set(data_dir: Path, tmp_p
     (logits,) = trainer().predict(Witness(), bare, ckpt_path=tmp_path / "a.ckpt") or []
     expected = model.linear(made.normalize(torch.from_numpy(pixels[None])).flatten(1))
     torch.testing.assert_close(logits, expected.detach())
+
+
+def test_names_of_classes_that_nothing_told_are_an_error() -> None:
+    with pytest.raises(DatasetError, match="the checkpoint holds no state of a CIFAR10DataModule"):
+        CIFAR10DataModule().label_names  # noqa: B018
 
 
 def test_pictures_without_a_checkpoint_are_refused(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import pytest
 
 from datamodules import files
 from datamodules.files import (
+    ARCHIVE,
     CIFAR10_SHA256,
     FOLDER,
     DatasetError,
@@ -29,6 +30,7 @@ from datamodules.files import (
     read_label_names,
     read_test,
     read_train,
+    unpack_cifar10,
 )
 from datamodules.synthetic import SYNTHETIC_LABELS, write_synthetic
 
@@ -208,6 +210,140 @@ def test_something_else_in_the_file_is_refused(
     trust(folder, monkeypatch)
     with pytest.raises(DatasetError, match=f"test_batch .*{complaint}"):
         read_test(folder)
+
+
+def change(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch, **new: Any) -> None:
+    """Puts other values into a file that is then taken for the official one."""
+    content = pickle.loads((folder / name).read_bytes(), encoding="bytes")
+    content |= {key.encode(): value for key, value in new.items()}
+    (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+    trust(folder, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("labels", "complaint"),
+    [
+        ([0] * 9 + [10], "its labels are 0 to 10, and there are 10 classes, 0 to 9"),
+        ([0] * 9 + [-1], "its labels are -1 to 0, and"),
+        ([0] * 9 + [2**63], "expected integers of int64"),
+        ([0] * 9 + [1.5], "expected integers of int64, got float64"),
+        ([True] * 10, "expected integers of int64, got bool"),
+        (["cat"] * 10, "expected integers of int64"),
+        ([[0]] * 10, "its labels are 0 to 0"),
+    ],
+)
+def test_labels_of_no_class_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, labels: list[Any], complaint: str
+) -> None:
+    change(folder, "data_batch_2", monkeypatch, labels=labels)
+    with pytest.raises(DatasetError, match=f"data_batch_2 is no batch of CIFAR-10: .*{complaint}"):
+        read_train(folder)
+
+
+@pytest.mark.parametrize("data", [np.full((10, 3072), 256), np.full((10, 3072), 0.5)])
+def test_pixels_that_are_no_bytes_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, data: np.ndarray[Any, Any]
+) -> None:
+    change(folder, "test_batch", monkeypatch, data=data.tolist())
+    with pytest.raises(DatasetError, match="expected integers of uint8"):
+        read_test(folder)
+
+
+@pytest.mark.parametrize("names", [None, [], "cat", [1, 2], [b"\xff"], ["a\x1b[31m"], ["a\nb"]])
+def test_names_of_classes_that_cannot_be_shown_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, names: object
+) -> None:
+    change(folder, "batches.meta", monkeypatch, label_names=names)
+    with pytest.raises(DatasetError, match=r"batches\.meta has no names of classes"):
+        read_label_names(folder)
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}", '{"test_batch": "0"}', "[" * 10**5])
+def test_checksums_that_are_none_are_named(folder: Path, content: str) -> None:
+    place = make_synthetic(folder.parent, 10)
+    (place / "sha256.json").write_text(content, encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"sha256\.json can't be read: .*; delete the folder"):
+        read_train(place)
+
+
+def test_a_pipe_among_the_files_is_not_waited_for(folder: Path) -> None:
+    place = make_synthetic(folder.parent, 10)
+    (place / "test_batch").unlink()
+    os.mkfifo(place / "test_batch")
+    with pytest.raises(DatasetError, match=r"test_batch can't be read \(no regular file\)"):
+        read_test(place)
+
+
+# ---- the folder itself, and its archive ----------------------------------------------------------
+
+
+def test_the_inner_folder_is_taken_whatever_its_name(folder: Path, tmp_path: Path) -> None:
+    assert find_cifar10(folder) == folder
+    (tmp_path / "link").symlink_to(folder)
+    assert find_cifar10(tmp_path / "link") == tmp_path / "link"
+    renamed = folder.rename(tmp_path / "cifar")
+    assert find_cifar10(renamed) == renamed
+    assert read_train(renamed).images.shape == (50, 3, 32, 32)
+
+
+def test_a_renamed_folder_is_held_to_the_official_checksums(folder: Path, tmp_path: Path) -> None:
+    renamed = folder.rename(tmp_path / "cifar")
+    (renamed / "test_batch").write_bytes(b"other")
+    (renamed / "sha256.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(DatasetError, match="test_batch is cut short"):
+        read_test(renamed)
+
+
+def test_an_incomplete_inner_folder_is_named_and_completed(folder: Path, server: "Server") -> None:
+    folder.mkdir(parents=True)
+    with pytest.raises(DatasetError, match=f"not found in {folder}: missing data_batch_1"):
+        find_cifar10(folder)
+    assert download_cifar10(folder, server.url("/good")) == folder
+    assert not (folder / FOLDER).exists()
+
+
+@pytest.fixture
+def archive(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The archive of ``folder``, which itself is taken away, lying in ``data_dir``."""
+    path = folder.parent / ARCHIVE
+    with tarfile.open(path, mode="w:gz") as tar:
+        tar.add(folder, arcname=FOLDER)
+    shutil.rmtree(folder)
+    monkeypatch.setattr(files, "ARCHIVE_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(files, "ARCHIVE_BYTES", path.stat().st_size)
+    return path
+
+
+@pytest.mark.parametrize("asked", [".", FOLDER])
+def test_the_archive_in_data_dir_is_unpacked(archive: Path, asked: str) -> None:
+    folder = archive.parent / FOLDER
+    assert unpack_cifar10(archive.parent / asked) == folder
+    assert read_train(folder).images.shape == (50, 3, 32, 32)
+    assert {entry.name for entry in folder.iterdir()} - {f".{FOLDER}.lock"} == {*FILES}
+    assert archive.is_file()
+    assert unpack_cifar10(archive.parent) == folder  # again: all there
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda c: c[:-1], r"is cut short, or another file \([\d,]+ of [\d,]+ bytes\)"),
+        (lambda c: c[:-9] + bytes(9), "is not the official archive"),
+    ],
+)
+def test_a_wrong_archive_is_named_and_not_opened(
+    archive: Path, damage: Callable[[bytes], bytes], complaint: str
+) -> None:
+    archive.write_bytes(damage(archive.read_bytes()))
+    with pytest.raises(DatasetError, match=f"{archive} {complaint}"):
+        unpack_cifar10(archive.parent)
+    assert [*archive.parent.iterdir()] == [archive]
+
+
+def test_without_an_archive_there_is_nothing_to_unpack(tmp_path: Path) -> None:
+    assert unpack_cifar10(tmp_path) is None
+    os.mkfifo(tmp_path / ARCHIVE)
+    assert unpack_cifar10(tmp_path) is None
 
 
 # ---- downloading ----------------------------------------------------------------------------

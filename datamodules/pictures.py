@@ -1,0 +1,84 @@
+"""Pictures of any size to predict: only named formats, regular files and bounded sizes."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from datamodules.files import DatasetError, ImageSet
+
+_SIZE = 32
+# What `predict` opens. Pillow knows more, among them PostScript, for which it starts Ghostscript.
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "QOI")
+# What to do to an image by its EXIF's orientation; 1 is upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_images(folder: Path) -> ImageSet:
+    """Reads every image file below a folder as 32x32 RGB, the way up that its EXIF says.
+
+    Returns:
+        The images, sorted by name, with label -1.
+
+    Raises:
+        DatasetError: if the folder is missing, holds no images, or an image can't be read, is of
+            another format than `FORMATS`, or has too many pixels.
+    """
+    known = Image.registered_extensions()
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in known)
+    paths = [path for path in paths if not path.is_dir()]
+    if not paths:
+        found = "holds no image files" if folder.is_dir() else "is no folder"
+        raise DatasetError(f"nothing to predict: {folder} {found}; check --data.predict_dir")
+    images = np.stack([_read_image(path) for path in paths])
+    names = [str(path.relative_to(folder)) for path in paths]
+    return ImageSet(images, np.full(len(paths), -1, dtype=np.int64), names)
+
+
+def _read_image(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    try:
+        if not path.is_file():  # a pipe would be waited for; links to files are followed
+            raise ValueError("it is no regular file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as file:
+                image = _upright(file)
+    except UnidentifiedImageError as error:
+        known = ", ".join(FORMATS)
+        raise DatasetError(
+            f"cannot read the image {path}: it is damaged, or in none of the formats {known}"
+        ) from error
+    except Exception as error:  # what a broken file raises differs from format to format
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DatasetError(f"cannot read the image {path}: {reason}") from error
+    return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)
+
+
+def _upright(file: Image.Image) -> Image.Image:
+    """Turns an image as its EXIF says, and converts it to 32x32 RGB."""
+    turn = _TURNS.get(_orientation(file))
+    # convert() would clip 16-bit grey at 255: white.
+    deep = file.mode.startswith("I;16")
+    image = Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)) if deep else file
+    image = image.convert("RGB")
+    if turn is not None:
+        image = image.transpose(turn)
+    return image.resize((_SIZE, _SIZE), Image.Resampling.BILINEAR)
+
+
+def _orientation(file: Image.Image) -> Any:
+    file.load()  # a TIFF is turned here, and then says so
+    try:
+        return file.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # broken EXIF, as of some cameras, is no broken image
+        return None
