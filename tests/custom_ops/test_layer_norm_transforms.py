@@ -31,7 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from custom_ops import LayerNorm, layer_norm
 from custom_ops.layer_norm import formula, function
-from tests.custom_ops.cases import VARIANTS, each_variant, normal
+from tests.custom_ops.cases import VARIANTS, each_variant, normal, plain
 
 Norm = Callable[..., Tensor]
 Computation = Callable[[Norm], Any]
@@ -40,20 +40,6 @@ M = 6
 X, DX, XS = normal(4, M), normal(4, M, seed=1), normal(3, 4, M, seed=2)
 WEIGHT, DWEIGHT, WEIGHTS = normal(M, seed=3), normal(M, seed=4), normal(3, M, seed=5)
 BIAS, DBIAS, BIASES = normal(M, seed=6), normal(M, seed=7), normal(3, M, seed=8)
-
-
-def plain(
-    x: Tensor,
-    row: tuple[int, ...],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    dims = tuple(range(-len(row), 0))
-    centred = x - x.mean(dims, keepdim=True)
-    y = centred / (centred.square().mean(dims, keepdim=True) + eps).sqrt()
-    y = y if weight is None else y * weight
-    return y if bias is None else y + bias
 
 
 def assert_same(ours: Any, exact: Any, *, tolerance: float = 1e-12) -> None:
