@@ -59,6 +59,7 @@ from custom_ops.functions import (
     alike,
     apply,
     narrow,
+    overridable,
     reshaped,
     save,
     wide,
@@ -180,6 +181,7 @@ def _samples_last(columns: Tensor) -> Tensor:
     return columns.permute(1, 2, 0, 3).reshape(groups, rows, samples * places)
 
 
+@overridable
 def conv2d(
     x: Tensor,
     weight: Tensor,
@@ -235,7 +237,7 @@ def _padding(
             f'conv2d expected stride 1 with padding="same", got {stride}: pass padding as numbers'
         )
     height, width = (
-        step * max(0, size - 1) for step, size in zip(dilation, weight.shape[2:], strict=True)
+        step * max(0, int(size) - 1) for step, size in zip(dilation, weight.shape[2:], strict=True)
     )
     return (height // 2, width // 2), (height % 2, width % 2)
 

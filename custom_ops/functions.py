@@ -6,12 +6,17 @@ right, and compute only the gradients that are asked for. Half types are compute
 rounded at the end; matrix products keep their dtype, as PyTorch accumulates them in float32.
 """
 
-from typing import Any, ClassVar
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 from torch.autograd.function import FunctionCtx
+from torch.overrides import handle_torch_function, has_torch_function
+
+_Functional = TypeVar("_Functional", bound=Callable[..., Tensor])
 
 
 class Context(FunctionCtx):
@@ -79,6 +84,30 @@ def apply(function: type[DerivedFunction], *inputs: Any) -> Tensor:
     else:
         call = (function.transformed if transforming else function.eager).apply
     return call(*inputs)  # type: ignore[no-any-return]
+
+
+def overridable(function: _Functional) -> _Functional:
+    """Lets other types than tensors answer for a function, as for PyTorch's own.
+
+    So `torch.fx` records a call as one node. TorchScript, which takes no Function of Python, is
+    refused in one line.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given = (*args, *kwargs.values())
+        if has_torch_function(given):
+            return handle_torch_function(call, given, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    def refuse() -> NoReturn:
+        raise RuntimeError(
+            f"torch.jit.script cannot take custom_ops.{function.__name__}: use torch.export or "
+            "torch.compile"
+        )
+
+    call.__prepare_scriptable__ = refuse  # type: ignore[attr-defined]  # torch.jit.script calls it
+    return cast(_Functional, call)
 
 
 def save(ctx: Context, *tensors: Tensor) -> None:
@@ -368,6 +397,7 @@ def _slope(logits: Tensor, rows: Tensor) -> Tensor:
     return rows.sum(-1, keepdim=True) * _softmax(logits) - rows
 
 
+@overridable
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """X Wᵀ + b, as `torch.nn.functional.linear`, also under autocast.
 
@@ -389,6 +419,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return apply(LinearFunction, *alike("linear", x, weight, bias))
 
 
+@overridable
 def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
     """Exponential linear unit, element by element: x where x > 0, alpha (e^x - 1) elsewhere.
 
@@ -399,6 +430,7 @@ def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
     return apply(ELUFunction, x, alpha)
 
 
+@overridable
 def softmax(x: Tensor) -> Tensor:
     """Softmax over the last dimension: same shape, every row positive and of sum 1.
 
@@ -411,6 +443,7 @@ def softmax(x: Tensor) -> Tensor:
     return apply(SoftmaxFunction, _full(x))
 
 
+@overridable
 def cross_entropy(p: Tensor, t: Tensor) -> Tensor:
     """Mean cross entropy of probabilities against one-hot rows.
 
@@ -437,6 +470,7 @@ def cross_entropy(p: Tensor, t: Tensor) -> Tensor:
     return apply(CrossEntropyFunction, _full(p), t)
 
 
+@overridable
 def softmax_cross_entropy(
     logits: Tensor,
     targets: Tensor,
@@ -491,7 +525,7 @@ def softmax_cross_entropy(
     if targets.is_floating_point():
         _check_alike("softmax_cross_entropy", logits, _full(targets))
         rows, ignored = wide(targets), targets.new_zeros(targets.shape[:1], dtype=torch.bool)
-        total = rows.new_full((), len(rows))
+        total = (~ignored).sum(dtype=rows.dtype)  # not a number, which torch.jit.trace would keep
     else:
         rows, ignored = _one_hot(logits, targets, ignore_index)
         counts = rows if weight is None else rows * weight

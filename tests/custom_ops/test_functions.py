@@ -220,6 +220,66 @@ def test_compiles_with_transforms_inside(name: str, transform: str) -> None:
 
 
 @pytest.mark.parametrize("name", FEW)
+def test_symbolic_traces_record_one_node(name: str) -> None:
+    function, _, inputs = CASES[name]
+    graph = torch.fx.symbolic_trace(function)
+    targets = [n.target for n in graph.graph.nodes if n.op == "call_function"]
+    assert name == "linear" or len(targets) == 1
+    torch.testing.assert_close(graph(*inputs), function(*inputs))
+
+
+TRACED: dict[str, tuple[Function, tuple[int, ...], tuple[int, ...]]] = {
+    "linear": (lambda x: linear(x, torch.ones(3, 5), torch.ones(3)), (2, 4, 5), (3, 9, 5)),
+    "conv2d": (
+        lambda x: conv2d(x, torch.ones(2, 2, 2, 3), padding="same"),
+        (1, 2, 4, 4),
+        (3, 2, 5, 6),
+    ),
+    "elu": (elu, (4, 5), (9, 5)),
+    "softmax": (softmax, (4, 5), (9, 3, 5)),
+    "cross_entropy": (lambda x: cross_entropy(x.exp(), x.cos()), (4, 5), (9, 5)),
+    "loss": (lambda x: softmax_cross_entropy(x, x.argmax(-1)), (4, 5), (9, 5)),
+    "loss_soft": (lambda x: softmax_cross_entropy(x, x.cos()), (4, 5), (9, 5)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", TRACED)
+def test_traces_are_right_for_other_shapes(name: str) -> None:
+    function, shape, other = TRACED[name]
+    traced = torch.jit.trace(function, torch.ones(shape))  # type: ignore[no-untyped-call]
+    x = normal(*other).detach().float()
+    torch.testing.assert_close(traced(x), function(x))
+
+
+def calls_elu(x: Tensor) -> Tensor:
+    return elu(x)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_torchscript_is_refused_in_one_line() -> None:
+    named = (linear, elu, softmax, cross_entropy, softmax_cross_entropy, conv2d)
+    for function in (*named, calls_elu):
+        name = "elu" if function is calls_elu else function.__name__
+        with pytest.raises(
+            RuntimeError, match=rf"\A.* custom_ops.{name}: use torch.export or torch.compile\Z"
+        ):
+            torch.jit.script(function)
+
+
+class Labelled(Tensor):
+    """A subclass as anyone may write one."""
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_subclasses_of_tensor_stay_what_they_are(name: str) -> None:
+    function, _, (x, *rest) = CASES[name]
+    y = function(x.as_subclass(Labelled), *rest)
+    assert type(y) is Labelled
+    torch.testing.assert_close(y.as_subclass(Tensor), function(x, *rest))
+
+
+@pytest.mark.parametrize("name", FEW)
 def test_checkpointing(name: str) -> None:
     function, reference, inputs = CASES[name]
     y = checkpoint(function, *inputs, use_reentrant=False)
