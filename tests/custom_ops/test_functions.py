@@ -14,7 +14,11 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vmap
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+import custom_ops
 from custom_ops import conv2d, cross_entropy, elu, linear, softmax, softmax_cross_entropy
+
+# PyTorch says so where its own convolution copies; ours pads, too.
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
 CLASSES = torch.tensor([0, 3, 1, 1])
 ONE_HOT = torch.eye(5, dtype=torch.float64)[CLASSES]
@@ -379,6 +383,12 @@ def test_infinite_logits_are_pytorchs(other: float, target: int) -> None:
     torch.testing.assert_close(*results, equal_nan=True)
 
 
+def test_probabilities_of_zero_that_are_no_target_have_no_gradient_of_the_target() -> None:
+    p, t = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]], requires_grad=True)
+    (dt,) = torch.autograd.grad(cross_entropy(p, t), t)
+    assert dt.tolist() == [[0, 0]]
+
+
 def test_underflowed_wrong_class_costs_nothing() -> None:
     p = torch.tensor([[1.0, 0.0]], requires_grad=True)
     loss = cross_entropy(p, torch.tensor([[1.0, 0.0]]))
@@ -411,6 +421,16 @@ def test_nan_stays_in_its_row(function: Callable[[Tensor], Tensor]) -> None:
     assert y.isnan().any(-1).tolist() == dx.isnan().any(-1).tolist() == [False, False, True, False]
 
 
+NAMED = {
+    "elu": (torch.ones(2),),
+    "softmax": (torch.ones(2),),
+    "linear": (torch.ones(2, 2), torch.ones(2, 2)),
+    "cross_entropy": (torch.ones(2, 2), torch.ones(2, 2)),
+    "softmax_cross_entropy": (torch.ones(2, 2), torch.ones(2)),
+    "conv2d": (torch.ones(1, 2, 2), torch.ones(1, 1, 1, 1)),
+}
+
+
 def test_wrong_shapes_are_named() -> None:
     with pytest.raises(ValueError, match=r"got \[\(4, 5\), \(3, 4\), None\]"):
         linear(torch.ones(4, 5), torch.ones(3, 4))
@@ -429,9 +449,10 @@ def test_wrong_shapes_are_named() -> None:
 
 
 def test_wrong_dtypes_and_classes_are_named() -> None:
-    for function in (elu, softmax, lambda x: linear(x, x), lambda x: cross_entropy(x, x)):
-        with pytest.raises(TypeError, match=r"floating dtype, got torch.int64: call \.float\(\)"):
-            function(torch.ones(2, 2, dtype=torch.int64))
+    for name, arguments in NAMED.items():
+        message = rf"\A{name} expected a floating dtype, got torch.int64: call \.float\(\)\Z"
+        with pytest.raises(TypeError, match=message):
+            getattr(custom_ops, name)(*(t.long() for t in arguments))
     with pytest.raises(TypeError, match=r"got torch.float32 on cpu, torch.float64 on cpu: conv"):
         linear(torch.ones(4, 5), torch.ones(3, 5).double())
     with pytest.raises(TypeError, match=r"got torch.int32: call targets.long\(\)"):
@@ -498,6 +519,15 @@ def test_an_ignored_sample_may_be_anything() -> None:
     x = torch.tensor([[torch.nan, torch.inf], [0.0, 0.0]])
     loss = softmax_cross_entropy(x, torch.tensor([-100, 1]))
     assert loss.item() == pytest.approx(math.log(2))
+
+
+def test_softmax_is_over_the_last_dimension() -> None:
+    x = normal(2, 3, 4)
+    results = []
+    for y in (softmax(x), F.softmax(x, -1)):
+        dout = torch.linspace(-1, 1, x.numel(), dtype=x.dtype).reshape(x.shape)
+        results.append((y, *torch.autograd.grad(y, x, dout)))
+    torch.testing.assert_close(*results)
 
 
 def test_softmax_of_no_classes_is_empty() -> None:
