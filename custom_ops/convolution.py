@@ -35,6 +35,11 @@ counted from 1 as on paper, it all reads
     dL/dK_11 = dL/dY_11 X_11 + dL/dY_12 X_12 + dL/dY_21 X_21 + dL/dY_22 X_22
     dL/dX_12 = dL/dY_11 K_12 + dL/dY_12 K_11.
 
+**Padding "same".** Y is as large as X for stride 1 if dilation (U - 1) rows of zeros are added, and
+columns likewise. Half of them are the padding above; where their number is odd, one more stands
+below the image, and to its right. Added zeros are no function of X, so dL/dX is the gradient of
+the larger image without them.
+
 **Groups.** With G groups the channels of X and Y are dealt into G blocks, each a convolution of
 its own with its O/G rows of K.
 
@@ -42,7 +47,7 @@ Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -54,6 +59,7 @@ from custom_ops.functions import (
     alike,
     apply,
     narrow,
+    overridable,
     reshaped,
     save,
     wide,
@@ -70,13 +76,20 @@ class Geometry:
     padding: _Pair = (0, 0)
     dilation: _Pair = (1, 1)
     groups: int = 1
+    extra: _Pair = (0, 0)  # zeros below and to the right, besides the padding
 
     def output_size(self, image: torch.Size, kernel: torch.Size) -> list[int]:
         """Size of the output: the number of places on the padded image that hold the kernel."""
         return [
-            (size + 2 * padding - dilation * (width - 1) - 1) // stride + 1
-            for size, width, stride, padding, dilation in zip(
-                image[-2:], kernel[-2:], self.stride, self.padding, self.dilation, strict=True
+            (size + 2 * padding + extra - dilation * (width - 1) - 1) // stride + 1
+            for size, width, stride, padding, extra, dilation in zip(
+                image[-2:],
+                kernel[-2:],
+                self.stride,
+                self.padding,
+                self.extra,
+                self.dilation,
+                strict=True,
             )
         ]
 
@@ -146,7 +159,8 @@ def _matrix(weight: Tensor, geometry: Geometry) -> Tensor:
 
 def _unfold(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """A, (S, G, C/G U V, P Q), in at least float32."""
-    g = geometry
+    g, (below, right) = geometry, geometry.extra
+    x = F.pad(x, (0, right, 0, below)) if below or right else x
     columns = F.unfold(wide(x), weight.shape[2:], g.dilation, g.padding, g.stride)
     return columns.reshape(len(x), g.groups, weight.shape[1:].numel(), columns.shape[-1])
 
@@ -155,7 +169,10 @@ def _fold(columns: Tensor, image: torch.Size, weight: Tensor, geometry: Geometry
     """Sums the elements of `columns`, shaped as A, where each came from in the image."""
     g, (samples, groups, rows, places) = geometry, columns.shape
     columns = columns.reshape(samples, groups * rows, places)
-    return F.fold(columns, image[-2:], weight.shape[2:], g.dilation, g.padding, g.stride)
+    below, right = g.extra
+    size = (image[-2] + below, image[-1] + right)
+    folded = F.fold(columns, size, weight.shape[2:], g.dilation, g.padding, g.stride)
+    return F.pad(folded, (0, -right, 0, -below)) if below or right else folded
 
 
 def _samples_last(columns: Tensor) -> Tensor:
@@ -164,12 +181,13 @@ def _samples_last(columns: Tensor) -> Tensor:
     return columns.permute(1, 2, 0, 3).reshape(groups, rows, samples * places)
 
 
+@overridable
 def conv2d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int | _Pair = 1,
-    padding: int | _Pair = 0,
+    padding: int | _Pair | Literal["same", "valid"] = 0,
     dilation: int | _Pair = 1,
     groups: int = 1,
 ) -> Tensor:
@@ -180,7 +198,8 @@ def conv2d(
         weight: K, (out_channels, in_channels / groups, kernel height, kernel width).
         bias: b, (out_channels,), or None.
         stride: distance between the places of the kernel.
-        padding: number of zeros around the image, in pixels.
+        padding: number of zeros around the image, in pixels; "valid" is 0, and "same" as many as
+            make Y as large as X, with stride 1 only.
         dilation: distance between the elements of the kernel, in pixels.
         groups: number of blocks that the channels are dealt into.
 
@@ -192,32 +211,50 @@ def conv2d(
         TypeError: the tensors are not of one real floating dtype on one device.
         ValueError: the shapes do not fit, or a number is too small.
     """
-    geometry = Geometry(
-        _pair("stride", stride, 1),
-        _pair("padding", padding, 0),
-        _pair("dilation", dilation, 1),
-        groups,
-    )
-    _check(x, weight, bias, geometry)
+    _check_shapes(x, weight, bias, groups)
+    steps, spread = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
+    zeros, extra = _padding(padding, weight, steps, spread)
+    geometry = Geometry(steps, zeros, spread, groups, extra)
+    if min(geometry.output_size(x.shape, weight.shape)) < 1:
+        raise ValueError(
+            f"conv2d expected a kernel no larger than the padded image, got {tuple(weight.shape)} "
+            f"on {tuple(x.shape)} with padding={padding!r} and dilation={dilation}: pad the image"
+        )
     x, weight, bias = alike("conv2d", x, weight, bias)
     if x.ndim == 3:
         return apply(Conv2dFunction, x[None], weight, bias, geometry)[0]
     return apply(Conv2dFunction, x, weight, bias, geometry)
 
 
-def _pair(name: str, value: int | _Pair, least: int) -> _Pair:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(part, int) and part >= least for part in pair):
+def _padding(
+    padding: int | _Pair | str, weight: Tensor, stride: _Pair, dilation: _Pair
+) -> tuple[_Pair, _Pair]:
+    """The zeros on every side, and those below and to the right besides."""
+    if padding != "same":
+        return _pair("padding", 0 if padding == "valid" else padding, 0), (0, 0)
+    if stride != (1, 1):
         raise ValueError(
-            f"conv2d expected {name} to be an integer of at least {least}, or two for height and "
-            f"width, got {value!r}"
+            f'conv2d expected stride 1 with padding="same", got {stride}: pass padding as numbers'
+        )
+    height, width = (
+        step * max(0, int(size) - 1) for step, size in zip(dilation, weight.shape[2:], strict=True)
+    )
+    return (height // 2, width // 2), (height % 2, width % 2)
+
+
+def _pair(name: str, value: Any, least: int) -> _Pair:
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) != 2 or not all(isinstance(part, int) and part >= least for part in pair):
+        words = ', "same" or "valid"' if name == "padding" else ""
+        raise ValueError(
+            f"conv2d expected {name} to be an integer of at least {least}, two for height and "
+            f"width{words}, got {value!r}"
         )
     return pair
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> None:
+def _check_shapes(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
     shapes = [None if t is None else tuple(t.shape) for t in (x, weight, bias)]
-    groups = geometry.groups
     if groups < 1:
         raise ValueError(f"conv2d expected groups to be an integer of at least 1, got {groups!r}")
     if (
@@ -230,9 +267,4 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -
         raise ValueError(
             "conv2d expected x ([samples,] in, height, width), weight (out, in / groups, height, "
             f"width) and bias (out,), got {shapes}: `in` and `out` are multiples of groups={groups}"
-        )
-    if min(geometry.output_size(x.shape, weight.shape)) < 1:
-        raise ValueError(
-            f"conv2d expected a kernel no larger than the padded image, got {shapes} with "
-            f"padding={geometry.padding} and dilation={geometry.dilation}: pad the image"
         )

@@ -6,12 +6,17 @@ right, and compute only the gradients that are asked for. Half types are compute
 rounded at the end; matrix products keep their dtype, as PyTorch accumulates them in float32.
 """
 
-from typing import Any, ClassVar
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 from torch.autograd.function import FunctionCtx
+from torch.overrides import handle_torch_function, has_torch_function
+
+_Functional = TypeVar("_Functional", bound=Callable[..., Tensor])
 
 
 class Context(FunctionCtx):
@@ -79,6 +84,30 @@ def apply(function: type[DerivedFunction], *inputs: Any) -> Tensor:
     else:
         call = (function.transformed if transforming else function.eager).apply
     return call(*inputs)  # type: ignore[no-any-return]
+
+
+def overridable(function: _Functional) -> _Functional:
+    """Lets other types than tensors answer for a function, as for PyTorch's own.
+
+    So `torch.fx` records a call as one node. TorchScript, which takes no Function of Python, is
+    refused in one line.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given = (*args, *kwargs.values())
+        if has_torch_function(given):
+            return handle_torch_function(call, given, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    def refuse() -> NoReturn:
+        raise RuntimeError(
+            f"torch.jit.script cannot take custom_ops.{function.__name__}: use torch.export or "
+            "torch.compile"
+        )
+
+    call.__prepare_scriptable__ = refuse  # type: ignore[attr-defined]  # torch.jit.script calls it
+    return cast(_Functional, call)
 
 
 def save(ctx: Context, *tensors: Tensor) -> None:
@@ -230,34 +259,78 @@ class CrossEntropyFunction(DerivedFunction):
 
 
 class SoftmaxCrossEntropyFunction(DerivedFunction):
-    """L = 1/S Σ_s (log Σ_k e^{X_sk} - X_st) for logits X, (S, C), and classes t, (S,).
+    """L = 1/N Σ_s m_s L_s with L_s = Σ_c A_sc (log Σ_k e^{X_sk} - X_sc), for logits X, (S, C).
 
-    Backward: dL/dX = 1/S (softmax(X) - T), T the one-hot rows of t. Forward mode: the sum of its
-    products with dX. Derived in `numpy_ops.SoftmaxCrossEntropy`.
+    A, (S, C), is what one unit of each class costs a sample: w_c T_sc for class weights w and
+    targets T. m_s is 0 for a sample that is ignored, 1 for others, and N any number; without the
+    sum over s there is a loss for each sample.
+
+    **Gradients.** With P = softmax(X), ∂ log Σ_k e^{X_sk} / ∂X_sc = P_sc; with a_s = Σ_c A_sc,
+
+        ∂L_s/∂X_sc = Σ_j A_sj (P_sc - δ_jc) = a_s P_sc - A_sc.
+
+    L is linear in A and in 1/N: with D_sc = log Σ_k e^{X_sk} - X_sc = -log P_sc it is
+    ∂L_s/∂A_sc = D_sc and ∂L/∂N = -L/N. So
+
+        dL/dX_sc = m_s/N (a_s P_sc - A_sc)     dL/dA_sc = m_s/N D_sc     dL/dN = -L/N,
+
+    and without the sum, the gradient of the loss of sample s takes the place of 1. An ignored
+    sample has the gradient 0 whatever N is. For one-hot rows A, m = 1 and N = S it is
+    dL/dX = 1/S (P - A), as in `numpy_ops.SoftmaxCrossEntropy`.
+
+    Forward mode: dL = 1/N (Σ_s m_s Σ_c ((a_s P_sc - A_sc) dX_sc + D_sc dA_sc) - L dN).
     """
 
     @staticmethod
-    def forward(logits: Tensor, targets: Tensor) -> Tensor:
-        """Returns the scalar L."""
-        z = _below_maximum(logits)
-        true = z.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-        return narrow((z.exp().sum(-1).log() - true).mean(), logits)
+    def forward(
+        logits: Tensor, rows: Tensor, ignored: Tensor, total: Tensor, summed: bool
+    ) -> Tensor:
+        """Returns L, (), or, not summed, the loss of each sample, (S,).
+
+        Args:
+            logits: X.
+            rows: A, in at least float32.
+            ignored: where m is 0, (S,).
+            total: N, (), in the dtype of A.
+            summed: whether to sum over samples.
+        """
+        losses = _losses(logits, rows).masked_fill(ignored, 0)
+        return narrow((losses.sum() if summed else losses) / total, logits)
 
     @staticmethod
-    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Saves X and t."""
-        save(ctx, *inputs)
+    def setup_context(ctx: "_SummedContext", inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Saves all inputs."""
+        *tensors, ctx.summed = inputs
+        save(ctx, *tensors)
 
     @staticmethod
-    def backward(ctx: Context, dout: Tensor) -> tuple[Tensor, None]:
-        """Returns dL/dX."""
-        logits, targets = ctx.saved_tensors
-        return narrow(_gradient(logits, targets) * dout, logits), None
+    def backward(ctx: "_SummedContext", dout: Tensor) -> tuple[Tensor | None, ...]:
+        """Returns dL/dX, dL/dA and dL/dN."""
+        logits, rows, ignored, total = ctx.saved_tensors
+        v = (wide(dout) / total).expand(ignored.shape).masked_fill(ignored, 0)
+        dx = drows = dtotal = None
+        if ctx.needs_input_grad[0]:
+            dx = narrow(v.unsqueeze(-1) * _slope(logits, rows), logits)
+        if ctx.needs_input_grad[1]:
+            drows = v.unsqueeze(-1) * _surprise(logits)
+        if ctx.needs_input_grad[3]:
+            dtotal = (v * _losses(logits, rows)).sum() / -total
+        return dx, drows, None, dtotal, None
 
     @staticmethod
-    def tangent(ctx: Context, saved: tuple[Any, ...], dx: Tensor, *_: Any) -> Tensor:
-        """Returns dL."""
-        return narrow((_gradient(*saved) * dx).sum(), dx)
+    def tangent(
+        ctx: "_SummedContext", saved: tuple[Any, ...], dx: Tensor, drows: Tensor, *others: Any
+    ) -> Tensor:
+        """Returns dL, or the change of each loss."""
+        (logits, rows, ignored, total), dtotal = saved, others[1]
+        moved = (_slope(logits, rows) * dx + _surprise(logits) * drows).sum(-1)
+        moved = moved - _losses(logits, rows) * (dtotal / total)
+        moved = moved.masked_fill(ignored, 0)
+        return narrow((moved.sum() if ctx.summed else moved) / total, logits)
+
+
+class _SummedContext(Context):
+    summed: bool
 
 
 def _matrix(x: Tensor) -> Tensor:
@@ -294,7 +367,7 @@ def _negative(x: Tensor) -> Tensor:
 def _below_maximum(x: Tensor) -> Tensor:
     """X less the maximum of its row, which keeps exponentials in range and drops out of them."""
     x = wide(x)
-    return x - x.detach().amax(-1, keepdim=True)
+    return x if 0 in x.shape[-1:] else x - x.detach().amax(-1, keepdim=True)
 
 
 def _softmax(x: Tensor) -> Tensor:
@@ -307,12 +380,24 @@ def _needed(p: Tensor, t: Tensor) -> Tensor:
     return wide(p).masked_fill((p == 0) & (t == 0), 1)
 
 
-def _gradient(logits: Tensor, targets: Tensor) -> Tensor:
-    """1/S (softmax(X) - T)."""
-    p, index = _softmax(logits), targets.unsqueeze(-1)
-    return p.scatter_add(-1, index, p.new_full((), -1).expand(index.shape)) / len(logits)
+def _surprise(logits: Tensor) -> Tensor:
+    """D = -log softmax(X)."""
+    z = _below_maximum(logits)
+    return z.exp().sum(-1, keepdim=True).log() - z
 
 
+def _losses(logits: Tensor, rows: Tensor) -> Tensor:
+    """L_s = Σ_c A_sc D_sc; a class that costs nothing costs nothing where D is infinite, too."""
+    surprise = _surprise(logits)
+    return (rows * surprise.masked_fill((rows == 0) & surprise.isinf(), 0)).sum(-1)
+
+
+def _slope(logits: Tensor, rows: Tensor) -> Tensor:
+    """∂L_s/∂X_sc = a_s P_sc - A_sc."""
+    return rows.sum(-1, keepdim=True) * _softmax(logits) - rows
+
+
+@overridable
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """X Wᵀ + b, as `torch.nn.functional.linear`, also under autocast.
 
@@ -334,6 +419,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return apply(LinearFunction, *alike("linear", x, weight, bias))
 
 
+@overridable
 def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
     """Exponential linear unit, element by element: x where x > 0, alpha (e^x - 1) elsewhere.
 
@@ -344,6 +430,7 @@ def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
     return apply(ELUFunction, x, alpha)
 
 
+@overridable
 def softmax(x: Tensor) -> Tensor:
     """Softmax over the last dimension: same shape, every row positive and of sum 1.
 
@@ -356,6 +443,7 @@ def softmax(x: Tensor) -> Tensor:
     return apply(SoftmaxFunction, _full(x))
 
 
+@overridable
 def cross_entropy(p: Tensor, t: Tensor) -> Tensor:
     """Mean cross entropy of probabilities against one-hot rows.
 
@@ -382,41 +470,119 @@ def cross_entropy(p: Tensor, t: Tensor) -> Tensor:
     return apply(CrossEntropyFunction, _full(p), t)
 
 
-def softmax_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross entropy of the softmax of logits against class indices.
+@overridable
+def softmax_cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross entropy of the softmax of logits, as `torch.nn.functional.cross_entropy`.
+
+    With T the one-hot rows of the classes, or the given probabilities, e the label smoothing and
+    w the class weights, a sample costs
+
+        L_s = -Σ_c w_c ((1 - e) T_sc + e / C) log softmax(X)_sc.
+
+    The mean divides by the number of samples, for classes each counted with the weight of its
+    class, so that it is a weighted mean; ignored samples cost and count nothing. Gradients are
+    derived in `SoftmaxCrossEntropyFunction`, for targets and weights, too.
 
     Args:
         logits: (samples, classes), of any floating dtype.
-        targets: class of each sample, (samples,), int64.
+        targets: class of each sample, (samples,), int64; or probabilities, (samples, classes).
+        weight: weight of each class, (classes,), or None for 1.
+        ignore_index: class of the samples to ignore; not with probabilities.
+        reduction: "mean", "sum", or "none" for the loss of each sample.
+        label_smoothing: part of each target that is spread over all classes, 0 to 1.
 
     Returns:
-        The loss, (), in the dtype of logits, or at least float32 under autocast.
+        The loss, () or (samples,), in the dtype of logits, or at least float32 under autocast;
+        NaN for the mean of no sample.
 
     Raises:
         IndexError: a target is no class, found on the CPU only.
-        TypeError: logits are not of a real floating dtype, or targets not int64.
-        ValueError: logits are not a matrix, or targets not one class for each of its rows.
+        TypeError: targets are neither int64 nor probabilities; or logits, probabilities and
+            weight are not of one real floating dtype on one device.
+        ValueError: the shapes do not fit, or a setting is none of the above.
     """
     _check_floating("softmax_cross_entropy", logits)
-    if logits.ndim != 2 or targets.shape != logits.shape[:1]:
+    _check_targets(logits, targets, weight, ignore_index)
+    if reduction not in ("mean", "sum", "none"):
         raise ValueError(
-            "softmax_cross_entropy expected logits (samples, classes) and targets (samples,), got "
-            f"{tuple(logits.shape)} and {tuple(targets.shape)}: pass class indices, not one-hot"
+            f'softmax_cross_entropy expected reduction "mean", "sum" or "none", got {reduction!r}'
         )
-    if targets.dtype != torch.int64:
-        raise TypeError(
-            f"softmax_cross_entropy expected int64 targets, got {targets.dtype}: "
-            "call targets.long()"
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(
+            f"softmax_cross_entropy expected label_smoothing from 0 to 1, got {label_smoothing}"
         )
+    logits = _full(logits)
+    if weight is not None:
+        _check_alike("softmax_cross_entropy", logits, _full(weight))
+        weight = wide(weight)
+    if targets.is_floating_point():
+        _check_alike("softmax_cross_entropy", logits, _full(targets))
+        rows, ignored = wide(targets), targets.new_zeros(targets.shape[:1], dtype=torch.bool)
+        total = (~ignored).sum(dtype=rows.dtype)  # not a number, which torch.jit.trace would keep
+    else:
+        rows, ignored = _one_hot(logits, targets, ignore_index)
+        counts = rows if weight is None else rows * weight
+        total = counts.sum(-1).masked_fill(ignored, 0).sum()
+    if label_smoothing:
+        rows = rows * (1 - label_smoothing) + label_smoothing / max(1, rows.shape[-1])
+    if weight is not None:
+        rows = rows * weight
+    if reduction != "mean":
+        total = torch.ones_like(total)
+    return apply(SoftmaxCrossEntropyFunction, logits, rows, ignored, total, reduction != "none")
+
+
+def _one_hot(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """T, in at least float32, and which samples are ignored."""
+    ignored = targets == ignore_index
+    index = targets.masked_fill(ignored, 0).unsqueeze(-1)
     try:
-        return apply(SoftmaxCrossEntropyFunction, _full(logits), targets)
+        return torch.zeros_like(wide(logits)).scatter(-1, index, 1), ignored
     except (IndexError, RuntimeError) as error:
         if "out of bounds" not in str(error):
             raise
         raise IndexError(
             f"softmax_cross_entropy expected targets from 0 to {logits.shape[1] - 1}, the classes "
-            f"of logits {tuple(logits.shape)}: {error}"
+            f"of logits {tuple(logits.shape)}, or ignore_index={ignore_index}: {error}"
         ) from None
+
+
+def _check_targets(
+    logits: Tensor, targets: Tensor, weight: Tensor | None, ignore_index: int
+) -> None:
+    if logits.ndim != 2 or targets.shape not in (logits.shape[:1], logits.shape):
+        raise ValueError(
+            "softmax_cross_entropy expected logits (samples, classes) and targets (samples,), or "
+            f"probabilities (samples, classes), got {tuple(logits.shape)} and "
+            f"{tuple(targets.shape)}: reshape to one row for each sample"
+        )
+    if targets.ndim == 1 and targets.dtype != torch.int64:
+        raise TypeError(
+            f"softmax_cross_entropy expected int64 targets, got {targets.dtype}: "
+            "call targets.long()"
+        )
+    if targets.ndim == 2 and not targets.is_floating_point():
+        raise TypeError(
+            "softmax_cross_entropy expected probabilities of a floating dtype, got "
+            f"{targets.dtype}: pass class indices, or call targets.to(logits.dtype)"
+        )
+    if targets.ndim == 2 and ignore_index >= 0:
+        raise ValueError(
+            f"softmax_cross_entropy expected no ignore_index with probabilities, got "
+            f"{ignore_index}: leave out the samples to ignore"
+        )
+    if weight is not None and weight.shape != logits.shape[1:]:
+        raise ValueError(
+            f"softmax_cross_entropy expected weight of shape {tuple(logits.shape[1:])}, one for "
+            f"each class, got {tuple(weight.shape)}"
+        )
 
 
 def alike(name: str, x: Tensor, *parameters: Tensor | None) -> tuple[Any, ...]:
@@ -432,14 +598,18 @@ def alike(name: str, x: Tensor, *parameters: Tensor | None) -> tuple[Any, ...]:
         tensors = tuple(
             t.to(dtype) if t is not None and t.dtype != torch.float64 else t for t in tensors
         )
+    _check_alike(name, *tensors)
+    return tensors
+
+
+def _check_alike(name: str, *tensors: Tensor | None) -> None:
     kinds = [(t.dtype, t.device) for t in tensors if t is not None]
     if any(kind != kinds[0] for kind in kinds):
         raise TypeError(
             f"{name} expected one dtype on one device, got "
             f"{', '.join(f'{dtype} on {device}' for dtype, device in kinds)}: "
-            "convert the parameters with .to(x)"
+            "convert all to the first"
         )
-    return tensors
 
 
 def _autocast(x: Tensor) -> bool:

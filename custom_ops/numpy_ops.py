@@ -4,6 +4,19 @@ Shapes: S samples (rows), M input features, N output features, C classes. `dout`
 the gradient of the scalar loss with respect to the output of the layer, in the shape of that
 output; `backward(dout)` returns dL/dX in the shape of the input. Calls keep the dtype of their
 arrays: float32 in, float32 out.
+
+**In the names of the course.** Practical 1 of the University of Amsterdam's deep learning course,
+for which these layers were written, has tests of its own. They run on three lines:
+
+    from functools import partialmethod
+    from custom_ops.numpy_ops import ELU, CrossEntropy, Linear, Softmax
+
+    class LinearModule(Linear):
+        __init__ = partialmethod(Linear.__init__, dtype=float)
+    ELUModule, SoftMaxModule, CrossEntropyModule = ELU, Softmax, CrossEntropy
+
+Its central differences need float64, its optimiser finds arrays in `params` and `grads`, and its
+losses take one-hot rows or class indices, as those here do.
 """
 
 from typing import Any, Generic, TypeVar
@@ -30,6 +43,13 @@ class _Layer(Generic[_Saved]):
         return f"{type(self).__name__}()"
 
 
+class _Arrays(dict[str, Array]):
+    """Arrays by name; to set one is to fill it, so that its layer sees that."""
+
+    def __setitem__(self, name: str, value: Array) -> None:
+        self[name][...] = value
+
+
 class Linear(_Layer[Array]):
     """Y = X Wᵀ + b, or Y_sn = Σ_m X_sm W_nm + b_n.
 
@@ -51,6 +71,8 @@ class Linear(_Layer[Array]):
         bias: b, (out_features,), zero at first.
         grad_weight: dL/dW of the last `backward`, zero at first.
         grad_bias: dL/db of the last `backward`, zero at first.
+        params: these arrays by name, "weight" and "bias".
+        grads: their gradients by the same names.
     """
 
     def __init__(
@@ -95,6 +117,16 @@ class Linear(_Layer[Array]):
         np.matmul(dout.T, x, out=self.grad_weight)
         np.sum(dout, axis=0, out=self.grad_bias)
         return dout @ self.weight
+
+    @property
+    def params(self) -> dict[str, Array]:
+        """W and b, the arrays themselves: a change is the layer's."""
+        return _Arrays(weight=self.weight, bias=self.bias)
+
+    @property
+    def grads(self) -> dict[str, Array]:
+        """dL/dW and dL/db, the arrays themselves."""
+        return _Arrays(weight=self.grad_weight, bias=self.grad_bias)
 
     def __repr__(self) -> str:
         out_features, in_features = self.weight.shape
@@ -184,20 +216,22 @@ class Softmax(_Layer[Array]):
 class CrossEntropy:
     """L = -1/S Σ_sc T_sc log P_sc, for probabilities P and one-hot targets T, both (S, C).
 
+    T may also be the indices of the classes, (S,).
+
     With T fixed, dL/dP = -1/S T ∘ 1/P; were T to be learnt, dL/dT = -1/S log P. Entries of T = 0
     count as 0 for every P, also for one that has underflowed to 0; a *true* class of probability
     0 costs an infinite loss. Train with `SoftmaxCrossEntropy`, which never forms the quotient.
     """
 
     def forward(self, p: Array, t: Targets) -> float:
-        """Returns L. Raises ValueError unless P and T are matrices of one shape."""
-        _check_shapes("CrossEntropy", p, t)
+        """Returns L. Raises ValueError or IndexError unless T fits P."""
+        t = _rows(self, p, t)
         true = t != 0
         return float(-np.sum(t[true] * np.log(p[true])) / len(p))
 
     def backward(self, p: Array, t: Targets) -> Array:
-        """Returns dL/dP, (S, C), in the dtype of P. Raises ValueError as `forward`."""
-        _check_shapes("CrossEntropy", p, t)
+        """Returns dL/dP, (S, C), in the dtype of P. Raises as `forward`."""
+        t = _rows(self, p, t)
         return np.divide(t, -len(p) * p, out=np.zeros_like(p), where=t != 0, casting="same_kind")
 
     def __repr__(self) -> str:
@@ -213,19 +247,19 @@ class SoftmaxCrossEntropy:
         dL/dX_sc = P_sc (-1/S T_sc / P_sc + 1/S Σ_j T_sj / P_sj P_sj) = 1/S (P_sc - T_sc),
 
     because Σ_j T_sj = 1. Neither a logarithm of 0 nor a division by P is left. Besides one-hot
-    rows, T may hold any rows of sum 1.
+    rows, T may hold any rows of sum 1, or be the indices of the classes, (S,).
     """
 
     def forward(self, logits: Array, t: Targets) -> float:
-        """Returns L. Raises ValueError unless X and T are matrices of one shape."""
-        _check_shapes("SoftmaxCrossEntropy", logits, t)
+        """Returns L. Raises ValueError or IndexError unless T fits X."""
+        t = _rows(self, logits, t)
         z = logits - logits.max(axis=-1, keepdims=True)
         true = np.multiply(t, z, out=np.zeros_like(z), where=t != 0)  # 0, not 0 · inf, elsewhere
         return float(np.mean(np.log(np.exp(z).sum(axis=-1)) - true.sum(axis=-1)))
 
     def backward(self, logits: Array, t: Targets) -> Array:
-        """Returns dL/dX, (S, C), in the dtype of X. Raises ValueError as `forward`."""
-        _check_shapes("SoftmaxCrossEntropy", logits, t)
+        """Returns dL/dX, (S, C), in the dtype of X. Raises as `forward`."""
+        t = _rows(self, logits, t)
         grad = _softmax(logits)
         grad -= t
         grad /= len(t)
@@ -236,15 +270,25 @@ class SoftmaxCrossEntropy:
 
 
 def _softmax(x: Array) -> Array:
-    y: Array = np.exp(x - x.max(axis=-1, keepdims=True))
+    y: Array = np.exp(x - x.max(axis=-1, keepdims=True, initial=-np.inf))
     y /= y.sum(axis=-1, keepdims=True)
     return y
 
 
-def _check_shapes(name: str, scores: Array, t: Targets) -> None:
+def _rows(loss: object, scores: Array, t: Targets) -> Targets:
+    """T as rows of the shape of the scores."""
+    if scores.ndim == 2 and t.shape == scores.shape[:1] and np.issubdtype(t.dtype, np.integer):
+        classes = scores.shape[1]
+        if ((t < 0) | (t >= classes)).any():  # NumPy would count negative ones from the end
+            raise IndexError(
+                f"{loss!r} expected class indices from 0 to {classes - 1}, got {t.min()} to "
+                f"{t.max()}"
+            )
+        one_hot: Array = np.eye(classes, dtype=scores.dtype)[t]
+        return one_hot
     if scores.ndim != 2 or scores.shape != t.shape:
         raise ValueError(
-            f"{name} expected scores and one-hot targets of one shape (samples, classes), got "
-            f"{scores.shape} and {t.shape}: turn class indices into rows with "
-            "np.eye(classes)[indices]"
+            f"{loss!r} expected scores (samples, classes) and one-hot targets of that shape, or "
+            f"integer class indices (samples,), got {scores.shape} and {t.shape} of {t.dtype}"
         )
+    return t

@@ -2,7 +2,9 @@
 
 The library is kept in ``cifar10-lightning`` in the user's cache directory, under a name that
 changes with all that it depends on: source, PyTorch, compiler, flags and processor. So several
-versions and machines may share a home, and processes that start together build once.
+versions and machines may share a home, and processes that start together build once. Loading it
+runs it, so nobody but the user and root may have written it: the folder is made with mode 0700, and
+one that is another user's, or that others may write to, is refused.
 
 Without a compiler everything works through `formula`, only slower. Environment variables:
 
@@ -19,6 +21,7 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import warnings
@@ -64,15 +67,14 @@ def build() -> Path:
         The library.
 
     Raises:
-        BuildError: there is no compiler, or it fails.
+        BuildError: there is no compiler, or it fails, or others may write to the cache directory.
         OSError: the cache directory cannot be written to.
     """
     compiler = _compiler()
     flags = compiler_flags()
-    library = _cache() / f"layer_norm-{_key(compiler, flags)}.so"
+    library = _private_cache() / f"layer_norm-{_key(compiler, flags)}.so"
     if _whole(library):
         return library
-    library.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{library}.lock"):
         if not _whole(library):  # another process may have built it meanwhile
             print("Building the CPU kernel of layer_norm, once, about 20 s ...", file=sys.stderr)
@@ -107,9 +109,22 @@ def _compiler() -> list[str]:
     raise BuildError("no C++ compiler is found: install g++ or clang++, or set CXX")
 
 
-def _cache() -> Path:
+def _private_cache() -> Path:
+    """The folder of the libraries, made if need be; what others may write is not to be loaded."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root, "cifar10-lightning")
+    folder = Path(root, "cifar10-lightning").expanduser()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not _written_by_us_alone(folder.stat()):
+        raise BuildError(
+            f"{folder} is another user's, or others may write to it: delete it, or set "
+            "XDG_CACHE_HOME to a directory of your own"
+        )
+    return folder
+
+
+def _written_by_us_alone(status: os.stat_result) -> bool:
+    """Whether only the user and root, who may do anything anyway, can have written it."""
+    return status.st_uid in (0, os.geteuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _key(compiler: list[str], flags: list[str]) -> str:
@@ -146,18 +161,21 @@ def _digest(library: Path) -> Path:
 
 
 def _whole(library: Path) -> bool:
-    """Whether the library is there as it was built: loading half a file may crash."""
+    """Whether the library is there as it was built, and ours: loading half a file may crash."""
     try:
-        return (
-            _digest(library).read_text(encoding="utf-8")
-            == hashlib.sha256(library.read_bytes()).hexdigest()
-        )
+        status = library.lstat()  # a link in here was put by somebody else
+        if not (stat.S_ISREG(status.st_mode) and _written_by_us_alone(status)):
+            return False
+        written = _digest(library).read_text(encoding="utf-8")
+        return written == hashlib.sha256(library.read_bytes()).hexdigest()
     except OSError:
         return False
 
 
 def _compile(compiler: list[str], flags: list[str], library: Path) -> None:
-    draft = library.with_suffix(".draft")
+    draft, log = library.with_suffix(".draft"), library.with_suffix(".log")
+    for path in (draft, log, _digest(library)):  # never write through what somebody else left
+        path.unlink(missing_ok=True)
     paths = ["-shared", "-fPIC", f"-isystem{_TORCH / 'include'}", f"-L{_TORCH / 'lib'}"]
     command = [*compiler, *flags, *paths, str(SOURCE), "-o", str(draft), "-ltorch_cpu", "-lc10"]
     try:
@@ -172,9 +190,9 @@ def _compile(compiler: list[str], flags: list[str], library: Path) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{compiler[0]} does not run: {error}") from error
     if done.returncode:
-        log = library.with_suffix(".log")
         log.write_text(f"{shlex.join(command)}\n{done.stdout}{done.stderr}", encoding="utf-8")
         raise BuildError(f"{compiler[0]} fails, see {log}: try another compiler with CXX")
+    draft.chmod(0o700)  # the umask may let a group write
     _digest(library).write_text(hashlib.sha256(draft.read_bytes()).hexdigest(), encoding="utf-8")
     draft.replace(library)
 

@@ -128,9 +128,9 @@ def _project(v: Tensor, x_hat: Tensor, rstd: Tensor, ndim: int) -> Tensor:
     return torch.addcmul(v - v.mean(row, keepdim=True), x_hat, slope, value=-1) * rstd
 
 
-def _row(ndim: int) -> tuple[int, ...]:
-    """The dimensions that make up a row."""
-    return tuple(range(-ndim, 0))
+def _row(ndim: int) -> list[int]:
+    """The dimensions that make up a row; a list, as TorchScript has no tuples of any length."""
+    return [dim - ndim for dim in range(ndim)]
 
 
 def _sum_rows(t: Tensor, ndim: int) -> Tensor:

@@ -6,7 +6,7 @@ The mathematics is in `formula`. Here it meets PyTorch, which asks for it in thr
   second time in C++, because Python around a small kernel takes longer than the kernel;
 - `_TransformedLayerNorm`, under `torch.func` and forward-mode differentiation: gradients and
   tangents in closed form, in elementary operations that can be transformed in turn;
-- `formula.forward` itself, where a Function of either kind would be in the way.
+- `formula.forward` itself, where a Function of either kind would be in the way, as in TorchScript.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._jit_internal import BroadcastingList1  # as in torch.nn.functional: an int or a list
 from torch.autograd import Function, forward_ad
 from torch.compiler import is_compiling, is_exporting
+from torch.overrides import handle_torch_function, has_torch_function
 
 from custom_ops.functions import Context
 from custom_ops.layer_norm import formula, kernels
@@ -131,6 +133,13 @@ def _apply(x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int, eps
     return LayerNormFunction.apply(x, weight, bias, eps, ndim)  # type: ignore[no-any-return]
 
 
+@torch.library.impl(kernels.LIBRARY, "layer_norm", "Tracer")
+def _traced(x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int, eps: float) -> Tensor:
+    """What `torch.jit.trace` records, so that it can be loaded where this project is not."""
+    kernels.check(x, weight, bias, ndim)
+    return formula.forward(x, weight, bias, ndim, eps)
+
+
 def _gradients(
     dy: Tensor, x: Tensor | None, weight: Tensor | None, ndim: int, eps: float, needs: list[bool]
 ) -> list[Tensor]:
@@ -186,6 +195,12 @@ def layer_norm(
         ValueError: x does not end in normalized_shape; or weight or bias is of another shape, or
             on another device than x.
     """
+    plain = type(x) in _PLAIN_TYPES
+    if not plain and has_torch_function((x, weight, bias)):  # torch.fx records one node
+        given = (x, weight, bias)
+        return handle_torch_function(
+            layer_norm, given, x, normalized_shape, weight=weight, bias=bias, eps=eps
+        )
     row = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     if not row or x.shape[-len(row) :] != row:
         raise ValueError(
@@ -195,14 +210,36 @@ def layer_norm(
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
         x = _float(x)
         weight, bias = (None if p is None else _float(p) for p in (weight, bias))
-    if is_compiling() or _transforming() or type(x) not in _PLAIN_TYPES:
+    if is_compiling() or _transforming() or not plain:
         kernels.check(x, weight, bias, len(row))  # the operators check for themselves
         return _layer_norm_anywhere(x, weight, bias, eps, len(row))
-    if x.is_cpu:
+    if x.is_cpu or torch._C._get_tracing_state() is not None:
         return _layer_norm(x, weight, bias, len(row), eps)  # type: ignore[no-any-return]
     if not torch.is_grad_enabled():
         return _forward(x, weight, bias, len(row), eps)[0]  # type: ignore[no-any-return]
     return LayerNormFunction.apply(x, weight, bias, eps, len(row))  # type: ignore[no-any-return]
+
+
+def _scripted(
+    x: Tensor,
+    normalized_shape: BroadcastingList1[int],  # type: ignore[valid-type]
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`layer_norm` as `torch.jit.script` compiles it: the formula, which loads without us."""
+    row: list[int] = normalized_shape
+    if len(row) == 0 or list(x.shape[-len(row) :]) != row:
+        raise ValueError("layer_norm expected x to end in normalized_shape, of one number at least")
+    for parameter in (weight, bias):
+        if parameter is not None and list(parameter.shape) != row:
+            raise ValueError("layer_norm expected weight and bias of shape normalized_shape")
+    if not x.is_floating_point():
+        raise TypeError("layer_norm expected x of a floating dtype: call x.float()")
+    return formula.forward(x, weight, bias, len(row), eps)
+
+
+layer_norm.__prepare_scriptable__ = lambda: _scripted  # type: ignore[attr-defined]
 
 
 def _float(t: Tensor) -> Tensor:

@@ -14,6 +14,9 @@ from torch.nn import functional as F
 
 from custom_ops import conv2d
 
+# PyTorch says so where its own convolution copies; ours pads, too.
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+
 # Shape of x, shape of the weight, settings.
 Case = tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]
 CASES: dict[str, Case] = {
@@ -26,6 +29,15 @@ CASES: dict[str, Case] = {
     "all": ((2, 2, 5, 6), (2, 2, 2, 3), {"stride": (3, 2), "padding": (2, 1), "dilation": (2, 1)}),
     "groups": ((2, 4, 3, 3), (6, 2, 2, 2), {"groups": 2, "padding": 1}),
     "depthwise": ((1, 3, 4, 3), (6, 1, 2, 2), {"groups": 3}),
+    "valid": ((1, 2, 4, 3), (2, 2, 2, 3), {"padding": "valid", "stride": 2}),
+    "same": ((2, 2, 4, 3), (3, 2, 3, 3), {"padding": "same"}),
+    "same_even": ((1, 2, 4, 3), (3, 2, 4, 2), {"padding": "same"}),
+    "same_dilated": (
+        (1, 2, 3, 4),
+        (2, 1, 2, 3),
+        {"padding": "same", "dilation": (3, 2), "groups": 2},
+    ),
+    "same_one_image": ((2, 3, 3), (3, 2, 2, 5), {"padding": "same"}),
     "one_image": ((2, 4, 4), (3, 2, 3, 3), {"padding": 1}),
 }
 
@@ -95,7 +107,17 @@ def test_exercise_of_the_assignment() -> None:
         ((2, 4), (3, 2, 2, 2), {}, r"expected x \(\[samples,\] in, height, width\)"),
         ((1, 2, 4, 4), (3, 2, 5, 2), {}, "no larger than the padded image.*: pad the image"),
         ((1, 2, 4, 4), (3, 2, 2, 2), {"stride": 0}, "stride to be an integer of at least 1"),
-        ((1, 2, 4, 4), (3, 2, 2, 2), {"padding": "same"}, "padding to be .*, got 'same'"),
+        ((1, 2, 4, 4), (3, 2, 2, 2), {"padding": "full"}, '"same" or "valid", got \'full\''),
+        ((1, 2, 4, 4), (3, 2, 2, 2), {"padding": ("same", 1)}, "padding to be .* got .'same', 1"),
+        ((1, 2, 4, 4), (3, 2, 2, 2), {"padding": 1.0}, "padding to be .*, got 1.0"),
+        ((1, 2, 4, 4), (3, 2, 2, 2), {"padding": -1}, "padding to be .*, got -1"),
+        (
+            (1, 2, 4, 4),
+            (3, 2, 1, 1),
+            {"padding": "same", "stride": (1, 2)},
+            r"stride 1 with padding=\"same\", got \(1, 2\): pass padding as numbers",
+        ),
+        ((1, 2, 4, 4), (3,), {"padding": "same"}, r"weight \(out, in / groups, height, width\)"),
     ],
 )
 def test_what_does_not_fit_is_named(

@@ -5,8 +5,11 @@ differences of step 1e-5, seed 42. It checks no gradient of a bias, no forward v
 stability and no wrong shape; the other test files do.
 """
 
+import re
+import textwrap
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +74,33 @@ def test_activation_backward(layer: ops.ELU | ops.Softmax, tolerance: float) -> 
         layer.forward(x)
         dx = layer.backward(dout)
         assert relative_error(dx, numeric_gradient(partial(layer.forward, x), x, dout)) < tolerance
+
+
+def test_in_the_names_of_the_course() -> None:
+    """What the docstring of `numpy_ops` shows is run, and then the course's tests by its names."""
+    assert ops.__doc__ is not None
+    lines = re.findall(r"(?:^    .*\n)(?:^(?:    .*)?\n)+", ops.__doc__, re.MULTILINE)
+    names: dict[str, Any] = {}
+    exec(textwrap.dedent(lines[0]), names)
+    for rng, (n, d, c) in sizes(3, (1, 20), (1, 20), (1, 10)):
+        x, dout = rng.normal(size=(n, d)), rng.normal(size=(n, c))
+        layer = names["LinearModule"](d, c)
+        assert layer.forward(x).dtype == np.float64
+        dx, forward = layer.backward(dout), partial(layer.forward, x)
+        found, weight = layer.grads["weight"].copy(), layer.params["weight"]
+        assert relative_error(dx, numeric_gradient(forward, x, dout)) < 1e-5
+        assert relative_error(found, numeric_gradient(forward, weight, dout)) < 1e-5
+        for name in ("ELUModule", "SoftMaxModule"):
+            layer = names[name]()
+            layer.forward(dout)
+            numeric = numeric_gradient(partial(layer.forward, dout), dout, dout.copy())
+            layer.forward(dout)
+            assert relative_error(layer.backward(dout), numeric) < 1e-5
+        p, indices = names["SoftMaxModule"]().forward(dout), rng.integers(c, size=n)
+        for y in (indices, np.eye(c)[indices]):
+            loss = names["CrossEntropyModule"]()
+            numeric = numeric_gradient(partial(loss.forward, p, y), p, 1.0)
+            assert relative_error(loss.backward(p, y), numeric) < 1e-5
 
 
 @pytest.mark.parametrize("batches", [(16, 32), (8, 32)])

@@ -1,8 +1,9 @@
 """The autograd Functions: every order and transform, agreement with PyTorch, edges."""
 
+import math
 import operator
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import pytest
@@ -13,7 +14,11 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vmap
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+import custom_ops
 from custom_ops import conv2d, cross_entropy, elu, linear, softmax, softmax_cross_entropy
+
+# PyTorch says so where its own convolution copies; ours pads, too.
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
 CLASSES = torch.tensor([0, 3, 1, 1])
 ONE_HOT = torch.eye(5, dtype=torch.float64)[CLASSES]
@@ -30,6 +35,16 @@ def plain_cross_entropy(p: Tensor, t: Tensor) -> Tensor:
     return -(t * p.log()).sum(-1).mean()
 
 
+def weighted_mean(x: Tensor, weight: Tensor) -> Tensor:
+    """The loss of CLASSES with class 0 ignored and a label smoothing of 0.2, written down."""
+    kept = CLASSES != 0
+    costs = (0.8 * ONE_HOT + 0.2 / 5) * weight
+    losses = -(costs * x.log_softmax(-1)).sum(-1)
+    return losses[kept].sum() / weight[CLASSES[kept]].sum()
+
+
+CLASS_WEIGHT = torch.tensor([0.3, 2.0, 0.0, 1.0, 0.7], dtype=torch.float64)
+EVERYTHING: dict[str, Any] = {"weight": CLASS_WEIGHT, "ignore_index": 0, "label_smoothing": 0.2}
 P = (normal(4, 5).detach().softmax(-1) + 0.05).requires_grad_()
 SOFT_TARGETS = normal(4, 5).detach().softmax(-1).requires_grad_()
 CASES: dict[str, Case] = {
@@ -56,13 +71,43 @@ CASES: dict[str, Case] = {
         lambda x: F.cross_entropy(x, CLASSES),
         (normal(4, 5),),
     ),
+    "loss_all": (
+        partial(softmax_cross_entropy, targets=CLASSES, **EVERYTHING),
+        partial(F.cross_entropy, target=CLASSES, **EVERYTHING),
+        (normal(4, 5),),
+    ),
+    "loss_sum": (
+        lambda x: softmax_cross_entropy(x, CLASSES, CLASS_WEIGHT, 3, "sum"),
+        lambda x: F.cross_entropy(x, CLASSES, CLASS_WEIGHT, ignore_index=3, reduction="sum"),
+        (normal(4, 5),),
+    ),
+    "loss_each": (
+        lambda x: softmax_cross_entropy(x, CLASSES, ignore_index=0, reduction="none"),
+        lambda x: F.cross_entropy(x, CLASSES, ignore_index=0, reduction="none"),
+        (normal(4, 5),),
+    ),
+    "loss_soft": (
+        partial(softmax_cross_entropy, weight=CLASS_WEIGHT, label_smoothing=0.2),
+        partial(F.cross_entropy, weight=CLASS_WEIGHT, label_smoothing=0.2),
+        (normal(4, 5), SOFT_TARGETS),
+    ),
+    "loss_of_weights": (  # which PyTorch's own differentiates for probabilities alone
+        lambda x, w: softmax_cross_entropy(x, CLASSES, w, ignore_index=0, label_smoothing=0.2),
+        weighted_mean,
+        (normal(4, 5), CLASS_WEIGHT.clone().requires_grad_()),
+    ),
     "conv2d": (
         lambda x, weight, bias: conv2d(x, weight, bias, stride=(2, 1), padding=1, groups=2),
         lambda x, weight, bias: F.conv2d(x, weight, bias, stride=(2, 1), padding=1, groups=2),
         (normal(2, 2, 3, 2), normal(2, 1, 2, 2), normal(2)),
     ),
+    "conv2d_same": (
+        partial(conv2d, padding="same", dilation=(1, 3)),
+        partial(F.conv2d, padding="same", dilation=(1, 3)),
+        (normal(1, 2, 2, 3), normal(1, 2, 2, 2), normal(1)),
+    ),
 }
-FEW = ["linear", "elu_alpha", "softmax", "cross_entropy_soft", "softmax_cross_entropy", "conv2d"]
+FEW = ["linear", "elu_alpha", "softmax", "cross_entropy_soft", "loss_of_weights", "conv2d"]
 
 Transform = Callable[[Function], Callable[..., Any]]
 
@@ -179,6 +224,66 @@ def test_compiles_with_transforms_inside(name: str, transform: str) -> None:
 
 
 @pytest.mark.parametrize("name", FEW)
+def test_symbolic_traces_record_one_node(name: str) -> None:
+    function, _, inputs = CASES[name]
+    graph = torch.fx.symbolic_trace(function)
+    targets = [n.target for n in graph.graph.nodes if n.op == "call_function"]
+    assert name == "linear" or len(targets) == 1
+    torch.testing.assert_close(graph(*inputs), function(*inputs))
+
+
+TRACED: dict[str, tuple[Function, tuple[int, ...], tuple[int, ...]]] = {
+    "linear": (lambda x: linear(x, torch.ones(3, 5), torch.ones(3)), (2, 4, 5), (3, 9, 5)),
+    "conv2d": (
+        lambda x: conv2d(x, torch.ones(2, 2, 2, 3), padding="same"),
+        (1, 2, 4, 4),
+        (3, 2, 5, 6),
+    ),
+    "elu": (elu, (4, 5), (9, 5)),
+    "softmax": (softmax, (4, 5), (9, 3, 5)),
+    "cross_entropy": (lambda x: cross_entropy(x.exp(), x.cos()), (4, 5), (9, 5)),
+    "loss": (lambda x: softmax_cross_entropy(x, x.argmax(-1)), (4, 5), (9, 5)),
+    "loss_soft": (lambda x: softmax_cross_entropy(x, x.cos()), (4, 5), (9, 5)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", TRACED)
+def test_traces_are_right_for_other_shapes(name: str) -> None:
+    function, shape, other = TRACED[name]
+    traced = torch.jit.trace(function, torch.ones(shape))  # type: ignore[no-untyped-call]
+    x = normal(*other).detach().float()
+    torch.testing.assert_close(traced(x), function(x))
+
+
+def calls_elu(x: Tensor) -> Tensor:
+    return elu(x)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_torchscript_is_refused_in_one_line() -> None:
+    named = (linear, elu, softmax, cross_entropy, softmax_cross_entropy, conv2d)
+    for function in (*named, calls_elu):
+        name = "elu" if function is calls_elu else function.__name__
+        with pytest.raises(
+            RuntimeError, match=rf"\A.* custom_ops.{name}: use torch.export or torch.compile\Z"
+        ):
+            torch.jit.script(function)
+
+
+class Labelled(Tensor):
+    """A subclass as anyone may write one."""
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_subclasses_of_tensor_stay_what_they_are(name: str) -> None:
+    function, _, (x, *rest) = CASES[name]
+    y = function(x.as_subclass(Labelled), *rest)
+    assert type(y) is Labelled
+    torch.testing.assert_close(y.as_subclass(Tensor), function(x, *rest))
+
+
+@pytest.mark.parametrize("name", FEW)
 def test_checkpointing(name: str) -> None:
     function, reference, inputs = CASES[name]
     y = checkpoint(function, *inputs, use_reentrant=False)
@@ -278,6 +383,12 @@ def test_infinite_logits_are_pytorchs(other: float, target: int) -> None:
     torch.testing.assert_close(*results, equal_nan=True)
 
 
+def test_probabilities_of_zero_that_are_no_target_have_no_gradient_of_the_target() -> None:
+    p, t = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]], requires_grad=True)
+    (dt,) = torch.autograd.grad(cross_entropy(p, t), t)
+    assert dt.tolist() == [[0, 0]]
+
+
 def test_underflowed_wrong_class_costs_nothing() -> None:
     p = torch.tensor([[1.0, 0.0]], requires_grad=True)
     loss = cross_entropy(p, torch.tensor([[1.0, 0.0]]))
@@ -310,6 +421,16 @@ def test_nan_stays_in_its_row(function: Callable[[Tensor], Tensor]) -> None:
     assert y.isnan().any(-1).tolist() == dx.isnan().any(-1).tolist() == [False, False, True, False]
 
 
+NAMED = {
+    "elu": (torch.ones(2),),
+    "softmax": (torch.ones(2),),
+    "linear": (torch.ones(2, 2), torch.ones(2, 2)),
+    "cross_entropy": (torch.ones(2, 2), torch.ones(2, 2)),
+    "softmax_cross_entropy": (torch.ones(2, 2), torch.ones(2)),
+    "conv2d": (torch.ones(1, 2, 2), torch.ones(1, 1, 1, 1)),
+}
+
+
 def test_wrong_shapes_are_named() -> None:
     with pytest.raises(ValueError, match=r"got \[\(4, 5\), \(3, 4\), None\]"):
         linear(torch.ones(4, 5), torch.ones(3, 4))
@@ -319,21 +440,119 @@ def test_wrong_shapes_are_named() -> None:
         cross_entropy(torch.ones(4, 5), CLASSES)
     with pytest.raises(ValueError, match=r"\(samples, classes\), got \(5,\) and \(5,\)"):
         cross_entropy(torch.ones(5), torch.ones(5))
-    with pytest.raises(ValueError, match=r"\(4, 5\) and \(4, 5\): pass class indices"):
-        softmax_cross_entropy(torch.ones(4, 5), ONE_HOT)
+    for targets in (torch.ones(4, 4), torch.ones(4, 1).long(), torch.ones(5).long()):
+        with pytest.raises(ValueError, match=r"got \(4, 5\) and .*: reshape to one row for each"):
+            softmax_cross_entropy(torch.ones(4, 5), targets)
+    for weight in (torch.ones(4), torch.ones(1, 5), torch.ones(())):
+        with pytest.raises(ValueError, match=r"weight of shape \(5,\), one for each class, got "):
+            softmax_cross_entropy(torch.ones(4, 5), CLASSES, weight)
 
 
 def test_wrong_dtypes_and_classes_are_named() -> None:
-    for function in (elu, softmax, lambda x: linear(x, x), lambda x: cross_entropy(x, x)):
-        with pytest.raises(TypeError, match=r"floating dtype, got torch.int64: call \.float\(\)"):
-            function(torch.ones(2, 2, dtype=torch.int64))
+    for name, arguments in NAMED.items():
+        message = rf"\A{name} expected a floating dtype, got torch.int64: call \.float\(\)\Z"
+        with pytest.raises(TypeError, match=message):
+            getattr(custom_ops, name)(*(t.long() for t in arguments))
     with pytest.raises(TypeError, match=r"got torch.float32 on cpu, torch.float64 on cpu: conv"):
         linear(torch.ones(4, 5), torch.ones(3, 5).double())
     with pytest.raises(TypeError, match=r"got torch.int32: call targets.long\(\)"):
         softmax_cross_entropy(torch.ones(4, 5), CLASSES.int())
-    for outside in (-1, 5):
+    with pytest.raises(TypeError, match=r"probabilities .*, got torch.int64: pass class indices"):
+        softmax_cross_entropy(torch.ones(4, 5), ONE_HOT.long())
+    for other in ((ONE_HOT,), (CLASSES, torch.ones(5).double()), (CLASSES, torch.ones(5).long())):
+        with pytest.raises(TypeError, match=r"got torch.float32 on cpu, torch.*: convert all to"):
+            softmax_cross_entropy(torch.ones(4, 5), *other)
+    for outside, ignored in ((-1, -100), (5, -100), (-100, 1), (5, -1)):
         with pytest.raises(IndexError, match=f"from 0 to 4, .* {outside} is out of bounds"):
-            softmax_cross_entropy(torch.ones(1, 5), torch.tensor([outside]))
+            softmax_cross_entropy(torch.ones(1, 5), torch.tensor([outside]), None, ignored)
+    with pytest.raises(IndexError, match="from 0 to -1"):
+        softmax_cross_entropy(torch.ones(4, 0), CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reduction": "average"}, 'reduction "mean", "sum" or "none", got \'average\''),
+        ({"reduction": None}, 'or "none", got None'),
+        ({"label_smoothing": 1.5}, "label_smoothing from 0 to 1, got 1.5"),
+        ({"label_smoothing": -0.1}, "label_smoothing from 0 to 1, got -0.1"),
+        ({"label_smoothing": float("nan")}, "label_smoothing from 0 to 1, got nan"),
+        ({"targets": ONE_HOT, "ignore_index": 3}, "no ignore_index with probabilities, got 3: lea"),
+    ],
+)
+def test_settings_of_the_loss_that_are_none_are_named(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        softmax_cross_entropy(normal(4, 5), **{"targets": CLASSES, **settings})
+
+
+LOSSES: dict[str, tuple[Tensor, dict[str, Any]]] = {
+    "all_ignored": (torch.full((4,), -100), {}),
+    "all_ignored_smooth": (torch.full((4,), 2), {"ignore_index": 2, "label_smoothing": 0.1}),
+    "one_is_left": (torch.tensor([-100, -100, 4, -100]), {"label_smoothing": 1.0}),
+    "ignored_beyond_the_classes": (torch.tensor([7, 0, 7, 3]), {"ignore_index": 7}),
+    "only_classes_of_no_weight": (CLASSES, {"weight": torch.zeros(5, dtype=torch.float64)}),
+    "weights_below_zero": (CLASSES, {"weight": -CLASS_WEIGHT}),
+    "all_smooth": (CLASSES, {"label_smoothing": 1.0, "weight": CLASS_WEIGHT}),
+    "no_sample": (CLASSES[:0], {}),
+    "no_sample_of_probabilities": (ONE_HOT[:0], {}),
+    "rows_of_any_sum": (3 * ONE_HOT - 1, {"weight": CLASS_WEIGHT}),
+    "ignoring_below_zero": (ONE_HOT, {"ignore_index": -1}),
+}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_at_the_edges_are_pytorchs(name: str, reduction: str) -> None:
+    """Also NaN for the mean of nothing, whose gradient is 0 where samples are ignored."""
+    targets, settings = LOSSES[name]
+    x = normal(4, 5).detach()[: len(targets)].requires_grad_()
+    results = []
+    for function in (softmax_cross_entropy, F.cross_entropy):
+        loss = function(x, targets, reduction=reduction, **settings)
+        results.append((loss, *torch.autograd.grad(loss.sum(), x)))
+    torch.testing.assert_close(*results, equal_nan=True)
+
+
+def test_an_ignored_sample_may_be_anything() -> None:
+    x = torch.tensor([[torch.nan, torch.inf], [0.0, 0.0]])
+    loss = softmax_cross_entropy(x, torch.tensor([-100, 1]))
+    assert loss.item() == pytest.approx(math.log(2))
+
+
+def test_softmax_is_over_the_last_dimension() -> None:
+    x = normal(2, 3, 4)
+    results = []
+    for y in (softmax(x), F.softmax(x, -1)):
+        dout = torch.linspace(-1, 1, x.numel(), dtype=x.dtype).reshape(x.shape)
+        results.append((y, *torch.autograd.grad(y, x, dout)))
+    torch.testing.assert_close(*results)
+
+
+def test_softmax_of_no_classes_is_empty() -> None:
+    for shape in ((3, 0), (0,), (2, 0, 0)):
+        x = torch.ones(shape, requires_grad=True)
+        y = softmax(x)
+        (dx,) = torch.autograd.grad(y.sum(), x)
+        assert y.shape == dx.shape == shape
+    assert softmax(torch.tensor(3.0)).item() == 1
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
+def test_elu_on_both_sides_of_zero(alpha: float) -> None:
+    """1 right of 0, however near; alpha e^x at 0 and left of it."""
+    steps = torch.logspace(-12, 0, 49, dtype=torch.float64)
+    x = torch.cat([-steps, steps.new_zeros(1), steps]).requires_grad_()
+    y = elu(x, alpha)
+    dx, *tangent = (
+        *torch.autograd.grad(y.sum(), x),
+        jvp(lambda x: elu(x, alpha), (x.detach(),), (torch.ones_like(x),))[1],
+    )
+    exact = torch.where(x > 0, 1, alpha * x.exp())
+    assert torch.equal(y[x > 0], x[x > 0])
+    torch.testing.assert_close(y, torch.where(x > 0, x, alpha * x.expm1()), rtol=1e-15, atol=0)
+    torch.testing.assert_close([dx, *tangent], [exact, exact], rtol=1e-15, atol=0)
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 5)])

@@ -11,9 +11,39 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
 from custom_ops import LayerNorm, LayerNormFunction, layer_norm
-from tests.custom_ops.cases import VARIANTS, each_variant, normal
+from custom_ops.layer_norm import formula, function, kernels
+from tests.custom_ops.cases import VARIANTS, each_variant, normal, plain
 
 F64 = torch.float64
+Norm = Callable[..., Tensor]
+
+
+def by_function(
+    x: Tensor, row: tuple[int, ...], weight: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    return LayerNormFunction.apply(x, weight, bias, 1e-5, len(row))  # type: ignore[no-any-return]
+
+
+def by_formula(
+    x: Tensor, row: tuple[int, ...], weight: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    return formula.forward(x, weight, bias, len(row), 1e-5)
+
+
+@pytest.fixture(params=["as_called", "without_a_kernel", "transformed", "formula"])
+def norm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Norm:
+    """All that may answer, each of which has to be exact.
+
+    What a call finds here, a kernel where there is a compiler; the operators without one; the
+    closed forms under `torch.func`; and the formula differentiated by autograd, as in compilers.
+    """
+    if request.param == "without_a_kernel":
+        monkeypatch.setattr(function, "_forward", kernels.forward)
+        monkeypatch.setattr(function, "_backward", kernels.backward)
+        return by_function
+    if request.param == "transformed":
+        monkeypatch.setattr(function, "_transforming", lambda: True)
+    return by_formula if request.param == "formula" else layer_norm
 
 
 def case(
@@ -65,77 +95,92 @@ def test_agrees_with_pytorch(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("parameter_dtype", ["same", "float32"])
-def test_half_types_are_rounded_once(dtype: torch.dtype, parameter_dtype: str) -> None:
-    """Relative L2 error against float64 of the same rounded inputs; 1.2 times one rounding."""
+def test_half_types_are_rounded_once(norm: Norm, dtype: torch.dtype, parameter_dtype: str) -> None:
+    """Relative L2 error against the truth of the same rounded inputs; 1.2 times one rounding."""
     parameters = dtype if parameter_dtype == "same" else torch.float32
     inputs = [normal(512, 96, dtype=dtype)]
     inputs += [normal(96, seed=i, dtype=parameters) for i in (1, 2)]
     dy = normal(512, 96, seed=3, dtype=dtype)
-    results = []
-    for cast in (dtype, F64):
-        leaves = [t.to(cast if cast is F64 else t.dtype).requires_grad_() for t in inputs]
-        y = layer_norm(leaves[0], (96,), leaves[1], leaves[2])
-        results.append((y.detach(), *torch.autograd.grad(y, leaves, dy.to(cast))))
-    assert [t.dtype for t in results[0]] == [dtype, dtype, parameters, parameters]
+    ours = with_gradients(norm, inputs, dy)
+    assert [t.dtype for t in ours] == [dtype, dtype, parameters, parameters]
     bounds = {torch.bfloat16: 2.0e-3, torch.float16: 2.6e-4, torch.float32: 1e-6}
-    for ours, exact in zip(*results, strict=True):
-        assert (ours.double() - exact).norm() <= bounds[ours.dtype] * exact.norm()
+    for mine, exact in zip(ours, truth(inputs, dy), strict=True):
+        assert (mine.double() - exact).norm() <= bounds[mine.dtype] * exact.norm()
+
+
+def with_gradients(norm: Norm, inputs: list[Tensor], dy: Tensor) -> list[Tensor]:
+    """Y of x, weight and bias, those that are given, and its gradients along dL/dY."""
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    y = norm(leaves[0], dy.shape[-1:], *leaves[1:])
+    return [y.detach(), *torch.autograd.grad(y, leaves, dy.to(y.dtype))]
+
+
+def truth(inputs: list[Tensor], dy: Tensor) -> list[Tensor]:
+    return with_gradients(plain, [t.double() for t in inputs], dy)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_bias_gradient_counts_all_rows(dtype: torch.dtype) -> None:
+def test_half_bias_gradient_counts_all_rows(norm: Norm, dtype: torch.dtype) -> None:
     bias = torch.zeros(16, dtype=dtype, requires_grad=True)
     x = normal(8192, 16, dtype=dtype)
-    (dbias,) = torch.autograd.grad(layer_norm(x, (16,), None, bias), bias, torch.ones_like(x))
+    (dbias,) = torch.autograd.grad(norm(x, (16,), None, bias), bias, torch.ones_like(x))
     assert (dbias == 8192).all()
 
 
 @pytest.mark.parametrize("mean", [1e2, 1e4, 1e6])
-def test_large_mean_loses_no_digits(mean: float) -> None:
-    x = (normal(4, 1024) + mean).float()
+def test_large_mean_loses_no_digits(norm: Norm, mean: float) -> None:
+    inputs = [(normal(4, 1024) + mean).float(), normal(1024, seed=2).float()]
     dy = normal(4, 1024, seed=1).float()
-    results = []
-    for dtype in (torch.float32, F64):
-        leaf = x.to(dtype).requires_grad_()
-        y = layer_norm(leaf, (1024,))
-        results.append((y, *torch.autograd.grad(y, leaf, dy.to(dtype))))
-    for ours, exact in zip(*results, strict=True):
+    for ours, exact in zip(with_gradients(norm, inputs, dy), truth(inputs, dy), strict=True):
         assert (ours - exact).abs().max() <= 1e-6 * exact.abs().max()
+
+
+@pytest.mark.parametrize("mean", [1e2, 1e4, 1e6])
+@pytest.mark.parametrize("operator", [kernels.forward, torch.ops.custom_ops.layer_norm_forward])
+def test_statistics_are_the_mean_in_two_parts_and_the_inverse_spread(
+    operator: Callable[..., tuple[Tensor, Tensor]], mean: float
+) -> None:
+    x = (normal(4, 1024) + mean).float()
+    hi, lo, rstd = operator(x, None, None, 1, 1e-5)[1]
+    exact = x.double()
+    torch.testing.assert_close(hi.double() + lo, exact.mean(-1), rtol=0, atol=1e-7)
+    spread = (exact.var(-1, correction=0) + 1e-5).rsqrt()
+    torch.testing.assert_close(rstd.double(), spread, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("constant", [3.3, 1e3 + 0.1, 1e4 + 0.3, 1e6 + 0.7])
 @pytest.mark.parametrize("m", [100, 512, 1000, 1024])
-def test_constant_row_is_exactly_the_bias(constant: float, m: int) -> None:
+def test_constant_row_is_exactly_the_bias(norm: Norm, constant: float, m: int) -> None:
     x = torch.full((3, m), constant)
     weight = normal(m, seed=1, dtype=torch.float32).requires_grad_()
     bias = normal(m, seed=2, dtype=torch.float32)
-    y = layer_norm(x, (m,), weight, bias)
+    y = norm(x, (m,), weight, bias)
     (dweight,) = torch.autograd.grad(y, weight, normal(3, m, seed=3, dtype=torch.float32))
     assert torch.equal(y, bias.expand(3, m))
     assert not dweight.any()
 
 
-def test_almost_constant_row_stays_finite() -> None:
+def test_almost_constant_row_stays_finite(norm: Norm) -> None:
     x = torch.full((1, 1000), 1e9)
     x[0, 0] += 64  # one unit in the last place
-    exact = layer_norm(x.double(), (1000,))
-    assert (layer_norm(x, (1000,)) - exact).abs().max() <= 1e-6 * exact.abs().max()
+    exact = plain(x.double(), (1000,))
+    assert (norm(x, (1000,)) - exact).abs().max() <= 1e-6 * exact.abs().max()
 
 
-def test_rows_of_one_element_have_zero_gradients() -> None:
+def test_rows_of_one_element_have_zero_gradients(norm: Norm) -> None:
     x, weight = (normal(*s, dtype=torch.float32).requires_grad_() for s in ((64, 1), (1,)))
     dy = normal(64, 1, seed=1, dtype=torch.float32)
-    dx, dweight = torch.autograd.grad(layer_norm(x, (1,), weight), (x, weight), dy)
+    dx, dweight = torch.autograd.grad(norm(x, (1,), weight), (x, weight), dy)
     assert not dx.any()
     assert not dweight.any()
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_bad_row_leaves_its_neighbours_clean(bad: float) -> None:
+def test_bad_row_leaves_its_neighbours_clean(norm: Norm, bad: float) -> None:
     x = normal(4, 8)
     x[2, 3] = bad
     leaf = x.requires_grad_()
-    y = layer_norm(leaf, (8,))
+    y = norm(leaf, (8,))
     (grad,) = torch.autograd.grad(y, leaf, normal(4, 8, seed=1))
     bad_rows = [False, False, True, False]
     assert y.isnan().any(-1).tolist() == grad.isnan().any(-1).tolist() == bad_rows

@@ -3,6 +3,7 @@
 import functools
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import warnings
@@ -306,6 +307,91 @@ def test_a_damaged_library_is_built_again(built: Path) -> None:
         path.write_bytes(damaged)
         assert cpu.build().read_bytes() == whole
     assert times(built) == 4
+
+
+def give_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a file or folder another user's; where only root may, makes us another user."""
+    if os.geteuid() == 0:
+        os.chown(path, 12345, -1, follow_symlinks=False)
+    else:
+        other = os.geteuid() + 1
+        monkeypatch.setattr(os, "geteuid", lambda: other)
+
+
+def test_the_cache_is_private(
+    built: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.umask(0)
+    try:
+        library = cpu.build()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+    assert stat.S_IMODE(library.stat().st_mode) == 0o700
+    cache.chmod(0o755)  # as releases made it before; others only read
+    assert cpu.build() == library
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/elsewhere")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cpu.build().parent == tmp_path / "elsewhere" / "cifar10-lightning"
+    assert times(built) == 2
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702, 0o720, 0o1777])
+@pytest.mark.parametrize("holds_a_library", [False, True])
+def test_a_cache_that_others_may_write_is_not_loaded(
+    mode: int, holds_a_library: bool, built: Path, cache: Path
+) -> None:
+    if holds_a_library:
+        cpu.build()
+    cache.mkdir(parents=True, exist_ok=True)
+    cache.chmod(mode)
+    with pytest.warns(UserWarning, match=rf"\A.*{cache} is another user's, or .*: delete it.*\Z"):
+        assert not cpu.load()
+    assert len([*cache.glob("*.so")]) == times(built) if holds_a_library else not built.exists()
+
+
+@pytest.mark.parametrize("through_a_link", [False, True])
+def test_a_cache_of_another_user_is_not_loaded(
+    through_a_link: bool, built: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu.build()
+    if through_a_link:
+        cache.rename(cache.with_name("theirs"))
+        cache.symlink_to("theirs")
+    give_away(cache.resolve(), monkeypatch)
+    with pytest.warns(UserWarning, match="is another user's, or others may write to it: delete"):
+        assert not cpu.load()
+    assert times(built) == 1
+
+
+@pytest.mark.parametrize("planted", ["writable", "link", "another_users", "links"])
+def test_a_library_that_others_left_is_built_again(
+    planted: str, built: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder that is private now: it may have been open to others when they wrote."""
+    library, elsewhere = cpu.build(), tmp_path / "elsewhere"
+    if planted == "writable":
+        library.chmod(0o777)
+    elif planted == "link":
+        library.rename(elsewhere)
+        library.symlink_to(elsewhere)
+    elif planted == "another_users":
+        if os.geteuid():
+            pytest.skip("only root can give a file away")
+        give_away(library, monkeypatch)
+    else:
+        library.unlink()
+        elsewhere.write_text("precious")
+        for suffix in (".draft", ".log", ".sha256"):
+            library.with_suffix(suffix).unlink(missing_ok=True)
+            library.with_suffix(suffix).symlink_to(elsewhere)
+    assert cpu.build() == library
+    assert times(built) == 2
+    assert not library.is_symlink()
+    assert stat.S_IMODE(library.stat().st_mode) == 0o700
+    assert library.stat().st_uid == os.geteuid()
+    if planted == "links":
+        assert elsewhere.read_text() == "precious"
 
 
 def test_other_flags_are_another_library(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ All in float64, where that formula is exact enough; PyTorch's own layer_norm is 
 its third derivatives and nested tangents are not the derivatives of anything.
 """
 
+import pickle
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -31,7 +32,7 @@ from torch.utils.checkpoint import checkpoint
 
 from custom_ops import LayerNorm, layer_norm
 from custom_ops.layer_norm import formula, function
-from tests.custom_ops.cases import VARIANTS, each_variant, normal
+from tests.custom_ops.cases import VARIANTS, each_variant, normal, plain
 
 Norm = Callable[..., Tensor]
 Computation = Callable[[Norm], Any]
@@ -40,20 +41,6 @@ M = 6
 X, DX, XS = normal(4, M), normal(4, M, seed=1), normal(3, 4, M, seed=2)
 WEIGHT, DWEIGHT, WEIGHTS = normal(M, seed=3), normal(M, seed=4), normal(3, M, seed=5)
 BIAS, DBIAS, BIASES = normal(M, seed=6), normal(M, seed=7), normal(3, M, seed=8)
-
-
-def plain(
-    x: Tensor,
-    row: tuple[int, ...],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    dims = tuple(range(-len(row), 0))
-    centred = x - x.mean(dims, keepdim=True)
-    y = centred / (centred.square().mean(dims, keepdim=True) + eps).sqrt()
-    y = y if weight is None else y * weight
-    return y if bias is None else y + bias
 
 
 def assert_same(ours: Any, exact: Any, *, tolerance: float = 1e-12) -> None:
@@ -427,6 +414,84 @@ def test_traces_with_symbolic_shapes() -> None:
     graph = make_fx(values_and_gradients, tracing_mode="symbolic")(X, WEIGHT)
     x, weight = normal(9, 5), normal(5, seed=1)
     assert_same(graph(x, weight), values_and_gradients(x, weight))
+
+
+def tokens(x: Tensor) -> Tensor:
+    """The three ways to write a shape, for TorchScript to compile."""
+    return layer_norm(x, 6) * layer_norm(x, (4, 6)) * layer_norm(x, [6], eps=1e-3)
+
+
+def assert_elementary(graph: Any) -> None:
+    """A graph of TorchScript can be loaded where this project is not."""
+    torch._C._jit_pass_inline(graph)
+    kinds = {node.kind() for node in graph.nodes()}
+    assert "aten::rsqrt_" in kinds
+    assert all(kind.startswith(("aten::", "prim::")) for kind in kinds)
+    assert "prim::PythonOp" not in kinds
+
+
+def assert_same_module(ours: nn.Module, module: nn.Module, x: Tensor) -> None:
+    found = []
+    for run in (ours, module):
+        leaf = x.clone().requires_grad_()
+        y = run(leaf)
+        found.append((y, *torch.autograd.grad(y.sin().sum(), [leaf, *run.parameters()])))
+    assert_same(*found)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:The TorchScript type system")
+@pytest.mark.parametrize("settings", [{}, {"bias": False}, {"elementwise_affine": False}])
+@pytest.mark.parametrize("row", [6, (4, 6)])
+@pytest.mark.parametrize("record", ["script", "trace", "fx", "script_of_fx"])
+def test_recorded_modules_are_the_same(
+    record: str, row: int | tuple[int, ...], settings: dict[str, bool]
+) -> None:
+    module = nn.Sequential(LayerNorm(row, **settings), nn.ELU()).double()
+    recorded: Any = module
+    if "fx" in record:
+        recorded = torch.fx.symbolic_trace(module)
+        (node,) = (n for n in recorded.graph.nodes if n.op == "call_function")
+        assert node.target is layer_norm
+    if "script" in record:
+        recorded = torch.jit.script(recorded)
+    if record == "trace":
+        recorded = torch.jit.trace(module, X)  # type: ignore[no-untyped-call]
+    if record != "fx":
+        assert_elementary(recorded.graph.copy())
+    assert_same_module(recorded, module, X if row != 6 else normal(9, M))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_scripted_functions() -> None:
+    assert_same(torch.jit.script(tokens)(X), tokens(X))
+    scripted = torch.jit.script(layer_norm)
+    assert_same(scripted(X, 6, None, BIAS), layer_norm(X, 6, None, BIAS))
+    half = X.to(torch.bfloat16)
+    assert_same(scripted(half, [M], WEIGHT), layer_norm(half, M, WEIGHT), tolerance=1e-2)
+    for arguments, message in (
+        ((X, 5), "x to end in normalized_shape"),
+        ((X, []), "x to end in normalized_shape, of one number at least"),
+        ((X, 6, WEIGHT[:1]), "weight and bias of shape normalized_shape"),
+        ((X, 6, None, X), "weight and bias of shape normalized_shape"),
+        ((X.long(), 6), r"x of a floating dtype: call x.float\(\)"),
+    ):
+        with pytest.raises(torch.jit.Error, match=message):
+            scripted(*arguments)
+
+
+@pytest.mark.parametrize("proxied", ["x", "weight", "all"])
+def test_symbolic_traces_record_one_node(proxied: str) -> None:
+    calls: dict[str, tuple[Norm, tuple[Tensor, ...]]] = {
+        "x": (lambda x: layer_norm(x, M, eps=1e-3), (X,)),
+        "weight": (lambda w: layer_norm(X, M, weight=w), (WEIGHT,)),
+        "all": (lambda x, w, b: layer_norm(x, (M,), w, bias=b), ARGUMENTS),
+    }
+    function, inputs = calls[proxied]
+    graph = torch.fx.symbolic_trace(function)
+    assert len([n for n in graph.graph.nodes if n.op == "call_function"]) == 1
+    for copy in (graph, pickle.loads(pickle.dumps(graph)) if proxied == "all" else graph):
+        assert_same(copy(*inputs), function(*inputs))
 
 
 @pytest.mark.parametrize("place", ["meta", "fake"])

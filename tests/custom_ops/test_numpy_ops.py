@@ -1,5 +1,6 @@
 """NumPy layers against PyTorch's autograd, and their behaviour at the edges."""
 
+import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -168,20 +169,101 @@ def test_linear_draws_from_the_given_generator() -> None:
 
 
 def test_wrong_shapes_are_named() -> None:
-    with pytest.raises(ValueError, match=r"\(samples, 3\), got \(2, 4\)"):
+    message = r"x of shape \(samples, 3\), got \(2, 4\): flatten each sample to one row\Z"
+    with pytest.raises(ValueError, match=message):
         ops.Linear(3, 2).forward(np.zeros((2, 4)))
     for loss in (ops.CrossEntropy(), ops.SoftmaxCrossEntropy()):
-        with pytest.raises(ValueError, match=r"got \(7, 5\) and \(7,\): turn class indices"):
-            loss.forward(X, CLASSES)
-        with pytest.raises(ValueError, match=r"\(samples, classes\), got \(5,\) and \(5,\)"):
-            loss.forward(X[0], ONE_HOT[0])
+        start = rf"\A{type(loss).__name__}\(\) expected scores \(samples, classes\) and .*, got "
+        misfits: list[Any] = [
+            CLASSES * 1.0,
+            CLASSES > 0,
+            CLASSES[:6],
+            ONE_HOT[:, :4],
+            CLASSES[None],
+        ]
+        for t in misfits:
+            end = rf"\(7, 5\) and {re.escape(str(t.shape))} of {t.dtype}\Z"
+            for call in (loss.forward, loss.backward):
+                with pytest.raises(ValueError, match=start + end):
+                    call(X, t)
+        flat: list[Any] = [X[0], np.float64(1)]
+        for scores in flat:
+            with pytest.raises(ValueError, match=start):
+                loss.forward(scores, ONE_HOT[0])
+
+
+@pytest.mark.parametrize("loss", [ops.CrossEntropy(), ops.SoftmaxCrossEntropy()], ids=repr)
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8])
+def test_targets_may_be_class_indices(
+    loss: ops.CrossEntropy | ops.SoftmaxCrossEntropy, dtype: type[np.integer[Any]]
+) -> None:
+    p, indices = ops.Softmax().forward(X).astype(np.float32), CLASSES.astype(dtype)
+    assert loss.forward(p, indices) == loss.forward(p, ONE_HOT.astype(np.float32))
+    np.testing.assert_array_equal(loss.backward(p, indices), loss.backward(p, ONE_HOT))
+    assert loss.backward(p, indices).dtype == np.float32
+    for bad in (-1, 5):
+        indices = CLASSES.copy()
+        indices[3] = bad
+        with pytest.raises(
+            IndexError, match=rf"\A{type(loss).__name__}.* from 0 to 4, got .*{bad}"
+        ):
+            loss.forward(p, indices)
+
+
+def test_arrays_by_name_are_the_layers_own() -> None:
+    layer = ops.Linear(3, 2)
+    layer.weight = np.ones((2, 3))  # a new array is found, too
+    layer.forward(np.ones((4, 3)))
+    layer.backward(np.ones((4, 2)))
+    assert layer.params["weight"] is layer.weight
+    assert layer.params["bias"] is layer.bias
+    assert layer.grads["weight"] is layer.grad_weight
+    assert layer.grads["bias"] is layer.grad_bias
+    layer.params["weight"] -= 0.5 * layer.grads["weight"]
+    layer.params["bias"] = layer.params["bias"] - layer.grads["bias"]
+    assert layer.weight.tolist() == [[-1] * 3] * 2
+    assert layer.bias.tolist() == [-4, -4]
+    assert list(layer.params) == list(layer.grads) == ["weight", "bias"]
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
+def test_elu_on_both_sides_of_zero(alpha: float) -> None:
+    """1 right of 0, however near; alpha e^x at 0 and left of it."""
+    steps = np.logspace(-12, 0, 49)
+    x = np.concatenate([-steps, [0.0], steps])
+    layer = ops.ELU(alpha)
+    np.testing.assert_allclose(layer.forward(x), np.where(x > 0, x, alpha * np.expm1(x)), 1e-15)
+    dx = layer.backward(np.ones_like(x))
+    np.testing.assert_allclose(dx, np.where(x > 0, 1, alpha * np.exp(x)), 1e-15)
+
+
+def test_relu_at_zero_and_near_it() -> None:
+    layer, x = ops.ReLU(), np.array([-1e-12, 0.0, 1e-12])
+    assert layer.forward(x).tolist() == [0, 0, 1e-12]
+    assert layer.backward(np.ones(3)).tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4), (5,), (3, 0), (0, 3)])
+def test_softmax_is_over_the_last_axis(shape: tuple[int, ...]) -> None:
+    x, dout = RNG.normal(size=shape), RNG.normal(size=shape)
+    layer, tensor = ops.Softmax(), leaf(x)
+    y = F.softmax(tensor, -1)
+    close(layer.forward(x), y)
+    close(layer.backward(dout), torch.autograd.grad(y, tensor, torch.tensor(dout))[0])
 
 
 def test_repr_names_the_settings() -> None:
-    layers = [ops.Linear(3, 2), ops.ELU(0.5), ops.CrossEntropy(), ops.SoftmaxCrossEntropy()]
+    layers = [
+        ops.Linear(3, 2),
+        ops.ELU(0.5),
+        ops.Tanh(),
+        ops.CrossEntropy(),
+        ops.SoftmaxCrossEntropy(),
+    ]
     assert [repr(layer) for layer in layers] == [
         "Linear(in_features=3, out_features=2)",
         "ELU(alpha=0.5)",
+        "Tanh()",
         "CrossEntropy()",
         "SoftmaxCrossEntropy()",
     ]
