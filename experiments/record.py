@@ -4,6 +4,7 @@
 the summary), ``metrics.jsonl`` (a line per entry), the checkpoints, the plots and W&B's files.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -19,13 +20,22 @@ from typing import Any, Literal
 
 from experiments.environment import git_state, hardware, versions
 from experiments.errors import RunError
-from experiments.files import PARTIAL, replace_file, synced, writing
+from experiments.files import (
+    LOCK,
+    PARTIAL,
+    appending,
+    check_folder,
+    reason_of,
+    replace_file,
+    synced,
+    writing,
+)
+from experiments.reader import LARGEST_OWN_LOG, read_log, read_record
 
 Status = Literal["running", "finished", "failed", "interrupted", "preempted"]
 
 RECORD = "record.json"
 METRICS = "metrics.jsonl"
-LOCK = ".lock"
 CONFIG = "config.yaml"
 
 # What names of runs end in: a seed, a time, a count of the same time.
@@ -92,17 +102,15 @@ class RunRecord:
         Raises:
             RunError: if there is none, or it can't be read.
         """
+        check_folder(path)
         try:
-            fields = json.loads((path / RECORD).read_text())
-            if not isinstance(fields, dict) or not isinstance(fields.get("summary"), dict):
-                raise ValueError("it is not of this project")
+            fields = read_record(path / RECORD)
         except FileNotFoundError as error:
             raise RunError(f"no run {path}: {_known_runs(path.parent)}") from error
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
             raise RunError(
-                f"{path / RECORD} can't be read: {reason}; start another run from a checkpoint "
-                "there with --ckpt_path"
+                f"{path / RECORD} can't be read: {reason_of(error)}; start another run from a "
+                "checkpoint there with --ckpt_path"
             ) from error
         return cls(path, fields)
 
@@ -180,7 +188,7 @@ class RunRecord:
             RunError: if it can't be written.
         """
         entry = {"step": step, "seconds": self.seconds, **_plain(metrics)}
-        with writing(self.path), (self.path / METRICS).open("a") as file:
+        with writing(self.path), appending(self.path / METRICS) as file:
             file.write(json.dumps(entry, allow_nan=False) + "\n")
         self._summarize(entry)
 
@@ -205,15 +213,17 @@ class RunRecord:
             RunError: for another line that is no entry.
         """
         path = self.path / METRICS
-        if not path.is_file():
-            return
-        *lines, rest = path.read_text(errors="replace").split("\n")
-        for number, line in enumerate(lines, 1):
-            if (entry := _entry(line)) is None:
-                raise RunError(f"{path}, line {number}: no entry of a log; remove the line")
-            yield entry
-        if (entry := _entry(rest)) is not None:
-            yield entry
+        lines = read_log(path, LARGEST_OWN_LOG)
+        try:
+            for number, (line, entry) in enumerate(lines, 1):
+                if entry is not None and "step" in entry and entry.get("seconds") is not None:
+                    yield entry
+                elif line.endswith("\n"):
+                    raise RunError(f"{path}, line {number}: no entry of a log; remove the line")
+        except FileNotFoundError:
+            return  # nothing was logged yet
+        except OSError as error:
+            raise RunError(f"{path} can't be read: {reason_of(error)}; remove it") from error
 
     def finish(self, status: Status) -> None:
         """Writes how the run ended and how long this process worked on it."""
@@ -233,14 +243,6 @@ def _is_of_fit(entry: Mapping[str, Any], step: int) -> bool:
     """Whether an entry belongs to a fit of so many steps, and not to an evaluation by itself."""
     evaluated = any(key.startswith(("test/", "validate/")) for key in entry)
     return not evaluated and (entry["step"] or 0) <= step and step > 0
-
-
-def _entry(line: str) -> dict[str, Any] | None:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return None
-    return entry if isinstance(entry, dict) else None
 
 
 def run_folder(root: Path, name: str) -> Path:
@@ -266,8 +268,11 @@ def experiment_name(name: str) -> str:
 
 
 def _known_runs(root: Path) -> str:
-    found = sorted(root.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    names = [path.parent.name for path in found[:5]]
+    found: list[tuple[float, str]] = []
+    for path in root.glob(f"*/{RECORD}"):
+        with contextlib.suppress(OSError):
+            found.append((path.stat().st_mtime, path.parent.name))
+    names = [name for _, name in sorted(found, reverse=True)[:5]]
     return f"latest runs in {root}: {', '.join(names)}" if names else f"no runs in {root} yet"
 
 

@@ -4,12 +4,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from datamodules.cifar10 import say
 from experiments.errors import RunError
-from experiments.record import CONFIG, LOCK, RECORD, RunRecord, experiment_name
+from experiments.files import LOCK
+from experiments.record import CONFIG, RECORD, RunRecord, experiment_name
 from experiments.runs import CIRCUMSTANCES, flat_config, read_run
 
 _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
@@ -51,7 +51,7 @@ def config_before(record: RunRecord) -> dict[str, Any]:
         return flat_config(record.path)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, yaml.YAMLError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         path = record.path / CONFIG
         raise RunError(
             f"{path} can't be read, so that what changes could not be said: mend or remove it"
