@@ -11,6 +11,7 @@ between the configurations is shown. Runs that crashed, diverged or can't be rea
 """
 
 import argparse
+import csv
 import glob
 import json
 import os
@@ -23,6 +24,7 @@ import pandas as pd
 
 from experiments import pages, plots
 from experiments.config_files import expand_home, expand_homes, use_utf8
+from experiments.files import PARTIAL, reason_of
 from experiments.groups import (
     Group,
     doubts,
@@ -34,12 +36,14 @@ from experiments.groups import (
 )
 from experiments.record import CONFIG, METRICS, RECORD, experiment_name
 from experiments.runs import Run, read_run
+from experiments.texts import csv_cell, printable, shortened
 from experiments.wandb_runs import find_wandb_files, read_wandb
 
 _FORMATS = ("table", "md", "csv", "json", "html")
 _METRICS = ("test/acc", "val/acc", "train/acc")
 _CURVES = ("val/acc", "test_curve/acc", "train/acc")
 _MOST_CURVES = 10
+_WIDEST = 200  # characters of a cell on a terminal
 _OF_A_RUN = (RECORD, CONFIG, METRICS)
 
 
@@ -62,9 +66,19 @@ def main(args: list[str] | None = None) -> None:
         if options.output:
             options.output.write_text(text, encoding="utf-8")
     except (CompareError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         raise SystemExit(2) from error
-    print(f"wrote {options.output}" if options.output else text.rstrip("\n"))
+    print(printable(f"wrote {options.output}") if options.output else _encodable(text))
+
+
+def _say(line: str) -> None:
+    print(printable(line), file=sys.stderr)
+
+
+def _encodable(text: str) -> str:
+    """Writes out what the encoding of standard output lacks."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.rstrip("\r\n").encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -119,14 +133,14 @@ def find_runs(asked: Sequence[str], root: Path, now: float) -> list[Run]:
     Raises:
         CompareError: if one of them names no run.
     """
-    found: dict[Path, Run] = {}
+    found: dict[str, Run] = {}
     for name in asked or ["*"]:
         folders = [Path(name)] if Path(name).exists() else _matching(name, root)
         runs = [run for folder in folders for run in _runs_in(folder, now)]
         if not runs:
             exists = bool(asked) and Path(name).exists()
             raise CompareError(_nothing(name if asked else None, root, exists))
-        found |= {run.path.resolve(): run for run in runs}
+        found |= {os.path.realpath(run.path): run for run in runs}
     recorded = {run.fields.get("wandb_id") for run in found.values() if run.source == "record"}
     twice = recorded - {None}
     return [
@@ -138,25 +152,39 @@ def find_runs(asked: Sequence[str], root: Path, now: float) -> list[Run]:
 
 def _matching(name: str, root: Path) -> list[Path]:
     """The folders of a name, a pattern, or a line's name: in that of all runs, else from here."""
-    if found := glob.glob(name, root_dir=root):  # noqa: PTH207 - pathlib refuses absolute ones
-        return [root / place for place in sorted(found)]
+    if found := _glob(name, root):
+        return [root / place for place in found]
     if os.sep in name:
-        return [Path(place).absolute() for place in sorted(glob.glob(name))]  # noqa: PTH207
+        return [Path(place).absolute() for place in _glob(name)]
     places = sorted(root.iterdir()) if root.is_dir() else []
     return [place for place in places if experiment_name(place.name) == name]
 
 
+def _glob(pattern: str, root: Path | None = None) -> list[str]:
+    """The places of a pattern, hidden ones too; pathlib refuses absolute patterns."""
+    found = glob.glob(pattern, root_dir=root, include_hidden=True)  # noqa: PTH207
+    return sorted(place for place in found if not place.endswith(PARTIAL))
+
+
 def _runs_in(folder: Path, now: float) -> list[Run]:
     """The run of a folder, the runs in it, or those in W&B's files there."""
-    if (folder / RECORD).exists():
+    try:
+        names = set(os.listdir(folder)) if folder.is_dir() else set()  # noqa: PTH208
+    except OSError as error:
+        return [Run(folder.name, folder, "unreadable", note=reason_of(error))]
+    if RECORD in names:
         return [read_run(folder, now)]
-    below = {path.parent for name in _OF_A_RUN for path in folder.glob(f"*/{name}")}
-    if any((path / RECORD).exists() for path in below):
+    below = {path.parent for name in _OF_A_RUN for path in _below(folder, name)}
+    if any(os.path.lexists(path / RECORD) for path in below):
         return [read_run(path, now) for path in sorted(below)]
     if files := find_wandb_files(folder) or find_wandb_files(folder / "wandb"):
         return read_wandb(files, now)
-    looks_like_a_run = any((folder / name).exists() for name in _OF_A_RUN)
-    return [read_run(folder, now)] if looks_like_a_run else []
+    return [read_run(folder, now)] if names & {*_OF_A_RUN} else []
+
+
+def _below(folder: Path, name: str) -> list[Path]:
+    """Entries of a name, links included, in the folders of a folder."""
+    return [folder / place for place in _glob(f"*/{name}", folder)]
 
 
 def _nothing(name: str | None, root: Path, exists: bool) -> str:
@@ -164,7 +192,7 @@ def _nothing(name: str | None, root: Path, exists: bool) -> str:
         return f"no runs: {name} is none and holds none"
     if not root.is_dir():
         return f"no runs: {root} is no folder; name another with --runs_dir"
-    known = sorted(path.parent.name for path in root.glob(f"*/{RECORD}"))
+    known = sorted(path.parent.name for path in _below(root, RECORD))
     there = f"it has {', '.join(known[:5])}{' ...' if len(known) > 5 else ''}" if known else ""
     what = f"nothing called {name} in {root}" if name else f"{root} holds none"
     return f"no runs: {what}; {there or 'fit one with python cli.py fit'}"
@@ -187,7 +215,7 @@ def compare(runs: Sequence[Run], options: argparse.Namespace) -> str:
     if options.plot:
         _plot(shown, curve, options.plot)
     for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        _say(f"warning: {warning}")
     return _render(shown, baseline, warnings, options)
 
 
@@ -233,17 +261,17 @@ def _render(
     if options.format in {"csv", "json"}:
         frame = numbers(groups, baseline, everything=options.all)
         if options.format == "csv":
-            return str(frame.to_csv(index=False))
+            safe = frame.rename(columns=csv_cell).map(csv_cell)
+            return str(safe.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
         rows = frame.astype(object).where(frame.notna(), None).to_dict(orient="records")
         return json.dumps({"warnings": warnings, "runs": rows}, indent=1) + "\n"
     frame = table(groups, baseline, everything=options.all)
     if options.format == "table":
         return _plain(frame)
+    notes = [pages.Paragraph(f"Warning: {warning}") for warning in warnings]
     if options.format == "md":
-        notes = "".join(f"\n\nWarning: {warning}" for warning in warnings)
-        return f"{pages.markdown_table(frame)}{notes}\n"
-    blocks: list[pages.Block] = [pages.Table(frame)]
-    blocks[:0] = [pages.Paragraph(f"Warning: {warning}") for warning in warnings]
+        return pages.markdown_blocks([pages.Table(frame), *notes])
+    blocks: list[pages.Block] = [*notes, pages.Table(frame)]
     if options.plot:
         blocks.append(pages.Figure(options.plot, "Mean and standard deviation over seeds."))
     return pages.html_page("Runs compared", blocks)
@@ -251,7 +279,8 @@ def _render(
 
 def _plain(frame: pd.DataFrame) -> str:
     """A table for a terminal, columns aligned to the left."""
-    cells = [list(map(str, frame.columns)), *frame.astype(str).to_numpy().tolist()]
+    rows = [list(frame.columns), *frame.to_numpy(dtype=object).tolist()]
+    cells = [[shortened(printable(str(value)), _WIDEST) for value in row] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -274,7 +303,7 @@ def _plot(groups: Sequence[Group], curve: str, path: Path) -> None:
     ax.legend(fontsize=8)
     plots.save(figure, path)
     if len(drawn) > _MOST_CURVES:
-        print(f"note: {path} shows the first {_MOST_CURVES} of {len(drawn)} lines", file=sys.stderr)
+        _say(f"note: {path} shows the first {_MOST_CURVES} of {len(drawn)} lines")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,17 @@
-"""Files of a run: written whole or not at all."""
+"""Files of a run, which may come from a stranger: read within bounds, written to no other place.
+
+Reading takes regular files alone, of a size that such files have, and never waits. Writing puts a
+new file in the place of an old one, whole: a symbolic link of that name is replaced, and what it
+leads to stays as it is. The folder of a run may itself be a link, as to another disk.
+"""
 
 import contextlib
+import errno
+import functools
 import os
+import secrets
+import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -12,17 +22,118 @@ from experiments.errors import RunError
 
 _LOCK_TIMEOUT_S = 60.0  # far longer than a record takes to write
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # not POSIX: leftovers of killed processes stay
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"  # held by the process that trains
+RECORD_LOCK = ".record.lock"  # held by whoever writes the record, as long as that takes
 PARTIAL = ".partial"  # what the name of an unfinished file ends in
+_LONGEST_LINE = 2**20  # bytes; an entry of the log has some hundred
+_NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
+_NEVER_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+# What others write into within a run's folder, and not by a new file in the place of the old.
+_WRITTEN_INTO = (".", "wandb", "wandb/artifacts", "wandb/artifacts/staging")
+_LINKED_BY_WANDB = {"latest-run", "debug.log", "debug-internal.log", "debug-core.log"}
+_LOCKS = {LOCK, RECORD_LOCK}
+_KEPT_OPEN = {*_LOCKS, "metrics.jsonl"}
+
+
+# ---- reading ------------------------------------------------------------------------------------
+
+
+def read_text(path: Path, largest: int) -> str:
+    """Reads a text file in UTF-8, with or without a byte order mark.
+
+    Args:
+        path: the file; a link to one is followed.
+        largest: how many bytes it may have.
+
+    Raises:
+        OSError: if the system can't read it, if it is no regular file, or too large.
+        ValueError: if it is not in UTF-8.
+    """
+    with open_regular(path) as file:
+        _check_size(os.fstat(file.fileno()).st_size, largest)
+        content: bytes = file.read(largest + 1)
+    _check_size(len(content), largest)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def read_lines(path: Path, largest: int) -> Iterator[str]:
+    """Yields the lines of a text file, each with its end; what is not UTF-8 is marked as such.
+
+    Args:
+        path: the file; a link to one is followed.
+        largest: how many bytes it may have.
+
+    Raises:
+        OSError: if the system can't read it, if it is no regular file, or too large.
+    """
+    with open_regular(path) as file:
+        _check_size(os.fstat(file.fileno()).st_size, largest)
+        size = 0
+        while line := file.readline(_LONGEST_LINE + 1):
+            size += len(line)
+            _check_size(size, largest)  # it may be growing
+            if len(line) > _LONGEST_LINE:
+                raise OSError(errno.EFBIG, f"it has a line of more than {_LONGEST_LINE:,} bytes")
+            yield line.decode("utf-8", "replace")
 
 
 @contextlib.contextmanager
-def synced(path: Path, mode: str) -> Iterator[IO[Any]]:
-    """Opens a file whose content is on the disk itself when the context ends."""
+def open_regular(path: Path, mode: str = "rb", flags: int = 0) -> Iterator[IO[Any]]:
+    """Opens a regular file; a pipe or a device is refused, without waiting for it.
+
+    Args:
+        path: the file.
+        mode: as for `open`.
+        flags: more flags of the system's call.
+
+    Raises:
+        OSError: if the system can't open it, or if it is no regular file.
+    """
+    _check_kind(path.stat().st_mode if path.exists() else stat.S_IFREG)  # to open may have effects
+    opener = functools.partial(_open, flags | _NEVER_WAIT)
     encoding = None if "b" in mode else "utf-8"
-    with path.open(mode, encoding=encoding) as file:
+    with open(path, mode, encoding=encoding, opener=opener) as file:
+        _check_kind(os.fstat(file.fileno()).st_mode)
         yield file
-        file.flush()
-        os.fsync(file.fileno())
+
+
+def _open(more_flags: int, path: str, flags: int) -> int:
+    return os.open(path, flags | more_flags, 0o666)
+
+
+def _check_kind(mode: int) -> None:
+    kinds = {
+        stat.S_IFDIR: "folder",
+        stat.S_IFIFO: "pipe",
+        stat.S_IFSOCK: "socket",
+        stat.S_IFCHR: "device",
+        stat.S_IFBLK: "device",
+    }
+    if not stat.S_ISREG(mode):
+        kind = kinds.get(stat.S_IFMT(mode), "special file")
+        raise OSError(errno.EINVAL, f"it is a {kind}, not a regular file")
+
+
+def _check_size(size: int, largest: int) -> None:
+    if size > largest:
+        raise OSError(errno.EFBIG, f"it has {size:,} bytes; at most {largest:,} are read")
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, in one line without the name of the file."""
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return " ".join((reason or type(error).__name__).split())
+
+
+# ---- writing ------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -45,15 +156,76 @@ def writing(path: Path, remedy: str = "make room or mend its permissions") -> It
 
 
 @contextlib.contextmanager
+def synced(path: Path, mode: str) -> Iterator[IO[Any]]:
+    """Opens a file, not a link to one, whose content is on the disk itself in the end."""
+    with open_regular(path, mode, _NO_LINKS) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def appending(path: Path) -> Iterator[IO[str]]:
+    """Opens a text file to add to its end: a file of its own, neither a link nor a second name.
+
+    Raises:
+        OSError: if the system can't open it, or if it is no regular file.
+    """
+    if path.exists() and path.stat().st_nlink > 1:  # the other name keeps its content
+        with replacing(path) as partial:
+            shutil.copyfile(path, partial)
+    with open_regular(path, "a", _NO_LINKS) as file:
+        yield file
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields where to write a file that takes the place of an old one in one step, when whole."""
-    partial = path.with_name(f".{path.name}{PARTIAL}")
+    """Yields where to write a file that takes the place of an old one in one step, when whole.
+
+    It is there, empty, in the same folder and under a name that nobody can guess.
+    """
+    _remove_leftovers(path)
+    partial, descriptor = _new_partial(path)
     try:
         yield partial
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(descriptor)
+
+
+def _new_partial(path: Path) -> tuple[Path, int]:
+    """A new file beside another, locked as long as its descriptor is open."""
+    while True:
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINKS, 0o666)
+        _lock(descriptor, wait=True)
+        if os.fstat(descriptor).st_nlink:  # else another process took it for a leftover
+            return partial, descriptor
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, wait: bool) -> bool:
+    """Locks an open file, unless another process has; the system frees it with this process."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:  # also a file system without locks
+        return False
+    return True
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes what killed processes have left of a file."""
+    for old in path.parent.glob(f".*{PARTIAL}"):
+        if not old.name.startswith(f".{path.name}.") or old.is_symlink() or not old.is_file():
+            continue
+        with contextlib.suppress(OSError), open_regular(old, "rb+", _NO_LINKS) as file:
+            if _lock(file.fileno(), wait=False):
+                old.unlink()
 
 
 def replace_file(path: Path, content: str) -> None:
@@ -92,3 +264,53 @@ def file_identity(path: Path) -> tuple[int, ...]:
     except OSError:
         return ()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+# ---- folders ------------------------------------------------------------------------------------
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses a run's folder through which a command would write to another place, or wait.
+
+    Links to files are left alone where a new file takes their place.
+
+    Args:
+        folder: the run's; may be a link itself, and need not be there.
+
+    Raises:
+        RunError: naming the entry and the remedy.
+    """
+    for place in _WRITTEN_INTO:
+        with writing(folder), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            for entry in sorted((folder / place).iterdir()):
+                if what := _leads_elsewhere(entry, place != "."):
+                    raise RunError(
+                        f"{entry} is a {what}: nothing is written into it; remove it, or put what "
+                        "it leads to in its place"
+                    )
+
+
+def _leads_elsewhere(entry: Path, of_wandb: bool) -> str:
+    """What is wrong with an entry of a run's folder; empty if nothing is."""
+    mode = entry.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        replaced = entry.is_file() and entry.name not in _KEPT_OPEN and not of_wandb
+        own = of_wandb and entry.name in _LINKED_BY_WANDB
+        return "" if replaced or own else "symbolic link"
+    if entry.name in _LOCKS and entry.lstat().st_size:  # to lock a file empties it
+        return "lock with content"
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return ""
+    return "pipe" if stat.S_ISFIFO(mode) else "socket or device"
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a run's folder with its content; of one that is a link, the content alone."""
+    if not folder.is_symlink():
+        shutil.rmtree(folder)
+        return
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()

@@ -6,7 +6,7 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import pandas as pd
 from experiments.record import experiment_name
 from experiments.runs import CIRCUMSTANCES, Run
 from experiments.significance import FEWEST, Difference, difference
+from experiments.texts import shortened
 
 # What else may differ between runs of one experiment.
 _NOT_OF_THE_EXPERIMENT = re.compile(
@@ -106,7 +107,9 @@ class Group:
         """What is wrong with the runs, and with their figures."""
         notes = dict.fromkeys(run.note for run in self.runs if run.note)
         for run in self.runs:
-            if self.metric in run.summary and run.value(self.metric) is None:
+            if part := run.part_of_images(self.metric.partition("/")[0]):
+                notes[f"{run.name}: {self.metric} is of {part} images, not compared"] = None
+            elif self.metric in run.summary and run.value(self.metric) is None:
                 notes[f"{run.name}: {self.metric} is not finite"] = None
         return "; ".join(notes)
 
@@ -181,7 +184,7 @@ def _text(value: Any) -> str:
 
 def _with_floats(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _with_floats(entry) for key, entry in value.items()}
+        return {str(key): _with_floats(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_with_floats(entry) for entry in value]
     is_plain_int = isinstance(value, int) and not isinstance(value, bool)
@@ -237,7 +240,8 @@ def differing(groups: Sequence[Group], everything: bool = False) -> list[str]:
 def _shown(group: Group, everything: bool) -> Mapping[str, Any]:
     """What is shown of a group's configuration, and on what data its runs were."""
     config = group.config if everything else _of_the_experiment(group.config)
-    return {_DATA: group.data, **_way(group.runs[0]), **config}
+    found = {_DATA: group.data, **_way(group.runs[0])}
+    return {**found, **config, **found}
 
 
 def numbers(
@@ -269,7 +273,8 @@ def _numbers(
             row[f"difference {part}"] = getattr(gap, part) if gap else None
         row["difference mean"] = _gap(group, baseline)
     config = _shown(group, everything)
-    row |= {key: _cell(config.get(key)) for key in keys}
+    taken = {*row, "seeds", "note"}
+    row |= {_free(key, taken): _cell(config.get(key)) for key in keys}
     row["seeds"] = " ".join(str(run.seed) for run in group.runs)
     row["note"] = group.notes()
     return row
@@ -280,7 +285,6 @@ def table(
 ) -> pd.DataFrame:
     """A line a group, in text, for people to read; columns without content are left out."""
     keys = differing(groups, everything)
-    headings = _short(keys)
     rows = []
     for group in groups:
         row = {"name": group.name, "status": group.status(), "n": _count(group)}
@@ -291,6 +295,7 @@ def table(
         if baseline is not None:
             row[f"difference to {baseline.name}"] = _words(group, baseline)
         config = _shown(group, everything)
+        headings = _short(keys, {*row, "note"})
         row |= {headings[key]: _cell(config.get(key, "")) for key in keys}
         row["note"] = group.notes()
         rows.append(row)
@@ -351,13 +356,26 @@ def _test(found: Difference) -> str:
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, list | dict) else "" if value is None else value
+    if isinstance(value, list | dict):
+        return json.dumps(value, default=str)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no word for it
+    return "" if value is None else value
 
 
-def _short(keys: Sequence[str]) -> dict[str, str]:
-    """Headings: the last part of each key where no other key ends in it."""
+def _short(keys: Sequence[str], taken: Container[str]) -> dict[str, str]:
+    """Headings: the last part of each key where no other key, nor a column, is called so."""
     last = Counter(key.rpartition(".")[2] for key in keys)
-    return {k: s if last[s := k.rpartition(".")[2]] == 1 else k for k in keys}
+    short = {key: key.rpartition(".")[2] for key in keys}
+    return {
+        key: s if last[s := short[key]] == 1 and s not in taken else _free(key, taken)
+        for key in keys
+    }
+
+
+def _free(key: str, taken: Container[str]) -> str:
+    """A key, with a word before it where a column of another meaning has its name."""
+    return f"config {key}" if key in taken else key
 
 
 def doubts(groups: Sequence[Group]) -> list[str]:
@@ -396,7 +414,7 @@ def _disagreement(
     counts = Counter(str(value) for run in runs if (value := of(run)) is not None)
     if len(counts) < 2:
         return ""
-    listed = ", ".join(f"{value} ({count})" for value, count in counts.most_common(4))
+    listed = ", ".join(f"{shortened(v, 40)} ({count})" for v, count in counts.most_common(4))
     more = f" and {len(counts) - 4} more" if len(counts) > 4 else ""
     return f"{whose} differ in {what}: {listed}{more}"
 

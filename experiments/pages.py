@@ -1,14 +1,21 @@
-"""A page of headings, paragraphs, tables and figures, as Markdown or as one HTML file."""
+"""A page of headings, paragraphs, tables and figures, as Markdown or as one HTML file.
+
+Text on it is text: whatever stands in it, a name from elsewhere too, it is neither markup nor code
+of the page. Where this project writes `` `code` `` itself, a block says that it has some.
+"""
 
 import base64
 import html
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
+
+from experiments.texts import printable
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 100rem; margin: 2rem auto; padding: 0 1rem;
@@ -22,6 +29,17 @@ img { max-width: min(100%, 75rem) }
 code { background: #f4f4f4; padding: 0 .2rem; overflow-wrap: anywhere }
 figcaption { color: #555 }
 """
+# A page runs nothing and loads nothing, even if something foreign should stand in it.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_CODE = re.compile(r"`([^`]*)`")
+# What Markdown, or GitHub's, takes for more than the character: emphasis, code, a tag, mathematics,
+# a cell's end, an entity, a link or an image, an address, a name.
+_MARKUP = re.compile(
+    r"[\\`*~$|<]|(?<!\w)_|_(?!\w)|&(?=#?\w+;)|\](?=[(\[:])"
+    r"|:(?=//)|(?<=www)\.|(?<!\w)@(?=\w)",
+    re.IGNORECASE,
+)
+_BEGINS_A_BLOCK = re.compile(r"^(\d*)(?=[#>+\-=:.)[])")
 
 
 @dataclass(frozen=True)
@@ -33,14 +51,15 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A paragraph; `` `code` `` is set as code."""
+    """A paragraph; if it has code, `` `code` `` is set as such."""
 
     text: str
+    has_code: bool = False
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A PNG with a caption."""
+    """A PNG with a caption, in which `` `code` `` is set as code."""
 
     path: Path
     caption: str
@@ -48,12 +67,16 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """A table, without its index."""
+    """A table, without its index; in columns with code, `` `code` `` is set as such."""
 
     frame: pd.DataFrame
+    with_code: tuple[str, ...] = ()
 
 
 Block = Heading | Paragraph | Figure | Table
+
+
+# ---- Markdown -----------------------------------------------------------------------------------
 
 
 def markdown(title: str, blocks: Sequence[Block], folder: Path) -> str:
@@ -64,35 +87,82 @@ def markdown(title: str, blocks: Sequence[Block], folder: Path) -> str:
         blocks: what is on it.
         folder: where the page will lie; figures are linked from there.
     """
-    parts = [f"# {title}", *(_markdown(block, folder) for block in blocks)]
-    return "\n\n".join(parts) + "\n"
+    return f"# {_in_markdown(title)}\n\n{markdown_blocks(blocks, folder)}"
+
+
+def markdown_blocks(blocks: Sequence[Block], folder: Path = Path()) -> str:
+    """Renders blocks as Markdown; figures are linked from the folder where they will stand."""
+    return "\n\n".join(_markdown(block, folder) for block in blocks) + "\n"
 
 
 def _markdown(block: Block, folder: Path) -> str:
     match block:
         case Heading(text):
-            return f"## {text}"
-        case Paragraph(text):
-            return text
+            return f"## {_in_markdown(text)}"
+        case Paragraph(text, has_code):
+            return _BEGINS_A_BLOCK.sub(r"\1\\", _in_markdown(text.strip(), has_code))
         case Figure(path, caption):
-            link = Path(os.path.relpath(path, folder)).as_posix()
-            return f"![{caption}]({link})\n\n*{caption}*"
-        case Table(frame):
-            return markdown_table(frame)
+            link = quote(Path(os.path.relpath(path, folder)).as_posix())
+            text = _in_markdown(caption, has_code=True)
+            return f"![{text}]({link})\n\n*{text}*"
+        case Table(frame, with_code):
+            return markdown_table(frame, with_code)
 
 
-def markdown_table(frame: pd.DataFrame) -> str:
-    """Renders a table as Markdown; a bar inside a cell does not end it."""
-    escaped = frame.astype(str).replace({r"\|": r"\\|"}, regex=True)
-    text: str = escaped.to_markdown(index=False, disable_numparse=True)
+def markdown_table(frame: pd.DataFrame, with_code: Sequence[str] = ()) -> str:
+    """Renders a table as Markdown.
+
+    Args:
+        frame: the table, without its index.
+        with_code: columns in which `` `code` `` is set as code.
+    """
+
+    def cell(text: str, column: str) -> str:
+        return _in_markdown(text, column in with_code, in_table=True)
+
+    text: str = _rendered(frame, cell).to_markdown(index=False, disable_numparse=True)
     return text
+
+
+def _in_markdown(text: str, has_code: bool = False, in_table: bool = False) -> str:
+    def code(inner: str) -> str:
+        return f"`{inner.replace('|', chr(92) + '|') if in_table else inner}`"
+
+    return _set(text, has_code, lambda plain: _MARKUP.sub(_escaped, plain), code)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    entities = {"<": "&lt;", "&": "&amp;"}  # not every Markdown lets a backslash stand before them
+    return entities.get(found[0], rf"\{found[0]}")
+
+
+def _set(text: str, has_code: bool, plain: Callable[[str], str], code: Callable[[str], str]) -> str:
+    """Sets text, and the code in it if it has any, each in its own way."""
+    parts = _CODE.split(printable(text)) if has_code else [printable(text)]
+    return "".join(code(part) if at % 2 else plain(part) for at, part in enumerate(parts))
+
+
+def _rendered(frame: pd.DataFrame, cell: Callable[[str, str], str]) -> pd.DataFrame:
+    """A table with its columns' names and its cells set for where it is shown."""
+    columns = list(map(str, frame.columns))
+    rows = [
+        [cell(str(value), column) for value, column in zip(row, columns, strict=True)]
+        for row in frame.to_numpy(dtype=object)
+    ]
+    return pd.DataFrame(rows, columns=[cell(column, "") for column in columns])
+
+
+# ---- HTML ---------------------------------------------------------------------------------------
 
 
 def html_page(title: str, blocks: Sequence[Block]) -> str:
     """Renders a page as one HTML file that needs no other: figures are inside."""
     body = "\n".join(_html(block) for block in blocks)
-    name = html.escape(title)
-    head = f'<meta charset="utf-8"><title>{name}</title><style>{_STYLE}</style>'
+    name = _in_html(title)
+    head = (
+        f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f"<title>{name}</title><style>{_STYLE}</style>"
+    )
     return (
         f'<!doctype html>\n<html lang="en"><head>{head}</head>\n'
         f"<body><h1>{name}</h1>\n{body}\n</body></html>\n"
@@ -102,19 +172,27 @@ def html_page(title: str, blocks: Sequence[Block]) -> str:
 def _html(block: Block) -> str:
     match block:
         case Heading(text):
-            return f"<h2>{html.escape(text)}</h2>"
-        case Paragraph(text):
-            return f"<p>{_inline(text)}</p>"
+            return f"<h2>{_in_html(text)}</h2>"
+        case Paragraph(text, has_code):
+            return f"<p>{_in_html(text, has_code)}</p>"
         case Figure(path, caption):
             data = base64.b64encode(path.read_bytes()).decode()
-            image = f'<img alt="{html.escape(caption)}" src="data:image/png;base64,{data}">'
-            return f"<figure>{image}<figcaption>{_inline(caption)}</figcaption></figure>"
-        case Table(frame):
-            cells = frame.astype(str).map(_inline)
-            table: str = cells.to_html(index=False, border=0, escape=False)
-            return table
+            alternative = _in_html(caption)
+            image = f'<img alt="{alternative}" src="data:image/png;base64,{data}">'
+            caption = _in_html(caption, has_code=True)
+            return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+        case Table(frame, with_code):
+            return _html_table(frame, with_code)
 
 
-def _inline(text: str) -> str:
-    text = html.escape(text).replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
-    return re.sub(r"`([^`]*)`", r"<code>\1</code>", text)
+def _html_table(frame: pd.DataFrame, with_code: Sequence[str]) -> str:
+    set_ = _rendered(frame, lambda text, column: _in_html(text, column in with_code))
+    head = "".join(f"<th>{column}</th>" for column in set_.columns)
+    rows = ["".join(f"<td>{value}</td>" for value in row) for row in set_.to_numpy(dtype=object)]
+    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+
+
+def _in_html(text: str, has_code: bool = False) -> str:
+    escaped = _set(text, has_code, html.escape, lambda inner: f"<code>{html.escape(inner)}</code>")
+    return escaped.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")

@@ -2,6 +2,7 @@
 
 import statistics
 import textwrap
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,16 @@ mpl.use("Agg")  # no display needed
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from experiments.files import replacing
+from experiments.reader import is_number
+from experiments.texts import printable, shortened
 
 _DPI = 120
 _TITLE_WIDTH = 70  # characters
+_LONGEST_LINE, _LONGEST_LABEL, _LONGEST_NAME = 80, 60, 24  # of a text, a legend, a class
+_MOST_LINES = 6
 
 
 def accuracy_per_class(confusion: npt.NDArray[np.int64]) -> list[float]:
@@ -55,7 +63,11 @@ def curves(entries: Iterable[Mapping[str, Any]], path: Path, title: str) -> None
 
 
 def _draw(ax: Axes, entries: list[Mapping[str, Any]], key: str, **style: Any) -> None:
-    points = {e["step"]: e[key] for e in entries if e.get(key) is not None}  # latest per step
+    points = {
+        entry["step"]: entry[key]  # the latest of a step
+        for entry in entries
+        if is_number(entry.get("step")) and is_number(entry.get(key))
+    }
     if points:
         steps, values = zip(*sorted(points.items()), strict=True)
         label = f"{key.partition('/')[0].replace('_', ' ')} ({values[-1]:.3f})"
@@ -77,16 +89,31 @@ def band(ax: Axes, curves: Sequence[Mapping[int, float]], label: str, **style: A
     means = [statistics.fmean(values) for values in at]
     spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in at]
     if steps:
-        (line,) = ax.plot(steps, means, label=f"{label} (n = {len(curves)})", **style)
+        label = f"{shortened(label, _LONGEST_LABEL)} (n = {len(curves)})"
+        hidden = label.startswith("_")  # matplotlib leaves such lines out of the legend
+        (line,) = ax.plot(steps, means, label=f" {label}" if hidden else label, **style)
         low = [mean - sd for mean, sd in zip(means, spread, strict=True)]
         high = [mean + sd for mean, sd in zip(means, spread, strict=True)]
         ax.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG and forgets it."""
-    figure.savefig(path, dpi=_DPI)
-    plt.close(figure)
+    """Writes a figure as PNG, in the place of an old one, and forgets it.
+
+    All text on it is drawn as it is: a dollar sign begins no formula, and what can't be seen is
+    written out. A character that the font lacks is drawn as a box.
+    """
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)
+        lines = text.get_text().split("\n")[:_MOST_LINES]
+        text.set_text("\n".join(shortened(printable(line), _LONGEST_LINE) for line in lines))
+    try:
+        with warnings.catch_warnings(), replacing(path) as partial:
+            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
+            figure.savefig(partial, dpi=_DPI, format="png")
+    finally:
+        plt.close(figure)
 
 
 def panels(count: int, title: str) -> tuple[Figure, list[Axes]]:
@@ -118,6 +145,7 @@ def confusion_matrix(
         color = "white" if shares[row, column] > 0.5 else "black"
         ax.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
     ticks = range(len(names))
+    names = [shortened(name.replace("\n", " "), _LONGEST_NAME) for name in names]
     ax.set_xticks(ticks, names, rotation=45, ha="right")
     ax.set_yticks(ticks, names)
     ax.set(xlabel="predicted", ylabel="true")
@@ -146,6 +174,6 @@ def image_grid(
         ax.axis("off")
     for ax, image, caption in zip(axes.flat, images, captions, strict=False):
         ax.imshow(image, interpolation="nearest")
-        lines = [textwrap.shorten(line, 24) for line in caption.splitlines()]
+        lines = [shortened(line, _LONGEST_NAME) for line in caption.splitlines()]
         ax.set_title("\n".join(lines), fontsize=7)
     save(figure, path)

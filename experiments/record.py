@@ -4,6 +4,7 @@
 the summary), ``metrics.jsonl`` (a line per entry), the checkpoints, the plots and W&B's files.
 """
 
+import contextlib
 import copy
 import json
 import math
@@ -20,14 +21,24 @@ from filelock import FileLock
 
 from experiments.environment import git_state, hardware, versions
 from experiments.errors import RunError
-from experiments.files import PARTIAL, held, replace_file, synced, writing
+from experiments.files import (
+    LOCK,
+    PARTIAL,
+    RECORD_LOCK,
+    appending,
+    check_folder,
+    held,
+    reason_of,
+    replace_file,
+    synced,
+    writing,
+)
+from experiments.reader import LARGEST_OWN_LOG, read_log, read_record
 
 Status = Literal["running", "finished", "failed", "interrupted", "preempted"]
 
 RECORD = "record.json"
 METRICS = "metrics.jsonl"
-LOCK = ".lock"  # held by the process that trains
-RECORD_LOCK = ".record.lock"  # held by whoever writes, as long as that takes
 CONFIG = "config.yaml"
 EVALUATED = ("test", "validate")  # commands whose figures are not the fit's
 
@@ -100,17 +111,15 @@ class RunRecord:
         Raises:
             RunError: if there is none, or it can't be read.
         """
+        check_folder(path)
         try:
-            fields = json.loads((path / RECORD).read_text(encoding="utf-8"))
-            if not isinstance(fields, dict) or not isinstance(fields.get("summary"), dict):
-                raise ValueError("it is not of this project")
+            fields = read_record(path / RECORD)
         except FileNotFoundError as error:
             raise RunError(f"no run {path}: {_known_runs(path.parent)}") from error
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
             raise RunError(
-                f"{path / RECORD} can't be read: {reason}; start another run from a checkpoint "
-                "there with --ckpt_path"
+                f"{path / RECORD} can't be read: {reason_of(error)}; start another run from a "
+                "checkpoint there with --ckpt_path"
             ) from error
         return cls(path, fields)
 
@@ -148,7 +157,7 @@ class RunRecord:
             again = {"command": command, "started": _now(), "step": step, "git": git_state()}
             again |= {"changes": dict(changes)} if changes else {}
             self.fields.setdefault("resumed", []).append(again)
-            for key in ("error", "fitted", "ended", "seconds", "evaluations", "weights"):
+            for key in ("error", "fitted", "ended", "seconds", "evaluations", "weights", "chosen"):
                 self.fields.pop(key, None)
             self.fields.update(facts, status="running", summary={})
             if best_anew:
@@ -198,8 +207,8 @@ class RunRecord:
     def _on_disk(self) -> dict[str, Any] | None:
         """What ``record.json`` says now; None where it is missing or damaged."""
         try:
-            return RunRecord.open(self.path).fields
-        except RunError:
+            return read_record(self.path / RECORD)
+        except (OSError, ValueError):
             return None
 
     def _alone(self) -> AbstractContextManager[None]:
@@ -230,7 +239,7 @@ class RunRecord:
         entry = {"step": step, "seconds": self.seconds, **_plain(metrics)}
         # Only a fit rewrites the file, when it begins: no other line of its own can get lost.
         alone = nullcontext() if self._is_owner else self._alone()
-        with writing(self.path), alone, (self.path / METRICS).open("a", encoding="utf-8") as file:
+        with writing(self.path), alone, appending(self.path / METRICS) as file:
             file.write(json.dumps(entry, allow_nan=False) + "\n")
         self._summarize(entry)
 
@@ -256,15 +265,17 @@ class RunRecord:
             RunError: for another line that is no entry.
         """
         path = self.path / METRICS
-        if not path.is_file():
-            return
-        *lines, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
-        for number, line in enumerate(lines, 1):
-            if (entry := _entry(line)) is None:
-                raise RunError(f"{path}, line {number}: no entry of a log; remove the line")
-            yield entry
-        if (entry := _entry(rest)) is not None:
-            yield entry
+        lines = read_log(path, LARGEST_OWN_LOG)
+        try:
+            for number, (line, entry) in enumerate(lines, 1):
+                if entry is not None and "step" in entry and entry.get("seconds") is not None:
+                    yield entry
+                elif line.endswith("\n"):
+                    raise RunError(f"{path}, line {number}: no entry of a log; remove the line")
+        except FileNotFoundError:
+            return  # nothing was logged yet
+        except OSError as error:
+            raise RunError(f"{path} can't be read: {reason_of(error)}; remove it") from error
 
     def finish(self, status: Status) -> None:
         """Writes how the run ended and how long this process worked on it."""
@@ -311,14 +322,6 @@ def _is_of_fit(entry: Mapping[str, Any], step: int) -> bool:
     return not evaluated and (entry["step"] or 0) <= step and step > 0
 
 
-def _entry(line: str) -> dict[str, Any] | None:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return None
-    return entry if isinstance(entry, dict) else None
-
-
 def run_folder(root: Path, name: str) -> Path:
     """Returns the folder of the run of this name.
 
@@ -342,8 +345,11 @@ def experiment_name(name: str) -> str:
 
 
 def _known_runs(root: Path) -> str:
-    found = sorted(root.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    names = [path.parent.name for path in found[:5]]
+    found: list[tuple[float, str]] = []
+    for path in root.glob(f"*/{RECORD}"):
+        with contextlib.suppress(OSError):
+            found.append((path.stat().st_mtime, path.parent.name))
+    names = [name for _, name in sorted(found, reverse=True)[:5]]
     return f"latest runs in {root}: {', '.join(names)}" if names else f"no runs in {root} yet"
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -23,13 +23,23 @@ from experiments.claims import (
     spread,
     values,
 )
+from experiments.files import replace_file
+from experiments.reader import check_record, read_json
 from experiments.runs import Run
 from experiments.significance import difference
 
+_T = TypeVar("_T")
 _CURVE = "test_curve/acc"
 _KEPT = (ACCURACY, "test/loss", "train/acc", "train/loss", "train/steps", "train/seconds")
 _CURVES = (_CURVE, "train/loss", "train/acc", "val/acc")
 
+_KEPT_RUNS = "runs.json"
+_LARGEST_KEPT = 2**25  # bytes; 150 runs with their curves have 2,000,000
+# Their names, so that nothing else is removed before they are drawn again.
+_PICTURES = (
+    *("mlp_numpy", "mlp_deep", "cnn_report"),
+    *("ninety_one", "changes", "activations", "batch_sizes"),
+)
 _PLACES = {"--runs_dir", "--data.data_dir", "--overwrite"}
 
 
@@ -46,13 +56,21 @@ def keep(runs: Runs, folder: Path, intro: Sequence[str]) -> None:
         "intro": list(intro),
         "runs": [_record(name, run) for name, found in runs.items() for run in found.values()],
     }
-    path = _kept(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    data = _data(folder)
+    data.mkdir(parents=True, exist_ok=True)
+    replace_file(data / _KEPT_RUNS, json.dumps(content, indent=1) + "\n")
 
 
-def _kept(folder: Path) -> Path:
-    return folder / "reproduction" / "runs.json"
+def _data(folder: Path) -> Path:
+    """Where a page's runs and pictures lie.
+
+    Raises:
+        ValueError: if that is a link: what it leads to is not the page's to change.
+    """
+    data = folder / "reproduction"
+    if data.is_symlink():
+        raise ValueError(f"{data} is a symbolic link: put the folder that it leads to in its place")
+    return data
 
 
 def read_kept(folder: Path) -> tuple[dict[str, dict[int, Run]], list[str]]:
@@ -64,17 +82,18 @@ def read_kept(folder: Path) -> tuple[dict[str, dict[int, Run]], list[str]]:
     Raises:
         ValueError: if there is nothing, or nothing of this kind.
     """
-    path = _kept(folder)
+    path = _data(folder) / _KEPT_RUNS
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, _LARGEST_KEPT)
         runs: dict[str, dict[int, Run]] = {name: {} for name in ARMS}
         for record in content["runs"]:
-            runs[record["arm"]][record["seed"]] = _run(record, path)
-        return runs, list(content["intro"])
+            run = _run(record, path)
+            runs[record["arm"]][_of(int, run.seed)] = run
+        return runs, [_of(str, text) for text in content["intro"]]
     except OSError as error:
         raise ValueError(f"no runs are kept in {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no file of kept runs: {error!r}") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no file of kept runs: {error!r:.200}") from error
 
 
 def _run(record: Mapping[str, Any], path: Path) -> Run:
@@ -87,7 +106,16 @@ def _run(record: Mapping[str, Any], path: Path) -> Run:
     summary = {**last, **record["summary"], **(activations[-1] if activations else {})}
     known = ("seed", "data", "images", "started", "git", "command", "versions", "hardware")
     fields = {"summary": summary, **{key: record.get(key) for key in known}}
-    return Run(record["name"], path, record["status"], fields, {}, entries, record["note"])
+    check_record(fields)
+    words = (_of(str, record[key]) for key in ("name", "status", "note"))
+    name, status, note = words
+    return Run(name, path, status, fields, {}, entries, note)
+
+
+def _of(kind: type[_T], value: object) -> _T:
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r:.40} is no {kind.__name__}")
+    return value
 
 
 def write_page(folder: Path, title: str, seen: Mapping[int, float]) -> Runs:
@@ -105,17 +133,19 @@ def write_page(folder: Path, title: str, seen: Mapping[int, float]) -> Runs:
         ValueError: see `read_kept`.
     """
     runs, intro = read_kept(folder)
-    data = folder / "reproduction"
-    for old in data.glob("*.png"):
-        old.unlink()
-    blocks: list[pages.Block] = [*(pages.Paragraph(text) for text in intro)]
-    blocks += [pages.Heading("Claims"), pages.Table(claims_table(runs)), *_verdicts(runs)]
+    data = _data(folder)
+    for name in _PICTURES:
+        (data / f"{name}.png").unlink(missing_ok=True)
+    blocks: list[pages.Block] = [*(pages.Paragraph(text, has_code=True) for text in intro)]
+    blocks += [pages.Heading("Claims"), pages.Table(claims_table(runs), ("claim",))]
+    blocks += _verdicts(runs)
     blocks += [pages.Heading("Figures"), *_figures(runs, data, seen)]
-    blocks += [pages.Heading("Tests"), pages.Paragraph(_TESTS), pages.Table(tests_table(runs))]
-    blocks += [pages.Heading("Runs"), pages.Paragraph(f"{_RUNS} {_commits(runs)}")]
-    blocks += [pages.Table(arms_table(runs))]
-    (folder / "reproduction.md").write_text(pages.markdown(title, blocks, folder), encoding="utf-8")
-    (folder / "reproduction.html").write_text(pages.html_page(title, blocks), encoding="utf-8")
+    blocks += [pages.Heading("Tests"), pages.Paragraph(_TESTS)]
+    blocks += [pages.Table(tests_table(runs), ("claim",)), pages.Heading("Runs")]
+    blocks += [pages.Paragraph(f"{_RUNS} {_commits(runs)}", has_code=True)]
+    blocks += [pages.Table(arms_table(runs), ("command",))]
+    replace_file(folder / "reproduction.md", pages.markdown(title, blocks, folder))
+    replace_file(folder / "reproduction.html", pages.html_page(title, blocks))
     return runs
 
 
@@ -174,7 +204,7 @@ def _verdicts(runs: Runs) -> list[pages.Block]:
         f"{verdict.capitalize()} ({len(keys)}): {', '.join(keys)}."
         for verdict, keys in found.items()
     ]
-    return [pages.Paragraph(line) for line in lines]
+    return [pages.Paragraph(line, has_code=True) for line in lines]
 
 
 def arms_table(runs: Runs) -> pd.DataFrame:
@@ -238,18 +268,18 @@ def _figures(runs: Runs, folder: Path, seen: Mapping[int, float]) -> Iterable[pa
     return [figure for figure in figures if figure is not None]
 
 
-def _of(runs: Runs, arm: str, metric: str) -> list[dict[int, float]]:
+def _all(runs: Runs, arm: str, metric: str) -> list[dict[int, float]]:
     found = [run.curve(metric) for run in runs.get(arm, {}).values()]
     return [curve for curve in found if curve]
 
 
 def _curves(runs: Runs, arm: str, folder: Path, title: str) -> pages.Figure | None:
-    if not _of(runs, arm, "train/loss"):
+    if not _all(runs, arm, "train/loss"):
         return None
     figure, (left, right) = plots.panels(2, title)
-    plots.band(left, _of(runs, arm, "train/loss"), "train loss", color="tab:blue")
-    plots.band(right, _of(runs, arm, _CURVE), "test set", color="tab:red")
-    plots.band(right, _of(runs, arm, "train/acc"), "training batches", color="tab:blue", alpha=0.5)
+    plots.band(left, _all(runs, arm, "train/loss"), "train loss", color="tab:blue")
+    plots.band(right, _all(runs, arm, _CURVE), "test set", color="tab:red")
+    plots.band(right, _all(runs, arm, "train/acc"), "training batches", color="tab:blue", alpha=0.5)
     left.set(xlabel="optimiser steps", ylabel="cross-entropy")
     right.set(xlabel="optimiser steps", ylabel="accuracy")
     left.legend()
@@ -261,12 +291,12 @@ def _curves(runs: Runs, arm: str, folder: Path, title: str) -> pages.Figure | No
 
 def _ninety_one(runs: Runs, folder: Path, seen: Mapping[int, float]) -> pages.Figure | None:
     """The same weights on the author's train stream and on the test set."""
-    if not _of(runs, "cnn_report", "val/acc"):
+    if not _all(runs, "cnn_report", "val/acc"):
         return None
     figure, axes = plots.panels(2, "Where 91 % came from: the same weights, evaluated twice")
     titles = {"cnn_report": "as its author built it", "cnn": "as specified"}
     for ax, (arm, title) in zip(axes, titles.items(), strict=True):
-        stream, test = _of(runs, arm, "val/acc"), _of(runs, arm, _CURVE)
+        stream, test = _all(runs, arm, "val/acc"), _all(runs, arm, _CURVE)
         plots.band(ax, stream, "his evaluation: the training stream", color="tab:blue", marker="o")
         plots.band(ax, test, "test set", color="tab:red", marker="o")
         ax.plot(*zip(*seen.items(), strict=True), color="grey", ls="--", label="share trained on")
@@ -315,7 +345,7 @@ def _activations(runs: Runs, folder: Path) -> pages.Figure | None:
         "std": "standard deviation of the output",
         "gradient": "mean derivative",
     }
-    if not _of(runs, "mlp_deep", "activations/1/mean"):
+    if not _all(runs, "mlp_deep", "activations/1/mean"):
         return None
     figure, axes = plots.panels(3, "Activations of the five hidden layers")
     colors = {"mlp_deep": "tab:blue", "tanh": "tab:orange", "relu": "tab:green"}

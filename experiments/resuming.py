@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from datamodules.cifar10 import say
 from experiments.checkpoints import BEST, LAST, PREVIOUS, steps_behind
 from experiments.errors import RunError
-from experiments.files import replacing, writing
-from experiments.record import CONFIG, LOCK, RECORD, RunRecord, experiment_name, was_never_begun
+from experiments.files import LOCK, replacing, writing
+from experiments.record import CONFIG, RECORD, RunRecord, experiment_name, was_never_begun
 from experiments.runs import CIRCUMSTANCES, flat_config, read_run
 
 _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
@@ -61,7 +60,7 @@ def config_before(record: RunRecord) -> dict[str, Any]:
         return flat_config(record.path)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, yaml.YAMLError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         path = record.path / CONFIG
         raise RunError(
             f"{path} can't be read, so that what changes could not be said: mend or remove it"

@@ -1,26 +1,24 @@
 """Runs as they are found on disk: whole, going on, broken or foreign, none dropped."""
 
 import contextlib
-import json
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from experiments.files import reason_of
+from experiments.reader import MOST_ENTRIES, is_number, read_config, read_log, read_record
 from experiments.record import CONFIG, METRICS, RECORD
+from experiments.texts import shortened
 
 # What may differ without another experiment: where a run lies, how it is started and watched.
 CIRCUMSTANCES = (
     r"name|config|overwrite|resume|trust_run|save_every_min|ckpt_path|runs_dir|test_after_fit|data\.data_dir"
     r"|trainer\.logger.*"
 )
+_LONGEST_NOTE = 1_000  # characters
 STALE_S = 600  # a run that has not written for so long is not running
-# The C parser reads a config in 3 ms, the one in Python in 30.
-_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass
@@ -65,31 +63,33 @@ class Run:
         points = {
             int(entry["step"]): float(entry[metric])
             for entry in self.entries
-            if _is_number(entry.get(metric)) and _is_number(entry.get("step"))
+            if is_number(entry.get(metric)) and is_number(entry.get("step"))
         }
         return dict(sorted(points.items()))
+
+    def part_of_images(self, stage: str) -> str:
+        """Says of how many images the figures of a stage are: ``20 of 200``; empty if of all."""
+        counted = self.summary.get(f"{stage}/images")
+        there = self.fields.get("images") or {}
+        whole = there.get({"validate": "val"}.get(stage, stage))
+        if counted is None or whole is None or not counted < whole:
+            return ""
+        return f"{counted:,} of {whole:,}"
 
     def value(self, metric: str) -> float | None:
         """A final value, or one of a step: ``test/acc``, ``test_curve/acc@2000``.
 
         Returns:
-            The value; None where there is none, or one that isn't finite.
+            The value; None where there is none, one that isn't finite, or one of only a part of the
+            images, which is not to be compared with others.
         """
+        if self.part_of_images(metric.partition("/")[0]):
+            return None
         name, at, step = metric.partition("@")
         if at:
             return self.curve(name).get(int(step)) if step.isdecimal() else None
         found = self.summary.get(name)
-        return float(found) if found is not None and _is_number(found) else None
-
-
-_LARGEST = 2**63  # a larger integer is no metric, and may be more than a float holds
-_KINDS = {
-    "git": dict,
-    "versions": dict,
-    "images": dict,
-    "seed": int,
-    **dict.fromkeys(("name", "error", "wandb_id", "data", "status", "commit"), str),
-}
+        return float(found) if found is not None and is_number(found) else None
 
 
 def read_run(path: Path, now: float | None = None) -> Run:
@@ -100,19 +100,11 @@ def read_run(path: Path, now: float | None = None) -> Run:
         now: seconds since 1970, to tell a crashed run from a running one.
     """
     try:
-        fields = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        fields = read_record(path / RECORD)
     except (OSError, ValueError) as error:
-        return Run(path.name, path, "unreadable", note=f"{RECORD} can't be read: {_reason(error)}")
-    if not isinstance(fields, dict) or not isinstance(fields.get("summary"), dict):
-        note = f"{RECORD} is not of this project: it has no summary"
-        return Run(path.name, path, "unreadable", note=note)
-    git = fields.get("git")
-    known = {**fields, "commit": git.get("commit") if isinstance(git, dict) else None}
-    for key, kind in _KINDS.items():
-        if known.get(key) is not None and not isinstance(known[key], kind):
-            note = f"{RECORD} is not of this project: its {key} is {known[key]!r:.40}"
-            return Run(path.name, path, "unreadable", note=note)
-    run = Run(path.name, path, str(fields.get("status")), fields, note=fields.get("error", ""))
+        return Run(path.name, path, "unreadable", note=_cannot_read(RECORD, error))
+    note = shortened(fields.get("error") or "", _LONGEST_NOTE)
+    run = Run(path.name, path, shortened(fields.get("status") or "unknown", 20), fields, note=note)
     if run.status == "running" and _last_write(path) < (now or time.time()) - STALE_S:
         run.status = "crashed"
         run.note = "says it is running, but has written nothing for ten minutes"
@@ -124,40 +116,51 @@ def read_run(path: Path, now: float | None = None) -> Run:
 def _read_config(run: Run) -> None:
     try:
         run.config = flat_config(run.path)
-    except (OSError, UnicodeDecodeError, AttributeError, yaml.YAMLError) as error:
-        run.note = run.note or f"{CONFIG} can't be read: {_reason(error)}"
+    except (OSError, ValueError) as error:
+        run.note = run.note or _cannot_read(CONFIG, error)
 
 
 def flat_config(path: Path) -> dict[str, Any]:
-    """Reads the resolved configuration in a run's folder, flat (see `flat`)."""
-    return flat(yaml.load((path / CONFIG).read_text(encoding="utf-8"), Loader=_YAML))
+    """Reads the resolved configuration in a run's folder, flat (see `flat`).
+
+    Raises:
+        OSError: if it can't be read.
+        ValueError: if it is none.
+    """
+    return flat(read_config(path / CONFIG))
 
 
 def _read_metrics(run: Run) -> None:
     """Reads the lines that are whole; the last one of a killed run may not be."""
-    path = run.path / METRICS
-    lines = (
-        path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    )
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            if isinstance(entry := json.loads(line), dict):
-                run.entries.append(entry)
-    if broken := len(lines) - len(run.entries):
-        run.note = run.note or f"{broken} of {len(lines)} lines of {METRICS} can't be read"
+    lines = 0
+    try:
+        for lines, (_, entry) in enumerate(read_log(run.path / METRICS), 1):
+            if lines > MOST_ENTRIES:
+                raise ValueError(f"it has more than {MOST_ENTRIES:,} lines")
+            run.entries += [entry] if entry is not None else []
+    except FileNotFoundError:
+        return  # nothing was logged yet
+    except (OSError, ValueError) as error:
+        run.entries = []
+        run.note = run.note or f"{_cannot_read(METRICS, error)}; its curves are left out"
+        return
+    if broken := lines - len(run.entries):
+        run.note = run.note or f"{broken} of {lines} lines of {METRICS} can't be read"
 
 
-def _reason(error: Exception) -> str:
-    reason = error.strerror if isinstance(error, OSError) else str(error)
-    return " ".join((reason or type(error).__name__).split())
+def _cannot_read(name: str, error: Exception) -> str:
+    return shortened(f"{name} can't be read: {reason_of(error)}", _LONGEST_NOTE)
 
 
 def _last_write(path: Path) -> float:
-    files = (path / RECORD, path / METRICS)
-    return max(file.stat().st_mtime for file in files if file.is_file())
+    written = [0.0]
+    for name in (RECORD, METRICS):
+        with contextlib.suppress(OSError):
+            written.append((path / name).stat().st_mtime)
+    return max(written)
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """Joins nested keys with dots; class paths stand for their class, arguments under it.
 
     ``{"model": {"class_path": "lightning_modules.MLP", "init_args": {"norm": "none"}}}`` becomes
@@ -169,15 +172,10 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping) and "class_path" in value:
             found[name] = str(value["class_path"]).rpartition(".")[2]
             arguments = value.get("init_args") or {}
-            found |= flat(arguments, f"{name}.")
+            known = isinstance(arguments, Mapping)
+            found |= flat(arguments if known else {"init_args": arguments}, f"{name}.")
         elif isinstance(value, Mapping):
             found |= flat(value, f"{name}.")
         else:
             found[name] = value
     return found
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return math.isfinite(value) if isinstance(value, float) else abs(value) < _LARGEST

@@ -17,7 +17,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
+from pytorch_lightning.callbacks import (
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from pytorch_lightning.utilities.model_summary.model_summary import ModelSummary
 from torch.distributed import DistError
 
@@ -570,6 +574,11 @@ class RunSession:
 
     def _note_fit(self) -> None:
         assert self.record is not None
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        averaging = (c for c in callbacks if isinstance(c, StochasticWeightAveraging))
+        if any(callback.n_averaged for callback in averaging):
+            self.record.fields["chosen"] = LAST
+            say(f"{LAST}.ckpt has the averaged weights: it is what tests take")
         self.record.summary["train/steps"] = self.trainer.global_step
         self.record.summary.update(self.monitor.figures)
         self.record.summary["train/seconds"] = round(self.monitor.seconds, 3)
@@ -582,7 +591,9 @@ class RunSession:
 
     def _test_after_fit(self) -> None:
         assert self.record is not None and self._report is not None
-        checkpoint = find_checkpoint(self.record.path, chosen_checkpoint(self.record))
+        has_best = (self.record.path / f"{BEST}.ckpt").is_file()
+        takes_best = has_best and self.record.fields.get("chosen") != LAST
+        checkpoint = find_checkpoint(self.record.path, BEST if takes_best else LAST)
         content = load_checkpoint(checkpoint)
         self.steps_of_weights = int(content["global_step"])
         self._report.evaluation = Evaluation(
@@ -664,13 +675,8 @@ def _checkpoint(config: Any, subcommand: str) -> Path | None:
     if config.name is None:
         raise RunError(f"--ckpt_path {asked} of which run? Name it with --name")
     record = RunRecord.open(run_folder(Path(config.runs_dir), config.name))
-    return find_checkpoint(record.path, asked or record.fields.get("chosen", BEST))
-
-
-def chosen_checkpoint(record: RunRecord) -> str:
-    """The checkpoint that a run's figures go by: the best on validation, or else the last."""
-    best = (record.path / f"{BEST}.ckpt").is_file()
-    return str(record.fields.get("chosen", BEST if best else LAST))
+    by_default = LAST if record.fields.get("chosen") == LAST else BEST
+    return find_checkpoint(record.path, asked or by_default)
 
 
 def _checkpoint_to_resume(config: Any, experiment: str) -> Path | None:

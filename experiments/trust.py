@@ -15,15 +15,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import yaml
 from platformdirs import user_state_path
 
 from datamodules.files import FOLDER
 from experiments.errors import RunError
+from experiments.reader import parse_yaml, read_config
 
 TRUST_FLAG = "--trust_run"
 _KNOWN = "run-configs-written-here"  # of the user's state folder; a hash a line
-_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast as the one in Python
 _IMPORT_PATH = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
 _CONFIG_FILE = re.compile(r".*\.(ya?ml|json|jsonnet|toml)", re.IGNORECASE)
 # Keys whose values are places, and values that are places whatever their key.
@@ -72,7 +71,7 @@ def remember(path: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (folder / _KNOWN).open("a", encoding="ascii") as file:
             file.write(f"{_hash(path)}\n")
-    except (OSError, RuntimeError):  # no home, or none to write to: --trust_run is left
+    except (OSError, ValueError, RuntimeError):  # no home, or none to write to: --trust_run is left
         return
 
 
@@ -96,7 +95,7 @@ def _problems(path: Path, named: set[str], given: set[str]) -> Iterator[tuple[st
         named: import paths that may be used.
         given: keys whose places the command gives.
     """
-    tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_YAML)
+    tree = read_config(path)
     for key, value in _leaves(tree, ""):
         short, last = _short(key), key.rpartition(".")[2].rstrip("+")
         if short == "config":
@@ -125,21 +124,14 @@ def _leaves(tree: Any, key: str) -> Iterator[tuple[str, str]]:
         for value in tree:
             yield from _leaves(value, key)
     elif isinstance(tree, str):
-        inner = _as_yaml(tree)
+        try:
+            inner = parse_yaml(tree)
+        except ValueError:  # nobody knows what it is: as good as a class that is not known
+            inner, key = None, f"{key}.class_path"
         if isinstance(inner, Mapping | list):
             yield from _leaves(inner, key)
         else:
             yield key, tree
-
-
-def _as_yaml(text: str) -> Any:
-    """What a parser would make of a text that stands where no text is expected."""
-    try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_YAML)):
-            return {"class_path": text}  # may have no end: as good as a class that is not known
-        return yaml.load(text, Loader=_YAML)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return text
 
 
 def _is_importable(path: str) -> bool:

@@ -204,7 +204,7 @@ def test_figures_of_weights_that_a_fit_replaces_are_kept_aside(
     """A test and a prediction amid a fit, whose best and last weights are others at its end."""
     stale = {"checkpoint": "best.ckpt", "weights_sha256": "0" * 64, "step": 1, "differs": {}}
     finish = RunRecord.save
-    written = []
+    written: list[int] = []
 
     def save(self: RunRecord) -> None:
         if not written and self.fields.get("weights") and self.fields["status"] == "running":
