@@ -107,7 +107,8 @@ def prepare_arguments(args: list[str] | None) -> list[str]:
         root = Path((_values(arguments, "--runs_dir") or ["runs"])[-1])
         own = RunRecord.open(run_folder(root, names[-1])).path / CONFIG
         # The folder where the run was found counts, not the one that its configuration names.
-        arguments[1:1] = ["--config", str(own), f"--runs_dir={root}"]
+        place = [] if _values(arguments, "--runs_dir") else [f"--runs_dir={root}"]
+        arguments[1:1] = ["--config", str(own), *place]
     else:
         own = None
     _LINES.clear()

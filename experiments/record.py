@@ -164,7 +164,7 @@ class RunRecord:
                 self.fields["best_since"] = step
             for entry in kept:
                 self._summarize(entry)
-            self._before = kept[-1]["seconds"] if kept else 0.0
+            self._before = (kept[-1].get("seconds") or 0.0) if kept else 0.0
             for pattern in _OF_WEIGHTS:
                 for file in self.path.glob(pattern):
                     file.unlink()
@@ -268,7 +268,7 @@ class RunRecord:
         lines = read_log(path, LARGEST_OWN_LOG)
         try:
             for number, (line, entry) in enumerate(lines, 1):
-                if entry is not None and "step" in entry and entry.get("seconds") is not None:
+                if entry is not None and "step" in entry:
                     yield entry
                 elif line.endswith("\n"):
                     raise RunError(f"{path}, line {number}: no entry of a log; remove the line")

@@ -71,7 +71,7 @@ def test_every_path_of_a_command_may_begin_at_home(
     config: dict[str, Any] = {
         "data": {"class_path": "CIFAR10DataModule", "init_args": {"data_dir": "~/data"}}
     }
-    config["trainer"] = {"callbacks": [callback], "default_root_dir": "~/root"}
+    config["trainer"] = {"callbacks": [callback]}
     (home / "a.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     places = ["--runs_dir=~/runs", "--name=run", "--trainer.logger=false"]
     options = [word for word in synthetic if "data_dir" not in word]
@@ -82,7 +82,7 @@ def test_every_path_of_a_command_may_begin_at_home(
     assert [*tmp_path.iterdir()] == [home]
     kept = (home / "runs/run/config.yaml").read_text(encoding="utf-8")
     assert "~" not in kept
-    assert f"default_root_dir: {home}/root" in kept
+    assert f"dirpath: {home}/kept" in kept
 
 
 @pytest.mark.parametrize(

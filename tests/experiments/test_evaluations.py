@@ -118,6 +118,7 @@ def test_a_run_of_part_of_the_images_is_not_ranked(
     limited = ["--trainer.limit_test_batches=1", "--data.eval_batch_size=20"]
     record = short_fit(runs, data_dir, *TINY, *limited, "--test_after_fit=true", name="part")
     assert record.summary["test/images"] == 20
+    capsys.readouterr()
     compare([f"--runs_dir={runs}", "a", "part", "--format=json"])
     lines = {line["name"]: line for line in json.loads(capsys.readouterr().out)["runs"]}
     assert lines["part"]["test/acc mean"] is None
