@@ -153,17 +153,20 @@ def check_model(path: Path, checkpoint: dict[str, Any], model: nn.Module) -> Non
 
 
 def _shape(value: Any) -> Any:
-    return tuple(value.shape) if isinstance(value, Tensor) else f"no tensor but a {_kind(value)}"
+    if not isinstance(value, Tensor):
+        return f"no tensor but a {_kind(value)}"
+    return "nested" if value.is_nested else tuple(value.shape)
 
 
 def _unusable(found: Tensor, ours: Tensor) -> str:
     """Says why a weight of the right shape can't be taken, if it can't."""
-    kinds = [
-        (t.is_floating_point(), t.is_complex(), t.layout, t.is_quantized) for t in (found, ours)
-    ]
-    if kinds[0] != kinds[1]:
-        return f"is of type {found.dtype}, {found.layout}, not {ours.dtype}, {ours.layout}"
+    if _type(found) != _type(ours):
+        return f"is a tensor of another kind ({found.dtype}, {found.layout}, {found.device})"
     return "" if found.isfinite().all() else "holds numbers that are not finite (NaN or infinite)"
+
+
+def _type(t: Tensor) -> tuple[Any, ...]:
+    return t.is_floating_point(), t.is_complex(), t.is_quantized, t.is_meta, t.layout
 
 
 def weights_sha256(model: nn.Module) -> str:
