@@ -19,7 +19,7 @@ import pytest
 PROJECT = Path(__file__).resolve().parent.parent
 # File -> the tests that concern it.
 TESTS = {
-    "lightning_modules/muon.py": ["lightning_modules/test_muon.py"],
+    "lightning_modules/muon.py": ["lightning_modules/test_muon.py", "test_gpu_rehearsal.py"],
     "lightning_modules/schedules.py": [
         "lightning_modules/test_muon.py",
         "lightning_modules/test_classifier.py",

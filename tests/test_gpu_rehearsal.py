@@ -118,6 +118,20 @@ def test_a_step_of_the_large_network(options: dict[str, Any]) -> None:
         assert model.eval().predict_step((images,), 0).device == GPU
 
 
+def test_muon_steps_with_all_that_it_keeps_on_the_gpu() -> None:
+    with stand_in():
+        weights = [
+            torch.nn.Parameter(torch.randn(*shape, device=GPU))
+            for shape in ((4, 3, 2, 2), (4, 3), (4,))
+        ]
+        optimizer = Muon(weights, weight_decay=0.1)
+        for _ in range(2):
+            for weight in weights:
+                weight.grad = torch.ones_like(weight)
+            optimizer.step()
+        assert {optimizer.state[weight]["momentum"].device for weight in weights} == {GPU}
+
+
 # ---- the stand-in notices ------------------------------------------------------------------------
 
 Fault = Callable[[], Any]

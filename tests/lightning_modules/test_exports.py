@@ -110,7 +110,11 @@ class Data(LightningDataModule):
 
 
 def train(model: Any) -> dict[str, Any]:
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    quiet: dict[str, Any] = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "logger": False,
+    }
     trainer = Trainer(
         accelerator="cpu", max_epochs=2, enable_checkpointing=False, log_every_n_steps=3, **quiet
     )
