@@ -10,14 +10,25 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 
+from datamodules import CIFAR10DataModule
 from datamodules.cifar10 import say
 from experiments.errors import RunError
 
 BEST = "best"
 LAST = "last"
 PREVIOUS = "previous"  # the last but one
+# What is read of a checkpoint, which may come from anywhere: its kind, or what it is to hold.
+_CONTENT: dict[str, Any] = {
+    "state_dict": dict,
+    "global_step": int,
+    "model_class": str,
+    "training": {"optimizer": str, "settings": dict, "schedule": str},
+    "measured": {"noted": Tensor, "confusion": dict},
+    CIFAR10DataModule.__qualname__: {"normalization": str, "label_names": list, "statistics": dict},
+}
+_REQUIRED = ("state_dict", "global_step")
 
 
 def find_checkpoint(run: Path, which: str) -> Path:
@@ -89,28 +100,74 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise RunError(
             f"{path} ({size:,} bytes) is truncated or no checkpoint: {_first_line(error)}"
         ) from error
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise RunError(f"{path} is no checkpoint of Lightning: it has no state_dict")
+    if not isinstance(content, dict):
+        raise RunError(f"{path} is no checkpoint of Lightning: {_kind(content)}, not a dict")
+    for key in _REQUIRED:
+        if key not in content:
+            raise RunError(f"{path} is no checkpoint of Lightning: it has no {key}")
+    if wrong := _wrong(content, {key: _CONTENT[key] for key in _CONTENT.keys() & content.keys()}):
+        raise RunError(f"{path} is no checkpoint of this project: {wrong}; name another")
     return content
 
 
+def _wrong(found: Any, asked: Any, name: str = "") -> str:
+    """Says what of a checkpoint is not what is asked of it, if anything is."""
+    if not isinstance(asked, dict):
+        fits = isinstance(found, asked) and not isinstance(found, bool)
+        return "" if fits else f"its {name} is of type {_kind(found)}"
+    if not isinstance(found, dict):
+        return f"its {name} is of type {_kind(found)}"
+    for key, kind in asked.items():
+        if key not in found:
+            return f"its {name} has no {key}"
+        if wrong := _wrong(found[key], kind, f"{name}.{key}" if name else key):
+            return wrong
+    return ""
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
+
+
 def check_model(path: Path, checkpoint: dict[str, Any], model: nn.Module) -> None:
-    """Refuses a checkpoint that was not written by a model like this one.
+    """Refuses a checkpoint that was not written by a model like this one, or is of no use.
 
     Raises:
-        RunError: naming what differs: the class, or the first weight of another name or shape.
+        RunError: naming what differs: the class, or the first weight of another name or shape;
+            or the first weight that is no tensor of finite numbers.
     """
     theirs, ours = checkpoint.get("model_class"), type(model).__qualname__
     if theirs is not None and theirs != ours:
         raise RunError(f"{path} holds a model of class {theirs}, but {ours} is asked for")
-    found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-    asked = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    state, own = checkpoint["state_dict"], model.state_dict()
+    found = {name: _shape(value) for name, value in state.items()}
+    asked = {name: _shape(value) for name, value in own.items()}
     for name in [*asked, *found]:
         if found.get(name) != asked.get(name):
             raise RunError(
                 f"{path} holds another {ours}: {name} is {found.get(name, 'missing')} there and "
                 f"{asked.get(name, 'missing')} in the model asked for; use the run's own config"
             )
+    for name, value in state.items():
+        if wrong := _unusable(value, own[name]):
+            raise RunError(f"{path} is of no use: {name} {wrong}; take another with --ckpt_path")
+
+
+def _shape(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return f"no tensor but a {_kind(value)}"
+    return "nested" if value.is_nested else tuple(value.shape)
+
+
+def _unusable(found: Tensor, ours: Tensor) -> str:
+    """Says why a weight of the right shape can't be taken, if it can't."""
+    if _type(found) != _type(ours):
+        return f"is a tensor of another kind ({found.dtype}, {found.layout}, {found.device})"
+    return "" if found.isfinite().all() else "holds numbers that are not finite (NaN or infinite)"
+
+
+def _type(t: Tensor) -> tuple[Any, ...]:
+    return t.is_floating_point(), t.is_complex(), t.is_quantized, t.is_meta, t.layout
 
 
 def weights_sha256(model: nn.Module) -> str:

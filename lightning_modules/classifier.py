@@ -1,6 +1,7 @@
 """The base of every model: steps, metrics, optimiser and schedule, once for all."""
 
 import math
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
@@ -33,8 +34,18 @@ def is_log_step(trainer: Trainer) -> bool:
     return not trainer.fit_loop.epoch_loop._should_accumulate()  # as Lightning's own logging asks
 
 
+def _lost(*args: Any) -> Any:
+    raise ValueError(
+        "a pickled model loses an optimizer that can't be pickled: build the model anew and load "
+        "the state_dict to train on"
+    )
+
+
 class _Shared:
-    """A callable that copies of a model share: those of a command line can't be copied."""
+    """A callable that copies of a model share: those of a command line can't be copied.
+
+    Nor pickled: a pickled model computes all the same.
+    """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
@@ -44,6 +55,13 @@ class _Shared:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Shared":
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        try:
+            pickle.dumps(self._function)
+        except (pickle.PicklingError, AttributeError, TypeError):
+            return _Shared, (_lost,)
+        return _Shared, (self._function,)
 
 
 class Classifier(LightningModule, ABC):
@@ -100,10 +118,11 @@ class Classifier(LightningModule, ABC):
         # In a dict, not as submodules: they would come first in every summary of the model.
         self._metrics: dict[str, tuple[MulticlassConfusionMatrix, MeanMetric]] = {}
         self.step_figures: dict[str, float] = {}
+        self._latest: tuple[Tensor, Tensor, Tensor] | None = None
         self._window: list[tuple[Tensor, Tensor, Tensor]] = []
         # Of the batches since the last entry of the log: loss (mean), correct answers, images.
         self._noted = torch.zeros(0, 3)
-        self._seed = torch.initial_seed()
+        self._seed = np.uint64(torch.initial_seed())  # may be more than TorchScript's integers hold
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets an attribute; Lightning sets this one 30 times a step, and it is no parameter."""
@@ -147,14 +166,22 @@ class Classifier(LightningModule, ABC):
         return loss
 
     def note(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Keeps what the next entry of the log needs of a training batch, on the device."""
-        self._window.append((loss.detach(), logits.detach(), labels))
-        if len(self._window) == _WINDOW:
-            self._fold_window()
+        """Keeps what the next entry of the log needs of a training batch, on the device.
+
+        In a place of its own until the batch is over: a list that grows within a step has
+        `torch.compile` compile the step again and again.
+        """
+        self._latest = loss.detach(), logits.detach(), labels
+
+    def _take_latest(self) -> None:
+        if self._latest is not None:
+            self._window.append(self._latest)
+            self._latest = None
 
     @torch.no_grad()
     def _fold_window(self) -> None:
         """Shortens what `note` kept to three numbers a batch, a few operations for many batches."""
+        self._take_latest()
         if not self._window:
             return
         losses, logits, labels = zip(*self._window, strict=True)
@@ -168,6 +195,7 @@ class Classifier(LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         """Forgets what an earlier fit left unlogged, unless this one goes on with it."""
+        self._latest = None
         self._window.clear()
         if not self.trainer.ckpt_path:
             self._noted = self._noted[:0]
@@ -178,7 +206,7 @@ class Classifier(LightningModule, ABC):
         A run that goes on from a checkpoint then draws as the uninterrupted one, whatever
         validation or logging drew before.
         """
-        place = (self._seed, self.trainer.current_epoch, batch_idx, self.global_rank)
+        place = (int(self._seed), self.trainer.current_epoch, batch_idx, self.global_rank)
         seed = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0])
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` takes 0.08 ms
         if self.device.type == "cuda":
@@ -190,9 +218,12 @@ class Classifier(LightningModule, ABC):
         Raises:
             FloatingPointError: if the loss is not finite.
         """
-        if not is_log_step(self.trainer):
+        self._take_latest()
+        is_due = is_log_step(self.trainer)
+        if is_due or len(self._window) == _WINDOW:
+            self._fold_window()
+        if not is_due:
             return
-        self._fold_window()
         noted, self._noted = self._noted.cpu().double(), self._noted[:0]
         loss, accuracy = self._means(noted)
         if not math.isfinite(loss):
@@ -241,12 +272,12 @@ class Classifier(LightningModule, ABC):
     # ---- evaluation ---------------------------------------------------------------------------
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Adds a batch to the validation metrics and returns its logits ``(B, num_classes)``."""
-        return self._evaluate("val", batch)
+        """Computes the logits ``(B, num_classes)`` of a validation batch."""
+        return self.evaluate(batch[0])
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Adds a batch to the test metrics and returns its logits ``(B, num_classes)``."""
-        return self._evaluate("test", batch)
+        """Computes the logits ``(B, num_classes)`` of a test batch."""
+        return self.evaluate(batch[0])
 
     def predict_step(self, batch: tuple[Tensor], batch_idx: int) -> Tensor:
         """Computes class probabilities ``(B, num_classes)`` of a batch of images."""
@@ -257,13 +288,23 @@ class Classifier(LightningModule, ABC):
         logits: Tensor = self(images)
         return logits
 
-    def _evaluate(self, stage: Stage, batch: tuple[Tensor, Tensor]) -> Tensor:
-        images, labels = batch
-        logits = self.evaluate(images)
+    def on_validation_batch_end(
+        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Adds a batch to the validation metrics."""
+        self._count("val", outputs, batch[1])
+
+    def on_test_batch_end(
+        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Adds a batch to the test metrics."""
+        self._count("test", outputs, batch[1])
+
+    def _count(self, stage: Stage, logits: Tensor, labels: Tensor) -> None:
+        """Outside of the steps, since torchmetrics can't be compiled."""
         matrix, mean_loss = self._metrics_of(stage)
-        mean_loss.update(F.cross_entropy(logits, labels, reduction="none"))
+        mean_loss.update(F.cross_entropy(logits.float(), labels, reduction="none"))
         matrix.update(logits.argmax(1), labels)
-        return logits
 
     def _metrics_of(self, stage: Stage) -> tuple[MulticlassConfusionMatrix, MeanMetric]:
         if stage not in self._metrics:

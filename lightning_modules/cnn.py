@@ -67,7 +67,7 @@ class CNN(Classifier):
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, **kwargs)
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.channels_last = channels_last
         layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, padding=1)]
         layers += _stage(64, 128, blocks=1, order=block_order)
         layers += _stage(128, 256, blocks=2, order=block_order)
@@ -78,11 +78,14 @@ class CNN(Classifier):
             layers += [nn.BatchNorm2d(512), nn.ReLU(inplace=True)]
         layers += [nn.Flatten(), nn.Linear(512, self.hparams["num_classes"])]
         self.layers = nn.Sequential(*layers)
-        self.layers.to(memory_format=self.memory_format)
+        if channels_last:
+            self.layers.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Computes logits ``(B, num_classes)`` from images ``(B, 3, 32, 32)``."""
-        logits: Tensor = self.layers(images.to(memory_format=self.memory_format))
+        if self.channels_last:
+            images = images.to(memory_format=torch.channels_last)
+        logits: Tensor = self.layers(images)
         return logits
 
 

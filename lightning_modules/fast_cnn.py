@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_modules.classifier import Classifier
+from lightning_modules.mlp import IMAGE_SHAPE
 from lightning_modules.muon import Muon
 
 Views = Literal["one", "mirror", "six"]
@@ -87,7 +88,10 @@ class FastCNN(Classifier):
         self.small_size = small_size
         self.whiten_bias_until = whiten_bias_until
         self._steps = math.inf  # of the whole fit
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        # Both change in the course of training, between two batches.
+        self._size = self._size_at(0.0, IMAGE_SHAPE[-1])
+        self._bias_is_frozen = False
+        self.channels_last = channels_last
         filters = 2 * 3 * _PATCH**2
         self.whiten = nn.Conv2d(3, filters, _PATCH)
         self.whiten.weight.requires_grad_(False)
@@ -99,25 +103,35 @@ class FastCNN(Classifier):
         )
         self.head = nn.Linear(widths[-1], self.hparams["num_classes"], bias=False)
         nn.init.normal_(self.head.weight, std=1 / 256)
-        self.to(memory_format=self.memory_format)
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
         if compiled:
             self.groups.compile()
 
     def forward(self, images: Tensor) -> Tensor:
         """Computes logits ``(B, num_classes)`` from images ``(B, 3, 32, 32)``."""
-        x = images.to(memory_format=self.memory_format)
-        bias: Any = self.whiten.bias
-        if self.training and self._bias_is_frozen():
+        if self.channels_last:
+            images = images.to(memory_format=torch.channels_last)
+        bias = self.whiten.bias
+        assert bias is not None
+        if self.training and self._bias_is_frozen:
             bias = bias.detach()
-        x = F.gelu(F.conv2d(x, self.whiten.weight, bias))
+        x = F.gelu(F.conv2d(images, self.whiten.weight, bias))
         logits: Tensor = self.head(self.groups(x).amax((2, 3)))
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Computes the loss of a batch, whose images are reduced early in training; a scalar."""
         images, labels = batch
-        images = self.reduce(images, self._progress())
-        return super().training_step((images, labels), batch_idx)
+        return super().training_step((_resize(images, self._size), labels), batch_idx)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Decides what the step is not to ask for each time, since it may be compiled."""
+        super().on_train_batch_start(batch, batch_idx)
+        progress = self._progress()
+        self._size = self._size_at(progress, batch[0].shape[3])
+        # Never where processes share gradients.
+        self._bias_is_frozen = self.trainer.world_size == 1 and progress >= self.whiten_bias_until
 
     def reduce(self, images: Tensor, progress: float) -> Tensor:
         """Reduces images ``(B, 3, H, H)`` to the size of their time, by interpolation.
@@ -130,11 +144,13 @@ class FastCNN(Classifier):
             Images of ``small_size`` at first, 4 pixels larger in each of as many equal parts as it
             takes to full size, and the images themselves from ``small_until`` on.
         """
-        sizes = range(self.small_size, images.shape[3], _GROWTH)
+        return _resize(images, self._size_at(progress, images.shape[3]))
+
+    def _size_at(self, progress: float, full: int) -> int:
+        sizes = range(self.small_size, full, _GROWTH)
         if progress >= self.small_until or not sizes:
-            return images
-        size = sizes[int(len(sizes) * progress / self.small_until)]
-        return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+            return full
+        return sizes[int(len(sizes) * progress / self.small_until)]
 
     def _progress(self) -> float:
         """The part of training that is over."""
@@ -158,13 +174,14 @@ class FastCNN(Classifier):
         logits: Tensor = (in_place + torch.stack(shifted).mean(0)) / 2
         return logits
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def on_test_batch_end(
+        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Adds a batch to the test metrics; what the image itself gives counts apart."""
-        logits = super().test_step(batch, batch_idx)
+        super().on_test_batch_end(outputs, batch, batch_idx, dataloader_idx)
         if self.views != "one":
             correct = (self._plain.argmax(1) == batch[1]).float()
             self.log("test/acc_one_view", correct.mean(), batch_size=len(correct), sync_dist=True)
-        return logits
 
     # ---- the first convolution ------------------------------------------------------------------
 
@@ -174,11 +191,6 @@ class FastCNN(Classifier):
         if not self.whitened:
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             self.whiten_with(data.training_sample(WHITENING_IMAGES).to(self.device))
-
-    def _bias_is_frozen(self) -> bool:
-        """Whether the whitening bias is trained no more; never where processes share gradients."""
-        alone = self._trainer is not None and self._trainer.world_size == 1
-        return alone and self._progress() >= self.whiten_bias_until
 
     @torch.no_grad()
     def whiten_with(self, images: Tensor) -> None:
@@ -192,6 +204,12 @@ class FastCNN(Classifier):
         filters = scaled.T.reshape(-1, 3, _PATCH, _PATCH).flip(0)
         self.whiten.weight.copy_(torch.cat([filters, -filters]))
         self.whitened.fill_(True)  # type: ignore[operator]
+
+
+def _resize(images: Tensor, size: int) -> Tensor:
+    if size == images.shape[3]:
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
 
 
 def _patch_moments(images: Tensor) -> Tensor:

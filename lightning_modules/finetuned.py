@@ -166,5 +166,5 @@ class FineTuned(Classifier):
         large = F.interpolate(images, size, mode="bilinear", antialias=False)
         outputs = self.network(large.to(memory_format=torch.channels_last))
         # With auxiliary classifiers a tuple while training: the main one's logits come first.
-        logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs[0]
+        logits: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
         return logits

@@ -13,6 +13,9 @@ from custom_ops import numpy_ops
 from lightning_modules.classifier import Classifier
 from lightning_modules.mlp import IMAGE_SHAPE, check_hidden_units
 
+_NOT_TRACED = "NumPyMLP computes with NumPy, which can't be traced or compiled"
+_PLAIN = (Tensor, nn.Parameter)
+
 
 class NumPyLinear(nn.Module):
     """A `numpy_ops.Linear` whose weights live in Parameters, for optimisers and checkpoints.
@@ -88,6 +91,8 @@ class NumPyMLP(Classifier):
             raise ValueError("NumPyMLP computes with NumPy: run it with --trainer.accelerator cpu")
         if trainer.precision != "32-true":
             raise ValueError("NumPyMLP computes in float32: leave --trainer.precision at 32-true")
+        if self._compiler_ctx is not None:
+            raise ValueError(f"{_NOT_TRACED}: leave torch.compile out")
         for name, default in (("gradient_clip_val", None), ("accumulate_grad_batches", 1)):
             if getattr(trainer, name) != default:
                 raise ValueError(
@@ -108,7 +113,14 @@ class NumPyMLP(Classifier):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Computes logits ``(B, num_classes)`` from images ``(B, 3, 32, 32)``."""
+        """Computes logits ``(B, num_classes)`` from images ``(B, 3, 32, 32)``.
+
+        Raises:
+            TypeError: when traced, which would keep the answer to one batch for ever.
+        """
+        traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if traced or type(images) not in _PLAIN:
+            raise TypeError(f"{_NOT_TRACED}: load its weights into an MLP, which can be exported")
         x = images.flatten(1).numpy()
         for operation in self._operations():
             x = operation.forward(x)
@@ -133,6 +145,14 @@ class NumPyMLP(Classifier):
         self._step_schedule("step")
         self.note(loss, logits, labels)
         return loss
+
+    def to_torchscript(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuses.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(f"{_NOT_TRACED}: load its weights into an MLP, which can be exported")
 
     def on_train_epoch_end(self) -> None:
         """Steps a schedule that counts epochs, which manual optimisation leaves to the model."""

@@ -274,7 +274,8 @@ _PLACES = (
     "kth_best_model_path",
     "best_k_models",
 )
-_OF_A_PROCESS = ("command", "started", "ended", "seconds", "resumed", "name", "wandb_id")
+# Among it the state of the checkout: somebody may edit a file, or commit, while tests run.
+_OF_A_PROCESS = ("command", "started", "ended", "seconds", "resumed", "name", "wandb_id", "git")
 
 
 def fingerprint(run: Path) -> dict[str, Any]:

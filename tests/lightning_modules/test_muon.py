@@ -53,6 +53,23 @@ def test_filters_turn_and_keep_their_norm() -> None:
     torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=1e-3)  # of bfloat16
 
 
+@pytest.mark.parametrize(("momentum", "iterations"), [(0.0, 3), (0.6, 3), (0.95, 5)])
+def test_filters_follow_the_momentum_of_their_gradients(momentum: float, iterations: int) -> None:
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(8, 3, 3, 3))
+    optimizer = Muon([weight], lr=0.1, momentum=momentum, iterations=iterations)
+    buffer = torch.zeros(8, 27)
+    for _ in range(3):
+        gradient = torch.randn(8, 27)
+        weight.grad = gradient.view_as(weight)
+        buffer = momentum * buffer + gradient
+        direction = orthogonalize(gradient + momentum * buffer, iterations)
+        before = weight.detach() * 8**0.5 / weight.norm()
+        optimizer.step()
+        turned = (before - weight.detach()).flatten(1) / 0.1
+        torch.testing.assert_close(turned, direction.float(), rtol=0, atol=1e-2)  # of bfloat16
+
+
 def test_the_rest_follows_sgd() -> None:
     ours, theirs = network(), network()
     steps: dict[str, Any] = {
@@ -72,6 +89,8 @@ def test_the_rest_follows_sgd() -> None:
     ]
     reference = torch.optim.SGD(groups, momentum=0.85, nesterov=True)
     for _ in range(3):
+        for group in (*optimizer.param_groups, *reference.param_groups):
+            group["lr"] /= 2  # a schedule leaves the part by which weights shrink
         gradients(ours)
         for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
             q.grad = None if p.grad is None else p.grad.clone()

@@ -1,0 +1,46 @@
+"""Runs grouped over seeds: what stands for a seed that ran more than once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.groups import Group, doubts, group_runs
+from experiments.runs import Run
+
+
+def run(seed: int | None, value: float | None, curve: list[float], number: int = 0) -> Run:
+    name = f"a-s{seed}-20260101-00000{number}"
+    summary: dict[str, Any] = {} if value is None else {"test/acc": value}
+    fields = {"summary": summary, "seed": seed, "data": "cifar10"}
+    entries = [{"step": 10 * i, "val/acc": point} for i, point in enumerate(curve, 1)]
+    return Run(name, Path(name), "finished", fields, {"model": "MLP"}, entries)
+
+
+def group(*runs: Run) -> Group:
+    (found,) = group_runs(runs, "test/acc", "val/acc")
+    return found
+
+
+def test_a_seed_that_ran_twice_counts_once_with_its_mean() -> None:
+    runs = run(1, 0.4, [0.1, 0.7, 0.2]), run(1, 0.6, [0.3, 0.3, 0.9], 1), run(2, 0.9, [0.5, 0.6])
+    found = group(*runs)
+    assert found.final() == pytest.approx({1: 0.5, 2: 0.9})
+    assert found.best() == pytest.approx({1: 0.8, 2: 0.6})
+    assert found.last() == pytest.approx({1: 0.55, 2: 0.6})
+    assert found.best_steps() == pytest.approx({1: 25, 2: 20})
+    assert doubts([found]) == ["a: seed 1 ran more than once, counted once"]
+
+
+def test_a_repeat_without_a_figure_changes_nothing() -> None:
+    assert group(run(1, None, []), run(1, 0.6, [], 1)).final() == {1: 0.6}
+
+
+def test_runs_without_a_seed_stay_apart() -> None:
+    found = group(run(3, 0.3, []), run(None, 0.4, []), run(None, 0.6, [], 1))
+    assert found.final() == {3: 0.3, -2: 0.4, -3: 0.6}
+
+
+def test_the_order_of_the_runs_changes_nothing() -> None:
+    runs = run(1, 0.4, []), run(1, 0.6, [], 1), run(2, 0.9, [])
+    assert group(*runs).final() == group(*reversed(runs)).final()
