@@ -500,7 +500,7 @@ def softmax_cross_entropy(
 
     Returns:
         The loss, () or (samples,), in the dtype of logits, or at least float32 under autocast;
-        NaN for the mean of no sample.
+        NaN for the mean of no sample, or of samples of no weight.
 
     Raises:
         IndexError: a target is no class, found on the CPU only.
@@ -534,7 +534,9 @@ def softmax_cross_entropy(
         rows = rows * (1 - label_smoothing) + label_smoothing / max(1, rows.shape[-1])
     if weight is not None:
         rows = rows * weight
-    if reduction != "mean":
+    if reduction == "mean":
+        total = total.masked_fill(total == 0, torch.nan)
+    else:
         total = torch.ones_like(total)
     return apply(SoftmaxCrossEntropyFunction, logits, rows, ignored, total, reduction != "none")
 

@@ -493,6 +493,10 @@ LOSSES: dict[str, tuple[Tensor, dict[str, Any]]] = {
     "one_is_left": (torch.tensor([-100, -100, 4, -100]), {"label_smoothing": 1.0}),
     "ignored_beyond_the_classes": (torch.tensor([7, 0, 7, 3]), {"ignore_index": 7}),
     "only_classes_of_no_weight": (CLASSES, {"weight": torch.zeros(5, dtype=torch.float64)}),
+    "only_smooth_classes_of_no_weight": (
+        torch.tensor([2, 2, -100, 2]),
+        {"weight": CLASS_WEIGHT, "label_smoothing": 0.1},
+    ),
     "weights_below_zero": (CLASSES, {"weight": -CLASS_WEIGHT}),
     "all_smooth": (CLASSES, {"label_smoothing": 1.0, "weight": CLASS_WEIGHT}),
     "no_sample": (CLASSES[:0], {}),
