@@ -1,9 +1,10 @@
 """The layers of `numpy_ops` as `torch.autograd.Function`s with hand-derived derivatives.
 
-The derivations stand in `numpy_ops`; each Function names what it takes from them. All bodies are
-written in differentiable operations on inputs or outputs, so that derivatives of every order are
-right, and compute only the gradients that are asked for. Half types are computed in float32 and
-rounded at the end; matrix products keep their dtype, as PyTorch accumulates them in float32.
+The derivations stand in `numpy_ops`, or where there is more to derive than there; each Function
+names what it takes from them. All bodies are written in differentiable operations on inputs or
+outputs, so that derivatives of every order are right, and compute only the gradients that are asked
+for. Half types are computed in float32 and rounded at the end; matrix products keep their dtype, as
+PyTorch accumulates them in float32.
 """
 
 import functools
