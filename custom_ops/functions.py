@@ -279,6 +279,12 @@ class SoftmaxCrossEntropyFunction(DerivedFunction):
     sample has the gradient 0 whatever N is. For one-hot rows A, m = 1 and N = S it is
     dL/dX = 1/S (P - A), as in `numpy_ops.SoftmaxCrossEntropy`.
 
+    With label smoothing e, A_sc = w_c ((1 - e) T_sc + e / C), and the weighted mean has
+    N = Σ_s m_s Σ_c w_c T_sc. So, the last sum being there for that mean alone,
+
+        dL/dT_sc = (1 - e) w_c dL/dA_sc
+        dL/dw_c = Σ_s ((1 - e) T_sc + e / C) dL/dA_sc + dL/dN Σ_s m_s T_sc.
+
     Forward mode: dL = 1/N (Σ_s m_s Σ_c ((a_s P_sc - A_sc) dX_sc + D_sc dA_sc) - L dN).
     """
 
@@ -324,7 +330,7 @@ class SoftmaxCrossEntropyFunction(DerivedFunction):
     ) -> Tensor:
         """Returns dL, or the change of each loss."""
         (logits, rows, ignored, total), dtotal = saved, others[1]
-        moved = (_slope(logits, rows) * dx + _surprise(logits) * drows).sum(-1)
+        moved = (_slope(logits, rows) * dx).sum(-1) + _losses(logits, drows)
         moved = moved - _losses(logits, rows) * (dtotal / total)
         moved = moved.masked_fill(ignored, 0)
         return narrow((moved.sum() if ctx.summed else moved) / total, logits)

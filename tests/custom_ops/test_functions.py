@@ -389,6 +389,19 @@ def test_probabilities_of_zero_that_are_no_target_have_no_gradient_of_the_target
     assert dt.tolist() == [[0, 0]]
 
 
+def test_impossible_classes_that_are_no_target_cost_nothing_in_any_mode() -> None:
+    x = torch.tensor([[0.0, 1.0, -torch.inf]], dtype=torch.float64)
+    dx, target = torch.tensor([[0.3, -2.0, 0.7]], dtype=x.dtype), torch.tensor([1])
+    results = [
+        (*jvp(loss, (x,), (dx,)), grad(loss)(x))
+        for loss in (
+            lambda x: softmax_cross_entropy(x, target),
+            lambda x: F.cross_entropy(x, target),
+        )
+    ]
+    torch.testing.assert_close(*results)
+
+
 def test_underflowed_wrong_class_costs_nothing() -> None:
     p = torch.tensor([[1.0, 0.0]], requires_grad=True)
     loss = cross_entropy(p, torch.tensor([[1.0, 0.0]]))
