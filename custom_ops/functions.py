@@ -1,9 +1,10 @@
 """The layers of `numpy_ops` as `torch.autograd.Function`s with hand-derived derivatives.
 
-The derivations stand in `numpy_ops`; each Function names what it takes from them. All bodies are
-written in differentiable operations on inputs or outputs, so that derivatives of every order are
-right, and compute only the gradients that are asked for. Half types are computed in float32 and
-rounded at the end; matrix products keep their dtype, as PyTorch accumulates them in float32.
+The derivations stand in `numpy_ops`, or where there is more to derive than there; each Function
+names what it takes from them. All bodies are written in differentiable operations on inputs or
+outputs, so that derivatives of every order are right, and compute only the gradients that are asked
+for. Half types are computed in float32 and rounded at the end; matrix products keep their dtype, as
+PyTorch accumulates them in float32.
 """
 
 import functools
@@ -278,6 +279,12 @@ class SoftmaxCrossEntropyFunction(DerivedFunction):
     sample has the gradient 0 whatever N is. For one-hot rows A, m = 1 and N = S it is
     dL/dX = 1/S (P - A), as in `numpy_ops.SoftmaxCrossEntropy`.
 
+    With label smoothing e, A_sc = w_c ((1 - e) T_sc + e / C), and the weighted mean has
+    N = Σ_s m_s Σ_c w_c T_sc. So, the last sum being there for that mean alone,
+
+        dL/dT_sc = (1 - e) w_c dL/dA_sc
+        dL/dw_c = Σ_s ((1 - e) T_sc + e / C) dL/dA_sc + dL/dN Σ_s m_s T_sc.
+
     Forward mode: dL = 1/N (Σ_s m_s Σ_c ((a_s P_sc - A_sc) dX_sc + D_sc dA_sc) - L dN).
     """
 
@@ -323,7 +330,7 @@ class SoftmaxCrossEntropyFunction(DerivedFunction):
     ) -> Tensor:
         """Returns dL, or the change of each loss."""
         (logits, rows, ignored, total), dtotal = saved, others[1]
-        moved = (_slope(logits, rows) * dx + _surprise(logits) * drows).sum(-1)
+        moved = (_slope(logits, rows) * dx).sum(-1) + _losses(logits, drows)
         moved = moved - _losses(logits, rows) * (dtotal / total)
         moved = moved.masked_fill(ignored, 0)
         return narrow((moved.sum() if ctx.summed else moved) / total, logits)
@@ -500,7 +507,7 @@ def softmax_cross_entropy(
 
     Returns:
         The loss, () or (samples,), in the dtype of logits, or at least float32 under autocast;
-        NaN for the mean of no sample.
+        NaN for the mean of no sample, or of samples of no weight.
 
     Raises:
         IndexError: a target is no class, found on the CPU only.
@@ -534,7 +541,9 @@ def softmax_cross_entropy(
         rows = rows * (1 - label_smoothing) + label_smoothing / max(1, rows.shape[-1])
     if weight is not None:
         rows = rows * weight
-    if reduction != "mean":
+    if reduction == "mean":
+        total = total.masked_fill(total == 0, torch.nan)
+    else:
         total = torch.ones_like(total)
     return apply(SoftmaxCrossEntropyFunction, logits, rows, ignored, total, reduction != "none")
 

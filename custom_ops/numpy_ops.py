@@ -19,6 +19,8 @@ Its central differences need float64, its optimiser finds arrays in `params` and
 losses take one-hot rows or class indices, as those here do.
 """
 
+from collections import UserDict
+from collections.abc import MutableMapping
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -43,11 +45,14 @@ class _Layer(Generic[_Saved]):
         return f"{type(self).__name__}()"
 
 
-class _Arrays(dict[str, Array]):
+class _Arrays(UserDict[str, Array]):
     """Arrays by name; to set one is to fill it, so that its layer sees that."""
 
+    def __init__(self, **arrays: Array) -> None:
+        self.data = arrays
+
     def __setitem__(self, name: str, value: Array) -> None:
-        self[name][...] = value
+        self.data[name][...] = value
 
 
 class Linear(_Layer[Array]):
@@ -119,12 +124,12 @@ class Linear(_Layer[Array]):
         return dout @ self.weight
 
     @property
-    def params(self) -> dict[str, Array]:
+    def params(self) -> MutableMapping[str, Array]:
         """W and b, the arrays themselves: a change is the layer's."""
         return _Arrays(weight=self.weight, bias=self.bias)
 
     @property
-    def grads(self) -> dict[str, Array]:
+    def grads(self) -> MutableMapping[str, Array]:
         """dL/dW and dL/db, the arrays themselves."""
         return _Arrays(weight=self.grad_weight, bias=self.grad_bias)
 

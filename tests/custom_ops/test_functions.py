@@ -389,6 +389,19 @@ def test_probabilities_of_zero_that_are_no_target_have_no_gradient_of_the_target
     assert dt.tolist() == [[0, 0]]
 
 
+def test_impossible_classes_that_are_no_target_cost_nothing_in_any_mode() -> None:
+    x = torch.tensor([[0.0, 1.0, -torch.inf]], dtype=torch.float64)
+    dx, target = torch.tensor([[0.3, -2.0, 0.7]], dtype=x.dtype), torch.tensor([1])
+    results = [
+        (*jvp(loss, (x,), (dx,)), grad(loss)(x))
+        for loss in (
+            lambda x: softmax_cross_entropy(x, target),
+            lambda x: F.cross_entropy(x, target),
+        )
+    ]
+    torch.testing.assert_close(*results)
+
+
 def test_underflowed_wrong_class_costs_nothing() -> None:
     p = torch.tensor([[1.0, 0.0]], requires_grad=True)
     loss = cross_entropy(p, torch.tensor([[1.0, 0.0]]))
@@ -493,6 +506,10 @@ LOSSES: dict[str, tuple[Tensor, dict[str, Any]]] = {
     "one_is_left": (torch.tensor([-100, -100, 4, -100]), {"label_smoothing": 1.0}),
     "ignored_beyond_the_classes": (torch.tensor([7, 0, 7, 3]), {"ignore_index": 7}),
     "only_classes_of_no_weight": (CLASSES, {"weight": torch.zeros(5, dtype=torch.float64)}),
+    "only_smooth_classes_of_no_weight": (
+        torch.tensor([2, 2, -100, 2]),
+        {"weight": CLASS_WEIGHT, "label_smoothing": 0.1},
+    ),
     "weights_below_zero": (CLASSES, {"weight": -CLASS_WEIGHT}),
     "all_smooth": (CLASSES, {"label_smoothing": 1.0, "weight": CLASS_WEIGHT}),
     "no_sample": (CLASSES[:0], {}),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.nn import functional as F
 
 from custom_ops import LayerNorm, LayerNormFunction, layer_norm
@@ -207,17 +207,19 @@ def test_non_contiguous_tensors() -> None:
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 2])
-def test_frozen_inputs_get_no_gradient(frozen: int) -> None:
+@pytest.mark.parametrize("norm", [layer_norm, by_function])
+def test_frozen_inputs_get_no_gradient(norm: Norm, frozen: int) -> None:
     inputs = [normal(4, 5), normal(5), normal(5)]
     for i, t in enumerate(inputs):
         t.requires_grad_(i != frozen)
-    y = layer_norm(inputs[0], (5,), inputs[1], inputs[2])  # kept: torch 2.11 frees with it
-    assert y.grad_fn is not None
-    grads = y.grad_fn(torch.ones(4, 5, dtype=F64))  # type: ignore[operator]
+    y = norm(inputs[0], (5,), inputs[1], inputs[2])  # kept: torch 2.11 frees with it
+    node: Any = y.grad_fn
+    grads = (node.apply if norm is by_function else node)(torch.ones(4, 5, dtype=F64))
     assert [grad is None for grad in grads[:3]] == [i == frozen for i in range(3)]
 
 
-def test_only_what_is_needed_is_saved() -> None:
+@pytest.mark.parametrize("norm", [layer_norm, by_function])
+def test_only_what_is_needed_is_saved(norm: Norm) -> None:
     x, weight, bias = normal(4, 5), normal(5), normal(5)
     saved: list[Tensor] = []
 
@@ -231,12 +233,51 @@ def test_only_what_is_needed_is_saved() -> None:
             t.detach().requires_grad_(n) for t, n in zip((x, weight, bias), needs, strict=True)
         ]
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            layer_norm(inputs[0], (5,), inputs[1], inputs[2])
+            norm(inputs[0], (5,), inputs[1], inputs[2])
         return sum(t.numel() for t in saved)
 
     assert elements(True, True, True) == 20 + 5 + 3 * 4
     assert elements(False, True, True) == 20 + 3 * 4
     assert elements(False, False, True) == 0
+
+
+NEEDS = [[bool(a), bool(b), bool(c)] for a in (0, 1) for b in (0, 1) for c in (0, 1)]
+
+
+@pytest.mark.parametrize("needs", NEEDS)
+def test_operators_without_a_kernel_compute_what_is_needed(needs: list[bool]) -> None:
+    """In the dtypes of the kernels: outputs in that of x, sums in at least float32."""
+    half, single = torch.bfloat16, torch.float32
+    x, dy, weight = normal(6, 5, dtype=half), normal(6, 5, seed=1, dtype=half), normal(5, seed=2)
+    y, statistics = kernels.forward(x, weight, weight, 1, 1e-5)
+    assert (y.dtype, statistics.dtype, statistics.shape) == (half, single, (3, 6))
+    exact = truth([x, weight, weight], dy)
+    gradients = kernels.backward(dy, x, weight, statistics, 1, needs)
+    dtypes = (half, single, single)
+    for need, found, right, dtype in zip(needs, gradients, exact[1:], dtypes, strict=True):
+        assert found.dtype == (dtype if need else single)
+        assert found.shape == (right.shape if need else (0,))
+        if need:
+            assert (found.double() - right).norm() <= 5e-3 * right.norm()
+    assert kernels.backward(dy.float(), x.double(), weight, statistics, 1, needs)[2].dtype == F64
+
+
+def test_operators_without_a_kernel_refuse_what_does_not_fit() -> None:
+    x, five, four = torch.ones(2, 4), torch.ones(5), torch.ones(4)
+    for name, parameters in {"weight": (five, four), "bias": (four, five)}.items():
+        with pytest.raises(ValueError, match=f"expected {name} of shape"):
+            kernels.forward(x, *parameters, 1, 1e-5)
+    for ndim in (0, 3):
+        with pytest.raises(ValueError, match=f"ndim from 1 to 2, the dimensions of x, got {ndim}"):
+            kernels.forward(x, None, None, ndim, 1e-5)
+
+
+def test_forward_mode_takes_the_closed_form() -> None:
+    """Which the formula left to autograd would equal, only slower."""
+    x = normal(4, 5).requires_grad_()
+    with forward_ad.dual_level():
+        y = layer_norm(x, 5)
+    assert type(y.grad_fn).__name__ == "_TransformedLayerNormBackward"
 
 
 @each_variant

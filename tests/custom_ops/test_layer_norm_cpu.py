@@ -437,10 +437,42 @@ def test_the_kernel_can_be_switched_off(built: Path, monkeypatch: pytest.MonkeyP
     assert not built.exists()
 
 
+@pytest.mark.parametrize("value", ["", "0"])
+def test_the_kernel_is_not_switched_off_by_nothing(
+    value: str, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = []
+
+    def stop() -> Path:
+        looked.append(True)
+        raise RuntimeError("stop here")
+
+    monkeypatch.setattr(cpu, "build", stop)
+    monkeypatch.setenv("CUSTOM_OPS_NO_KERNEL", value)
+    words = r"slower: stop here \(CUSTOM_OPS_NO_KERNEL=1 does so silently\)\Z"
+    with pytest.warns(UserWarning, match=words):
+        assert not cpu.load()
+    assert looked
+
+
+def test_building_ahead_says_where_and_how(
+    built: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUSTOM_OPS_ISA", "-mavx2 -mfma")
+    cpu.main()
+    path, flags = capsys.readouterr().out.splitlines()
+    assert Path(path) == cpu.build()
+    assert flags.startswith("Flags: -O3 -mavx2 -mfma -std=c++20 ")
+    monkeypatch.setenv("CXX", "unknown-compiler")
+    with pytest.raises(SystemExit, match=r"\Aerror: CXX=unknown-compiler is not found: .*\Z"):
+        cpu.main()
+
+
 def test_compilers_are_tried_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(cpu.BuildError, match="install g"):
+    words = r"\Ano C\+\+ compiler is found: install g\+\+ or clang\+\+, or set CXX\Z"
+    with pytest.raises(cpu.BuildError, match=words):
         cpu.build()
     monkeypatch.setenv("CXX", "unknown-compiler -v")
     with pytest.raises(cpu.BuildError, match="CXX=unknown-compiler -v is not found"):

@@ -223,6 +223,10 @@ def test_arrays_by_name_are_the_layers_own() -> None:
     layer.params["bias"] = layer.params["bias"] - layer.grads["bias"]
     assert layer.weight.tolist() == [[-1] * 3] * 2
     assert layer.bias.tolist() == [-4, -4]
+    layer.params.update(weight=np.full((2, 3), 7.0))
+    assert layer.weight.tolist() == [[7] * 3] * 2
+    with pytest.raises(KeyError):
+        layer.params["wieght"] = layer.weight
     assert list(layer.params) == list(layer.grads) == ["weight", "bias"]
 
 
