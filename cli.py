@@ -45,6 +45,7 @@ from experiments.environment import fast_precision
 from experiments.errors import RunError
 from experiments.help import COMMANDS, DESCRIPTION
 from experiments.lightning_table import check_lightning
+from experiments.loggers import keep_environment
 from experiments.memory import keep_freed_memory
 from experiments.messages import one_line
 from experiments.naming import experiment_of
@@ -143,9 +144,14 @@ class CIFAR10CLI(LightningCLI):
                 arguments = prepare_arguments(expand_homes(given))
                 see_modules_here([*arguments, *texts_of(arguments)])
                 self.config = expand_homes(parser.parse_args(arguments))
+                self._keep_environment()
                 self.experiment = experiment_of(given)
         else:
             super().parse_arguments(parser, args)
+
+    def _keep_environment(self) -> None:
+        """Lets the run's own configuration say what W&B takes from the environment."""
+        keep_environment(self.config[self.config.subcommand].trainer.logger)
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the configuration alone: Lightning would let a checkpoint's values beat flags."""

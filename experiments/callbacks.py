@@ -173,6 +173,11 @@ class PredictionWriter(Callback):
         self.evaluation.note(self.record, figures)
 
 
+_ESCAPED = str.maketrans({"\\": r"\\", ";": r"\x3b"})  # a ; parts cells in much of Europe
+# OWASP's list of what begins a formula, full-width forms included; tab and CR are escaped anyway.
+_FORMULA = ("=", "+", "-", "@", "'", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
+
 def write_predictions(
     path: Path,
     files: Sequence[str],
@@ -180,7 +185,12 @@ def write_predictions(
     probabilities: np.ndarray[Any, Any],
     names: Sequence[str],
 ) -> None:
-    """Writes class probabilities as CSV.
+    r"""Writes class probabilities as CSV, UTF-8, safe to open in a spreadsheet.
+
+    Names come from strangers: what a spreadsheet takes for a formula (it begins with ``=``, ``+``,
+    ``-`` or ``@``) gets a ``'`` in front, as one that begins with ``'`` does; what can't be shown
+    is written as in Python (``\t``, ``\x1b``, ``\udcff`` for a byte that is no UTF-8), and so are
+    ``\`` and ``;``. To have the name back, take a ``'`` off its front, then undo the escapes.
 
     Args:
         path: the CSV file.
@@ -192,13 +202,23 @@ def write_predictions(
     known = any(label is not None for label in labels)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        header = ["file", *(["label"] if known else []), "prediction", "confidence", *names]
+        classes = [_cell(name) for name in names]
+        header = ["file", *(["label"] if known else []), "prediction", "confidence", *classes]
         writer.writerow(header)
         for name, label, row in zip(files, labels, probabilities, strict=False):
             best = int(row.argmax())
-            truth = [label] if known else []
+            truth = [_cell(label or "")] if known else []
             figures = [f"{value:.6f}" for value in (row[best], *row)]
-            writer.writerow([name, *truth, names[best], *figures])
+            writer.writerow([_cell(name), *truth, classes[best], *figures])
+
+
+def _cell(text: str) -> str:
+    """A text as a cell that no spreadsheet takes for a formula, and no terminal for a command."""
+    shown = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode()
+        for c in text.translate(_ESCAPED)
+    )
+    return f"'{shown}" if shown.startswith(_FORMULA) else shown
 
 
 class RunStatus(Callback):

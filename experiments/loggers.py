@@ -23,6 +23,20 @@ _START_S = _FINISH_S = 30  # how long W&B's server may keep a run waiting
 
 WandbMode = Literal["offline", "online", "disabled"]
 
+PROJECT = "cifar10-lightning"
+_CLASS_PATHS = ("experiments.WandbLogger", "experiments.loggers.WandbLogger")
+# W&B's own variables, by the argument that they stand for.
+_VARIABLES = {
+    "project": "WANDB_PROJECT",
+    "entity": "WANDB_ENTITY",
+    "group": "WANDB_RUN_GROUP",
+    "job_type": "WANDB_JOB_TYPE",
+    "tags": "WANDB_TAGS",
+    "notes": "WANDB_NOTES",
+}
+# What the run itself says, so that its folder and its W&B run are found by each other.
+_OF_THE_RUN = {"WANDB_NAME": "--name", "WANDB_DIR": "--runs_dir"}
+
 
 class RecordLogger(Logger):
     """Writes metrics into a run's record.
@@ -68,10 +82,14 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
     The run's folder holds W&B's files, its name is the run's, and every process that works on the
     run (fit, then test) logs to the same W&B run.
 
+    What is not given is taken from the environment, as W&B does: ``WANDB_MODE``, ``WANDB_PROJECT``,
+    ``WANDB_ENTITY``, ``WANDB_RUN_GROUP``, ``WANDB_JOB_TYPE``, ``WANDB_TAGS`` (with commas) and
+    ``WANDB_NOTES``.
+
     Args:
-        project: the W&B project.
+        project: the W&B project; default: cifar10-lightning.
         mode: ``offline`` needs no account; ``online`` needs one; ``disabled`` writes nothing.
-            Default: the environment variable ``WANDB_MODE``, else offline.
+            Default: offline.
         entity: the W&B user or team, for ``online``.
         group: what the project page groups runs by; default: the run's name without its seed.
         job_type: kind of run within a group; default: the command that began it.
@@ -84,7 +102,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
 
     def __init__(
         self,
-        project: str = "cifar10-lightning",
+        project: str | None = None,
         mode: WandbMode | None = None,
         entity: str | None = None,
         group: str | None = None,
@@ -97,13 +115,16 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             raise ValueError(f"WANDB_MODE must be offline, online or disabled, got {self.mode!r}")
         if self.mode == "online":
             _check_account()
+        given = {
+            "project": project,
+            "entity": entity,
+            "group": group,
+            "job_type": job_type,
+            "tags": tags,
+            "notes": notes,
+        }
         super().__init__(
-            project=project,
-            entity=entity,
-            group=group,
-            job_type=job_type,
-            tags=tags,
-            notes=notes,
+            **with_environment(given),
             mode=self.mode,
             # W&B flushes every 15 s and waits 90 s for a server by default.
             settings={
@@ -131,6 +152,9 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             RunError: if W&B can't start; the message names the remedy.
         """
         self._count_steps = step
+        for variable, flag in _OF_THE_RUN.items():
+            if self.mode != "disabled" and os.environ.get(variable):
+                say(f"{variable} is not used: W&B's name and folder are the run's, see {flag}")
         self._wandb_init.update(dir=str(record.path), name=record.name)
         self._wandb_init["id"] = record.fields.get("wandb_id")
         self._save_dir = str(record.path)
@@ -223,6 +247,33 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
                 f"W&B stopped logging ({error!r}); training and the run's own record go on",
                 stacklevel=3,
             )
+
+
+def with_environment(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Fills what a W&B logger was not given from the environment, and the project from its default.
+
+    Args:
+        given: arguments of `WandbLogger`; None for those not given.
+    """
+    found = {**given}
+    for name, variable in _VARIABLES.items():
+        if found.get(name) is None and (value := os.environ.get(variable)):
+            words = [word.strip() for word in value.split(",") if word.strip()]
+            found[name] = words if name == "tags" else value
+    return {**found, "project": found.get("project") or PROJECT}
+
+
+def keep_environment(logger: Any) -> None:
+    """Writes what the environment says into the configuration of W&B's logger, in place.
+
+    The run's own configuration then has it: a later command goes on in the same project.
+
+    Args:
+        logger: the configuration ``trainer.logger``: one, a list, or none.
+    """
+    for config in logger if isinstance(logger, list) else [logger]:
+        if getattr(config, "class_path", None) in _CLASS_PATHS:
+            vars(config.init_args).update(with_environment(vars(config.init_args)))
 
 
 def _labels(record: RunRecord) -> dict[str, Any]:

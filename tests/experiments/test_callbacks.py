@@ -1,4 +1,6 @@
 import csv
+import io
+import os
 import re
 from pathlib import Path
 
@@ -88,3 +90,57 @@ def test_throughput_counts_every_image(fit: Cli) -> None:
     record: RunRecord = fit(*TINY, "--trainer.max_steps=5")
     summary = record.summary
     assert summary["train/images_per_s"] * summary["train/seconds"] == pytest.approx(250, rel=0.2)
+
+
+def restored(cell: str) -> str:
+    """The name that a cell of predictions.csv stands for, as `write_predictions` describes it."""
+    written = cell.removeprefix("'")
+    return re.sub(
+        r"\\(?:\\|[tnr]|x..|u.{4}|U.{8})",
+        lambda found: found[0].encode().decode("unicode_escape"),
+        written,
+    )
+
+
+NAMES = [
+    "cat.png",
+    "größe ✓.png",
+    '=HYPERLINK("http://there","cat").png',
+    "+1.png",
+    "-1.png",
+    "@SUM(A1).png",
+    "'quoted.png",
+    "\t=1.png",
+    "\r=1.png",
+    "a\n=1.png",
+    "\x1b[2Jcat.png",
+    "a;=1+1;.png",
+    r"a\n\x3b.png",
+    "\uff1d1.png",
+    "\u202egnp.exe",
+    os.fsdecode(b"gr\xf6.png"),
+    "deep/=1.png",
+    "",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_neither_formula_nor_command_and_can_be_had_back(
+    tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "predictions.csv"
+    write_predictions(path, [name], [name], np.ones((1, 2)), [name, "dog"])
+    text = path.read_text(encoding="utf-8")
+    header, row = csv.reader(io.StringIO(text, newline=""))
+    for cell in (row[0], row[1], row[2], header[4]):
+        assert cell.isprintable()
+        assert not cell.startswith(("=", "+", "-", "@", "\uff1d"))
+        assert restored(cell) == name
+    assert not re.search(r";|\n.*\n.*\n", text)
+    assert all(c.isprintable() or c in "\r\n" for c in text)
+
+
+def test_plain_names_are_written_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.csv"
+    write_predictions(path, ["größe 1.png"], [None], np.ones((1, 1)), ["cat"])
+    assert path.read_bytes().decode("utf-8").splitlines()[1] == "größe 1.png,cat,1.000000,1.000000"

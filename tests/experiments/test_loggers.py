@@ -2,14 +2,17 @@ import functools
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import wandb
+import yaml
 
 from cli import main
+from experiments.loggers import keep_environment, with_environment
 from experiments.record import RunRecord
 from tests.conftest import SHORT, Cli, short_fit, small
 from tests.wandb_server import WandbServer
@@ -97,6 +100,102 @@ def test_a_mode_that_cannot_work_is_an_error(
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(runs))
     assert message in error_of(["fit", *TINY, *synthetic, f"--runs_dir={runs}"])
     assert not (runs / "run").exists()
+
+
+ENVIRONMENT = {
+    "WANDB_PROJECT": "theirs",
+    "WANDB_ENTITY": "team",
+    "WANDB_RUN_GROUP": "seeds",
+    "WANDB_JOB_TYPE": "nightly",
+    "WANDB_TAGS": "a, b,,",
+    "WANDB_NOTES": "size ±",
+}
+
+
+@pytest.mark.parametrize(
+    ("environment", "flags", "expected"),
+    [
+        ({}, [], ("cifar10-lightning", None, "run", "fit", [], None)),
+        (ENVIRONMENT, [], ("theirs", "team", "seeds", "nightly", ["a", "b"], "size ±")),
+        (
+            ENVIRONMENT,
+            [
+                "--trainer.logger.project=mine",
+                "--trainer.logger.group=g",
+                "--trainer.logger.job_type=j",
+                "--trainer.logger.entity=e",
+                "--trainer.logger.tags=[c]",
+                "--trainer.logger.notes=n",
+            ],
+            ("mine", "e", "g", "j", ["c"], "n"),
+        ),
+        (dict.fromkeys(ENVIRONMENT, ""), [], ("cifar10-lightning", None, "run", "fit", [], None)),
+    ],
+)
+def test_default_then_environment_then_flag(
+    environment: dict[str, str],
+    flags: list[str],
+    expected: tuple[Any, ...],
+    fit: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def unreachable(**kwargs: Any) -> None:
+        asked.update(kwargs)
+        raise wandb.errors.CommError("timed out")
+
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(wandb, "init", unreachable)
+    with pytest.raises(SystemExit):
+        fit(*flags)
+    labels = ["MLP", "SGD", "synthetic", "seed 42"]
+    project, entity, group, job_type, tags, notes = expected
+    assert (asked["project"], asked["entity"]) == (project, entity)
+    assert (asked["group"], asked["job_type"]) == (group, job_type)
+    assert (asked["tags"], asked["notes"]) == ([*labels, *tags], notes)
+
+
+def test_a_later_command_goes_on_in_the_project_of_the_run(
+    logged: RunRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = yaml.safe_load((logged.path / "config.yaml").read_text(encoding="utf-8"))
+    assert kept["trainer"]["logger"]["init_args"]["project"] == "cifar10-lightning"
+    monkeypatch.setenv("WANDB_PROJECT", "another")
+    given = kept["trainer"]["logger"]["init_args"]
+    assert with_environment(given)["project"] == "cifar10-lightning"
+
+
+def test_what_the_environment_says_is_in_the_runs_configuration(
+    synthetic: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Namespace(class_path="experiments.WandbLogger", init_args=Namespace(project=None))
+    others = [False, None, Namespace(class_path="CSVLogger", init_args=Namespace(save_dir="a"))]
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    keep_environment([config, *others])
+    assert config.init_args.project == "theirs"
+    assert config.init_args.tags == ["a", "b"]
+    assert others[2] == Namespace(class_path="CSVLogger", init_args=Namespace(save_dir="a"))
+    keep_environment(False)
+
+
+def test_a_name_or_folder_for_wandb_alone_is_said_to_be_left_out(
+    fit: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unreachable(**kwargs: Any) -> None:
+        raise wandb.errors.CommError("timed out")
+
+    monkeypatch.setattr(wandb, "init", unreachable)
+    monkeypatch.setenv("WANDB_NAME", "other")
+    monkeypatch.setenv("WANDB_DIR", "/elsewhere")
+    with pytest.raises(SystemExit):
+        fit()
+    said = capsys.readouterr().err
+    assert "note: WANDB_NAME is not used: " in said
+    assert "note: WANDB_DIR is not used: " in said
 
 
 def test_a_wandb_that_cannot_start_leaves_no_run(
