@@ -52,6 +52,7 @@ class RunRecord:
         self.fields = fields
         self._opened = time.perf_counter()
         self._before = 0.0  # seconds that earlier processes worked on the run
+        self.entries = 0  # of the fit, in its log
 
     @classmethod
     def create(cls, path: Path, config: str, facts: Mapping[str, Any]) -> "RunRecord":
@@ -110,7 +111,9 @@ class RunRecord:
             ) from error
         return cls(path, fields)
 
-    def resume(self, config: str, facts: Mapping[str, Any], step: int) -> None:
+    def resume(
+        self, config: str, facts: Mapping[str, Any], step: int, entries: int | None = None
+    ) -> None:
         """Takes the record back to a step, and marks the run as running.
 
         What was measured after that step, or measured, drawn or predicted with weights that will be
@@ -120,11 +123,14 @@ class RunRecord:
             config: the resolved configuration that it goes on with, YAML.
             facts: more fields for ``record.json``.
             step: optimiser steps behind the checkpoint that it goes on from; 0 to begin anew.
+            entries: how many entries the fit's log had then, if the checkpoint says so: more may
+                be of the same step.
 
         Raises:
             RunError: if the folder can't be written.
         """
-        kept = [entry for entry in self.metrics() if _is_of_fit(entry, step)]
+        kept = [entry for entry in self.metrics() if _is_of_fit(entry, step)][:entries]
+        self.entries = len(kept)
         with _writing(self.path):
             replace_file(self.path / CONFIG, config)
             replace_file(self.path / METRICS, "".join(json.dumps(entry) + "\n" for entry in kept))
@@ -137,7 +143,7 @@ class RunRecord:
         for pattern in _OF_WEIGHTS:
             for file in self.path.glob(pattern):
                 file.unlink()
-        for key in ("error", "fitted", "ended", "seconds"):
+        for key in ("error", "fitted", "ended", "seconds", "stopped_by"):
             self.fields.pop(key, None)
         self.save()
 
@@ -186,6 +192,7 @@ class RunRecord:
         entry = {"step": step, "seconds": self.seconds, **_plain(metrics)}
         with _writing(self.path), (self.path / METRICS).open("a") as file:
             file.write(json.dumps(entry, allow_nan=False) + "\n")
+        self.entries += not _is_of_evaluation(entry)
         self._summarize(entry)
 
     def _summarize(self, entry: Mapping[str, Any]) -> None:
@@ -273,8 +280,11 @@ def replace_file(path: Path, content: str) -> None:
 
 def _is_of_fit(entry: Mapping[str, Any], step: int) -> bool:
     """Whether an entry belongs to a fit of so many steps, and not to an evaluation by itself."""
-    evaluated = any(key.startswith(("test/", "validate/")) for key in entry)
-    return not evaluated and (entry["step"] or 0) <= step and step > 0
+    return not _is_of_evaluation(entry) and (entry["step"] or 0) <= step and step > 0
+
+
+def _is_of_evaluation(entry: Mapping[str, Any]) -> bool:
+    return any(key.startswith(("test/", "validate/")) for key in entry)
 
 
 def _entry(line: str) -> dict[str, Any] | None:

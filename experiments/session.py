@@ -54,10 +54,11 @@ from experiments.checks import (
 from experiments.cluster import requeue
 from experiments.loggers import RecordLogger
 from experiments.messages import one_line
+from experiments.outcome import is_out_of_time, note_outcome
 from experiments.parsing import USER_ERRORS, UsageError
 from experiments.processes import PARENT_VARIABLE
 from experiments.progress import TrainMonitor
-from experiments.record import RECORD, RunError, RunRecord, run_folder, was_never_begun
+from experiments.record import RECORD, RunError, RunRecord, Status, run_folder, was_never_begun
 from experiments.resuming import (
     RunLock,
     choose_run,
@@ -66,7 +67,7 @@ from experiments.resuming import (
     note_changes,
 )
 from experiments.runs import flat
-from experiments.saving import AtomicCheckpointIO, LastCheckpoint, SettledProgress
+from experiments.saving import AtomicCheckpointIO, LastCheckpoint, SettledProgress, entries_of
 from experiments.slim import skip_idle_hooks
 from experiments.stopping import (
     StopBetweenBatches,
@@ -120,11 +121,13 @@ class RunSession:
         self.data: CIFAR10DataModule = cli.datamodule
         self.monitor = TrainMonitor()
         self.steps_of_checkpoint = 0
+        self.entries_of_checkpoint: int | None = None
         self.steps_of_weights: int | None = None
         self.is_new = False
         self.changes_status = True
         self.is_over = False
         self._status: RunStatus | None = None
+        self._outcome: Status = "finished"
         self._lock: RunLock | None = None
         self._signals = StopSignals()
 
@@ -162,12 +165,13 @@ class RunSession:
             session.data.setup()
         _keep_no_best_without_validation(session.trainer, session.data)
         if subcommand == "fit":
-            check_validation(session.trainer, session.data)
+            check_validation(session.trainer, session.data, session.model)
             check_averaging(session.trainer, session.model, session.data)
         if checkpoint is not None:
             content = load_checkpoint(checkpoint)
             check_model(checkpoint, content, session.model)
             session.steps_of_checkpoint = int(content["global_step"])
+            session.entries_of_checkpoint = entries_of(content)
             if subcommand == "fit":
                 check_training(checkpoint, content, settings)
             else:
@@ -223,7 +227,9 @@ class RunSession:
             self._check_data(record, facts)
         if resuming and self.config.resume:
             before, asked = config_before(record), flat(resolved)
-            self.is_over = is_finished(record, before, asked)
+            self.is_over = is_finished(record, before, asked) or is_out_of_time(
+                record, before, asked
+            )
             if not self.is_over:
                 note_changes(before, asked)
         if self.is_over:
@@ -232,7 +238,9 @@ class RunSession:
         if self._lock is not None:
             self._lock.acquire()
         if resuming:
-            record.resume(dumped, facts, self.steps_of_checkpoint)
+            record.resume(
+                dumped, facts, self.steps_of_checkpoint, entries=self.entries_of_checkpoint
+            )
         self.changes_status = self.subcommand == "fit" or self.is_new
         try:
             self._attach(record, {**resolved, "run": facts})
@@ -398,6 +406,10 @@ class RunSession:
         self._run_trainer(arguments)
         if self.subcommand == "fit" and self.record is not None:
             self._note_fit()
+            self._outcome = note_outcome(self.trainer, self.record)
+            if self._outcome == "interrupted":
+                reason = self.record.fields["stopped_by"]
+                self._say_how_to_go_on(f"stopped: {reason}", " --trainer.max_time null")
             if self.config.test_after_fit:
                 self._signals.waits_for = ""
                 self._signals.check()
@@ -407,7 +419,7 @@ class RunSession:
         if self.record is not None and self.trainer.is_global_zero:
             self._close(time.perf_counter() - started)
 
-    def _say_how_to_go_on(self, what: str) -> None:
+    def _say_how_to_go_on(self, what: str, more: str = "") -> None:
         if self.record is None or self.subcommand != "fit":
             say(what)
             return
@@ -417,7 +429,7 @@ class RunSession:
         flags = shlex.join(str(word) for place in places.items() for word in place)
         say(
             f"{what} after step {self.trainer.global_step:,}; go on with: "
-            f"{program()} fit {flags} --resume"
+            f"{program()} fit {flags} --resume{more}"
         )
 
     def _run_trainer(self, arguments: dict[str, Any]) -> None:
@@ -484,7 +496,7 @@ class RunSession:
         if self.subcommand != "predict":
             plots.curves(record.metrics(), record.path / "curves.png", title=record.name)
         if self.changes_status:
-            record.finish("finished")
+            record.finish(self._outcome)
         else:
             record.save()
         if logger := wandb_logger(self.trainer):
