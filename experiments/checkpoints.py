@@ -220,6 +220,13 @@ def training_settings(model: LightningModule) -> dict[str, Any]:
     }
 
 
+def schedule_of(model: LightningModule) -> tuple[Any, str]:
+    """The learning-rate schedule that a model asks for, if any, and what it counts."""
+    made: Any = model.configure_optimizers()
+    schedule = made.get("lr_scheduler") if isinstance(made, dict) else None
+    return (schedule["scheduler"], schedule["interval"]) if schedule else (None, "")
+
+
 def _describe(scheduler: Any) -> str:
     settings = {
         name: value

@@ -16,7 +16,9 @@ from torch import nn
 
 from datamodules import CIFAR10DataModule
 from datamodules.cifar10 import say
+from experiments.checkpoints import schedule_of
 from experiments.errors import RunError
+from experiments.stopping import time_limit
 from lightning_modules.schedules import steps_of_fit
 
 # Logged by `lightning_modules.Classifier` and `experiments.progress.TrainMonitor`.
@@ -91,6 +93,8 @@ def check_fit(trainer: Trainer, test_after_fit: bool) -> None:
         value = getattr(settings, name)
         if value is not None and value < least:
             raise ValueError(f"trainer.{name} must be at least {least}, got {value}")
+    if (limit := time_limit(trainer)) is not None and limit.seconds <= 0:
+        raise ValueError("trainer.max_time must be positive, such as 00:01:30:00 for 90 minutes")
     if (settings.gradient_clip_val or 0) < 0:
         raise ValueError(
             f"trainer.gradient_clip_val must not be negative, got {settings.gradient_clip_val}"
@@ -101,12 +105,13 @@ def check_fit(trainer: Trainer, test_after_fit: bool) -> None:
         raise ValueError("test_after_fit tests a checkpoint: leave trainer.enable_checkpointing on")
 
 
-def check_validation(trainer: Trainer, data: CIFAR10DataModule) -> None:
-    """Refuses a validation interval that an epoch never reaches, and monitors of no metric.
+def check_validation(trainer: Trainer, data: CIFAR10DataModule, model: LightningModule) -> None:
+    """Refuses a validation interval that an epoch never reaches, and metrics that are not there.
 
     Raises:
         ValueError: naming the setting and the remedy.
     """
+    _check_overfit(trainer, data)
     settings: Any = trainer
     every, batches = settings.val_check_interval, _batches_of_an_epoch(trainer, data)
     by_epoch = data.val_size and settings.check_val_every_n_epoch is not None
@@ -116,14 +121,56 @@ def check_validation(trainer: Trainer, data: CIFAR10DataModule) -> None:
             "epoch; count over epochs with --trainer.check_val_every_n_epoch null"
         )
     metrics = _TRAIN_METRICS + (_VAL_METRICS if data.val_size else ())
-    _check_overfit(trainer, data)
+    first = _first_validation(trainer, batches) if data.val_size else batches
     for callback in settings.callbacks:
-        monitor = getattr(callback, "monitor", None)
-        if monitor is not None and monitor not in metrics:
-            raise ValueError(
-                f"{type(callback).__name__} monitors {monitor}, which is not logged here: "
-                f"take one of {', '.join(metrics)}"
-            )
+        asks = batches if _asks_at_end_of_epoch(callback, trainer) else first
+        _check_monitor(callback, getattr(callback, "monitor", None), metrics, asks, trainer, first)
+    schedule, interval = schedule_of(model)
+    asks = batches if interval == "epoch" else trainer.accumulate_grad_batches
+    _check_monitor(schedule, getattr(schedule, "monitor", None), metrics, asks, trainer, first)
+
+
+def _asks_at_end_of_epoch(callback: Any, trainer: Trainer) -> bool:
+    """Whether a callback asks for its metric when an epoch ends, not after a validation."""
+    if not isinstance(callback, EarlyStopping) or not callback.strict:
+        return False
+    settings: Any = trainer
+    by_epoch = settings.val_check_interval == 1.0 and settings.check_val_every_n_epoch == 1
+    asked = callback._check_on_train_epoch_end
+    return by_epoch if asked is None else asked
+
+
+def _check_monitor(
+    who: Any, metric: str | None, metrics: tuple[str, ...], asks: int, trainer: Trainer, first: int
+) -> None:
+    """Refuses a metric that is not there, or not yet when it is first asked for.
+
+    Args:
+        who: asks for it.
+        metric: its name, if any.
+        metrics: what is logged.
+        asks: batches after which it is first asked for.
+        trainer: with its other settings.
+        first: batches after which the first validation comes.
+    """
+    name, settings = type(who).__name__, cast(Any, trainer)
+    if metric is None:
+        return
+    if metric not in metrics:
+        raise ValueError(
+            f"{name} monitors {metric}, which is not logged here: take one of {', '.join(metrics)}"
+        )
+    logged = settings.log_every_n_steps * trainer.accumulate_grad_batches
+    known = first if metric in _VAL_METRICS else logged
+    if known > asks:
+        remedy = "trainer.val_check_interval" if metric in _VAL_METRICS else _LOG_EVERY
+        raise ValueError(
+            f"{name} asks for {metric} after {asks} batches, but it is first known after {known}: "
+            f"lower --{remedy}, or let it ask later"
+        )
+
+
+_LOG_EVERY = "trainer.log_every_n_steps"
 
 
 def _check_overfit(trainer: Trainer, data: CIFAR10DataModule) -> None:
@@ -144,10 +191,7 @@ def note_without_validation(trainer: Trainer, data: CIFAR10DataModule) -> None:
     """Says so if a fit will end before its first validation, and have no best checkpoint."""
     settings: Any = trainer
     epoch = _batches_of_an_epoch(trainer, data)
-    every, epochs = settings.val_check_interval, settings.check_val_every_n_epoch
-    first = every if isinstance(every, int) else max(1, int(epoch * every))
-    if epochs is not None:
-        first += (epochs - 1) * epoch
+    first = _first_validation(trainer, epoch)
     total = _batches_of_fit(trainer, epoch)
     if settings.fast_dev_run or not data.val_size or not settings.limit_val_batches:
         return
@@ -156,6 +200,14 @@ def note_without_validation(trainer: Trainer, data: CIFAR10DataModule) -> None:
             f"this fit ends after {total:,} batches, its first validation would come after "
             f"{first:,}: it will have no best.ckpt; for one, lower --trainer.val_check_interval"
         )
+
+
+def _first_validation(trainer: Trainer, epoch: int) -> int:
+    """Batches after which the first validation comes, of epochs of so many."""
+    settings: Any = trainer
+    every, epochs = settings.val_check_interval, settings.check_val_every_n_epoch
+    first: int = every if isinstance(every, int) else max(1, int(epoch * every))
+    return first if epochs is None else first + (epochs - 1) * epoch
 
 
 def _batches_of_fit(trainer: Trainer, epoch: int) -> float:

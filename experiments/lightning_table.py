@@ -62,7 +62,7 @@ _BASES = {"BaseFinetuning", "BasePredictionWriter", "Callback", "Checkpoint", "P
 _TAKE_DDP = "take ddp"
 _SPAWNS = f"starts processes that have no command line of their own; {_TAKE_DDP}"
 _SHARDS = f"splits a model that fits every device whole; {_TAKE_DDP}"
-_TPU = "is for TPUs, which have not been tried; take --trainer.accelerator cpu or gpu"
+_TPU = "is for TPUs, which have not been tried; run on a CPU or GPU without it"
 
 STRATEGIES: dict[str, str] = {
     "auto": WORKS,
@@ -95,6 +95,7 @@ STRATEGIES: dict[str, str] = {
     "ParallelStrategy": _OF_A_BASE,
     "SingleDeviceStrategy": WORKS,
     "SingleDeviceXLAStrategy": _TPU,
+    "SingleTPUStrategy": _TPU,
     "Strategy": _OF_A_BASE,
     "XLAStrategy": _TPU,
 }
@@ -229,7 +230,7 @@ FREE = {
 }
 LEFT_ALONE: dict[str, tuple[tuple[Any, ...], str]] = {
     "barebones": (
-        (False,),
+        (None, False),
         "keeps no record, checkpoint or log, which every run here has; leave it out",
     ),
     "default_root_dir": ((None, "runs"), "does not say where runs are kept; take --runs_dir"),

@@ -104,7 +104,8 @@ class TrainMonitor(Callback):
         seconds: time spent in training steps, without validation; a resumed fit goes on counting.
         images: images trained on, likewise.
         started: whether training has begun.
-        figures: loss and accuracy of training, of a fit that was too short for an entry of the log.
+        figures: what is known of a fit at its end: how many images an epoch of it had, and the loss
+            and accuracy of training where it was too short for an entry of the log.
         peak_gpu_bytes: the most memory that the fit has held on the GPU; None without one.
     """
 
@@ -160,8 +161,17 @@ class TrainMonitor(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the figures that no entry of the log has had."""
         assert isinstance(pl_module, Classifier)
+        self.figures["train/images"] = self._images_of_epoch(trainer)
         if trainer.global_step < trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            self.figures = pl_module.unlogged()
+            self.figures.update(pl_module.unlogged())
+
+    def _images_of_epoch(self, trainer: Trainer) -> int:
+        """Images that an epoch had: all, unless batches were limited or it was not finished."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        whole, batches = len(data.train_set.labels), trainer.num_training_batches
+        if batches < len(data.train_dataloader()):
+            whole = int(batches) * data.batch_size * trainer.world_size
+        return min(whole, self.images)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

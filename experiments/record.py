@@ -45,6 +45,16 @@ EVALUATED = ("test", "validate")  # commands whose figures are not the fit's
 # What names of runs end in: a seed, a time, a count of the same time.
 _SEED_AND_TIME = re.compile(r"(-s\d+)?(-\d{8}-\d{6}(-\d+)?)?$")
 _OF_WEIGHTS = ("curves.png", "confusion_*.png", "mistakes_*.png", "predictions*.csv")
+_OF_THE_END = (
+    "error",
+    "fitted",
+    "ended",
+    "seconds",
+    "stopped_by",
+    "evaluations",
+    "weights",
+    "chosen",
+)
 _ELSEWHERE = "name another with --runs_dir, make room or mend its permissions"
 _LONGEST_NAME = 128  # W&B's limit for the name of a run; file systems allow about 255
 
@@ -68,6 +78,7 @@ class RunRecord:
         self._is_owner = False
         self._opened = time.perf_counter()
         self._before = 0.0  # seconds that earlier processes worked on the run
+        self.entries = 0  # of the fit, in its log
 
     @classmethod
     def create(
@@ -131,6 +142,7 @@ class RunRecord:
         command: str = "",
         changes: Mapping[str, Any] | None = None,
         best_anew: bool = False,
+        entries: int | None = None,
     ) -> None:
         """Takes the record back to a step, and marks the run as running, locked by this process.
 
@@ -144,6 +156,8 @@ class RunRecord:
             command: what was typed.
             changes: settings by key, each as it was and as it is from now on.
             best_anew: whether the best validation is to be one from now on.
+            entries: how many entries the fit's log had then, if the checkpoint says so: more may
+                be of the same step.
 
         Raises:
             RunError: if the folder can't be written.
@@ -151,13 +165,14 @@ class RunRecord:
         with writing(self.path), self._alone():
             self._refresh()
             self._is_owner = True
-            kept = [entry for entry in self.metrics() if _is_of_fit(entry, step)]
+            kept = [entry for entry in self.metrics() if _is_of_fit(entry, step)][:entries]
+            self.entries = len(kept)
             replace_file(self.path / CONFIG, config)
             replace_file(self.path / METRICS, "".join(json.dumps(entry) + "\n" for entry in kept))
             again = {"command": command, "started": _now(), "step": step, "git": git_state()}
             again |= {"changes": dict(changes)} if changes else {}
             self.fields.setdefault("resumed", []).append(again)
-            for key in ("error", "fitted", "ended", "seconds", "evaluations", "weights", "chosen"):
+            for key in (*_OF_THE_END, "evaluations"):
                 self.fields.pop(key, None)
             self.fields.update(facts, status="running", summary={})
             if best_anew:
@@ -241,6 +256,7 @@ class RunRecord:
         alone = nullcontext() if self._is_owner else self._alone()
         with writing(self.path), alone, appending(self.path / METRICS) as file:
             file.write(json.dumps(entry, allow_nan=False) + "\n")
+        self.entries += not _is_of_evaluation(entry)
         self._summarize(entry)
 
     def _summarize(self, entry: Mapping[str, Any]) -> None:
@@ -318,8 +334,11 @@ def with_changes(
 
 def _is_of_fit(entry: Mapping[str, Any], step: int) -> bool:
     """Whether an entry belongs to a fit of so many steps, and not to an evaluation by itself."""
-    evaluated = any(key.partition("/")[0] in EVALUATED for key in entry)
-    return not evaluated and (entry["step"] or 0) <= step and step > 0
+    return not _is_of_evaluation(entry) and (entry["step"] or 0) <= step and step > 0
+
+
+def _is_of_evaluation(entry: Mapping[str, Any]) -> bool:
+    return any(key.partition("/")[0] in EVALUATED for key in entry)
 
 
 def run_folder(root: Path, name: str) -> Path:

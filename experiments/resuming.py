@@ -22,7 +22,8 @@ _OF_VALIDATION = re.compile(
     r"data(\.(val_size|split_seed|source|synthetic_images))?"
     r"|trainer\.(limit_val_batches|overfit_batches)"
 )
-_WITHOUT_EFFECT = re.compile(rf"{CIRCUMSTANCES}|{'|'.join(map(re.escape, _LIMITS))}")
+_ALL_LIMITS = "|".join(map(re.escape, (*_LIMITS, "trainer.max_time")))
+_WITHOUT_EFFECT = re.compile(rf"{CIRCUMSTANCES}|{_ALL_LIMITS}")
 
 
 def choose_run(root: Path, name: str, seed: int) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, StochasticWeightAveraging
 from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.trainer.call import _call_callback_hooks, _call_lightning_module_hook
 
@@ -148,6 +148,30 @@ def place_of(trainer: Trainer) -> tuple[int, int, bool]:
     if not is_open and done and not is_full:  # ended before its last batch
         return epochs.processed - 1, done, True
     return epochs.processed + is_open, 0, False
+
+
+def entries_of(checkpoint: dict[str, Any]) -> int | None:
+    """How many entries the log of a fit had at a checkpoint; None if it does not say.
+
+    Args:
+        checkpoint: its content.
+    """
+    state = checkpoint.get("callbacks", {}).get(LastCheckpoint.__qualname__, {})
+    entries: int | None = state.get("entries")
+    return entries
+
+
+def is_averaged(checkpoint: dict[str, Any]) -> bool:
+    """Whether the weights of a checkpoint are those that `StochasticWeightAveraging` has averaged.
+
+    Args:
+        checkpoint: its content.
+    """
+    state = checkpoint.get("callbacks", {}).get(StochasticWeightAveraging.__qualname__)
+    if not state or not state["n_averaged"]:
+        return False
+    weights, averages = checkpoint["state_dict"], state["average_model_state"]
+    return all(torch.equal(weights[name], averages[name]) for name in weights)
 
 
 def agreed(trainer: Trainer, value: int) -> int:
@@ -284,6 +308,19 @@ def _is_told(owner: Any, base: type) -> bool:
     return hook in vars(owner) or getattr(type(owner), hook) is not getattr(base, hook)
 
 
+def _remove_later(run: Path, step: int) -> None:
+    """Removes what other callbacks saved after a step, before the process was killed.
+
+    They will save it again: under another name, if a file of the first is there.
+    """
+    for path in run.glob("*.ckpt"):
+        if path.stem in {BEST, LAST, PREVIOUS}:
+            continue
+        content = torch.load(path, map_location="meta", mmap=True, weights_only=True)
+        if content["global_step"] > step:
+            path.unlink()
+
+
 class LastCheckpoint(Checkpoint):
     """Keeps the newest state as ``last.ckpt``, from which a run goes on exactly.
 
@@ -302,19 +339,30 @@ class LastCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
         self._batches: int | None = None  # that were done when it was saved
         self._due = False
+        self._entries: int | None = None  # of the log, when it is saved
         self._stopped = False
         self._limits: list[int | None] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether the fit was stopped early, and by which limits it would have ended."""
-        return {"stopped": self._stopped, "limits": self._limits}
+        """Whether the fit was stopped early, its limits, and how many entries its log had."""
+        return {"stopped": self._stopped, "limits": self._limits, "entries": self._entries}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over the state of a checkpoint."""
         self._stopped, self._limits = state_dict["stopped"], state_dict["limits"]
 
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Has a run that goes on forget checkpoints of steps that it is yet to come to."""
+        goes_on = Path(str(trainer.ckpt_path)).resolve().parent == self.path.resolve().parent
+        if trainer.state.fn == "fit" and goes_on and trainer.is_global_zero:
+            _remove_later(self.record.path, int(checkpoint["global_step"]))
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leaves a fit that was stopped early as it is, unless it is to be longer now."""
+        if not trainer.ckpt_path and trainer.is_global_zero:
+            _remove_later(self.record.path, 0)
         trainer.should_stop = self._stopped and self._limits == _limits(trainer)
         self._stopped, self._limits = False, _limits(trainer)
 
@@ -352,4 +400,6 @@ class LastCheckpoint(Checkpoint):
             check_finite(trainer)
             if trainer.is_global_zero:
                 self.record.sync()
+            self._entries = self.record.entries
             trainer.save_checkpoint(self.path, weights_only=False)
+            self._entries = None

@@ -74,10 +74,11 @@ from experiments.evaluations import (
 from experiments.files import file_identity, writing
 from experiments.loggers import RecordLogger
 from experiments.messages import one_line
+from experiments.outcome import is_out_of_time, note_outcome
 from experiments.parsing import USER_ERRORS, UsageError
 from experiments.processes import PARENT_VARIABLE
 from experiments.progress import TrainMonitor
-from experiments.record import CONFIG, RECORD, RunRecord, run_folder
+from experiments.record import CONFIG, RECORD, RunRecord, Status, run_folder
 from experiments.resuming import (
     BestAnew,
     RunLock,
@@ -93,7 +94,7 @@ from experiments.resuming import (
     note_changes,
 )
 from experiments.runs import flat
-from experiments.saving import AtomicCheckpointIO, LastCheckpoint, SettledProgress
+from experiments.saving import AtomicCheckpointIO, LastCheckpoint, SettledProgress, entries_of
 from experiments.slim import skip_idle_hooks
 from experiments.stopping import (
     StopBetweenBatches,
@@ -154,6 +155,7 @@ class RunSession:
         self.data: CIFAR10DataModule = cli.datamodule
         self.monitor = TrainMonitor()
         self.steps_of_checkpoint = 0
+        self.entries_of_checkpoint: int | None = None
         self.steps_of_weights: int | None = None
         self.changes_status = True
         self.is_over = False
@@ -161,6 +163,7 @@ class RunSession:
         self.evaluation: Evaluation | None = None
         self._report: EvaluationReport | None = None
         self._status: RunStatus | None = None
+        self._outcome: Status = "finished"
         self._lock: RunLock | None = None
         self._owned: Path | None = None  # a folder in which there is nothing of before
         self._best_anew = BestAnew()
@@ -203,7 +206,7 @@ class RunSession:
             session.data.setup()
         _keep_no_best_without_validation(session.trainer, session.data)
         if subcommand == "fit":
-            check_validation(session.trainer, session.data)
+            check_validation(session.trainer, session.data, session.model)
             check_averaging(session.trainer, session.model, session.data)
         if checkpoint is not None:
             session._file_of_weights = file_identity(checkpoint)
@@ -211,6 +214,7 @@ class RunSession:
             check_model(checkpoint, content, session.model)
             session._weights_sha256 = state_sha256(content["state_dict"])
             session.steps_of_checkpoint = int(content["global_step"])
+            session.entries_of_checkpoint = entries_of(content)
             if subcommand == "fit":
                 check_training(checkpoint, content, settings)
             else:
@@ -287,14 +291,17 @@ class RunSession:
     ) -> RunRecord:
         self._check_data(record, facts)
         before, asked = config_before(record), flat(resolved)
-        if self.config.resume and is_finished(record, before, asked):
-            self.is_over, self.record = True, record
-            return record
+        if self.config.resume:
+            over = is_finished(record, before, asked) or is_out_of_time(record, before, asked)
+            self.is_over, self.record = over, record
+            if over:
+                return record
         changes = changes_between(before, asked)
         note_changes(changes)
         start = self.steps_of_checkpoint
         anew = is_best_anew(record.path, start, changes, limits_changed(before, asked))
-        record.resume(dumped, facts, start, self.command, changes, anew)
+        entries = self.entries_of_checkpoint
+        record.resume(dumped, facts, start, self.command, changes, anew, entries)
         go_back_to(self.checkpoint, record.path, anew)
         if anew:
             self._best_anew.is_anew = True
@@ -524,6 +531,10 @@ class RunSession:
         self._run_trainer(arguments)
         if self.subcommand == "fit" and self.record is not None:
             self._note_fit()
+            self._outcome = note_outcome(self.trainer, self.record)
+            if self._outcome == "interrupted":
+                reason = self.record.fields["stopped_by"]
+                self._say_how_to_go_on(f"stopped: {reason}", " --trainer.max_time null")
             if self.config.test_after_fit:
                 self._signals.waits_for = ""
                 self._signals.check()
@@ -533,7 +544,7 @@ class RunSession:
         if self.record is not None and self.trainer.is_global_zero:
             self._close(time.perf_counter() - started)
 
-    def _say_how_to_go_on(self, what: str) -> None:
+    def _say_how_to_go_on(self, what: str, more: str = "") -> None:
         if self.record is None or self.subcommand != "fit":
             say(what)
             return
@@ -543,7 +554,7 @@ class RunSession:
         flags = shlex.join(str(word) for place in places.items() for word in place)
         say(
             f"{what} after step {self.trainer.global_step:,}; go on with: "
-            f"{program()} fit {flags} --resume"
+            f"{program()} fit {flags} --resume{more}"
         )
 
     def _run_trainer(self, arguments: dict[str, Any]) -> None:
@@ -621,7 +632,7 @@ class RunSession:
             record.save()  # takes in what has been evaluated meanwhile
             set_aside_others(record)
         if self.changes_status:
-            record.finish("finished")
+            record.finish(self._outcome)
         else:
             self._save_evaluation(record)
         if logger := wandb_logger(self.trainer):

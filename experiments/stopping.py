@@ -160,6 +160,16 @@ class TimeLimit(Timer):
         """Whether no time is left."""
         return (self.time_remaining() or 0) <= 0
 
+    def state_dict(self) -> dict[str, Any]:
+        """The seconds that the fit has taken."""
+        return {"seconds": self.time_elapsed()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Counts on from those of a checkpoint, of this class or of Lightning's."""
+        if "seconds" in state_dict:
+            state_dict = {"time_elapsed": {"train": state_dict["seconds"]}}
+        super().load_state_dict(state_dict)
+
     def _check_time_remaining(self, trainer: Trainer) -> None:
         """Stops nothing."""
 

@@ -34,6 +34,7 @@ def summary_table(
         rows = [("data", _data(record)), *_results(record)]
     if evaluation is not None and not evaluation.is_of_run:
         rows += _aside(record, evaluation)
+    rows.append(("stopped", record.fields.get("stopped_by", "") if command == "fit" else ""))
     rows += [("time", f"{seconds:.1f} s for {command}"), ("run", str(record.path))]
     rows.append(("W&B", _upload(record)))
     rows += [("look at", _files(record, command)), ("next", _next(record, command))]
@@ -70,7 +71,11 @@ def _difference(value: Any) -> str:
 
 def _data(record: RunRecord) -> str:
     images = record.fields.get("images", {})
-    sizes = " / ".join(f"{count:,} {name}" for name, count in images.items())
+    used = {name: record.summary.get(f"{name}/images") or count for name, count in images.items()}
+    sizes = " / ".join(
+        f"{count:,} {name}" if used[name] == count else f"{used[name]:,} of {count:,} {name}"
+        for name, count in images.items()
+    )
     name = {"cifar10": "CIFAR-10", "synthetic": "SYNTHETIC STAND-IN, not CIFAR-10"}
     return f"{name[record.fields['data']]}: {sizes} images"
 

@@ -3,7 +3,10 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
 
 from tests.chaos import Ended, Place, Zygote, fingerprint
 
@@ -96,3 +99,62 @@ class Lab:
     def result(self, name: str) -> dict[str, Any]:
         """All that a run has come to."""
         return fingerprint(self.root / name)
+
+
+class OfEpochs(Callback):
+    """Changes what is trained, and how, when an epoch begins, and keeps none of it.
+
+    Each change is of a kind of its own: an attribute of the model, a weight that is frozen, a rate
+    that is multiplied, weights that are scaled, momentum that is forgotten, an entry of the log.
+    """
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Makes the changes."""
+        epoch = trainer.current_epoch
+        cast(Any, pl_module).label_smoothing = 0.1 * epoch
+        frozen = next(pl_module.parameters())
+        frozen.requires_grad_(epoch != 1)
+        with torch.no_grad():
+            frozen.mul_(1.1)
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] *= 0.5
+        trainer.optimizers[0].state.clear()
+        for logger in trainer.loggers:
+            logger.log_metrics({"epoch_begins": epoch}, trainer.global_step)
+
+
+class OfBatches(Callback):
+    """Multiplies the rate at the start of a batch, and writes an entry of the log."""
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Makes the changes."""
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] *= 0.99
+        for logger in trainer.loggers:
+            logger.log_metrics({"batch_begins": batch_idx}, trainer.global_step)
+
+
+class FrozenOnce(Callback):
+    """Freezes a weight in the middle of the first epoch, for good, and stops a fit at its 40th."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Freezes and stops."""
+        if trainer.global_step == 10:
+            next(pl_module.parameters()).requires_grad_(False)
+        trainer.should_stop = trainer.global_step == 40
+
+
+def smooth(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Stands for a function that a `LambdaCallback` is given by its import path."""
+    cast(Any, pl_module).label_smoothing = 0.1 * trainer.current_epoch
+
+
+class OfAnObject(Callback):
+    """Has an argument that no configuration can hold."""
+
+    def __init__(self, thing: Any = object()) -> None:  # noqa: B008 - the very point
+        self.thing = thing
