@@ -6,6 +6,9 @@ from pathlib import Path
 
 import yaml
 
+from experiments.files import read_text
+from experiments.reader import LARGEST_CONFIG
+
 _PLAIN = "tag:yaml.org,2002:"
 _MERGE, _TEXT = f"{_PLAIN}merge", f"{_PLAIN}str"
 _MOST_NODES = 100_000  # a file of nested aliases can mean billions
@@ -34,7 +37,7 @@ def lines_of_keys(path: Path) -> dict[str, str]:
     try:
         if not path.is_file():
             return {}
-        node = yaml.compose(path.read_text(encoding="utf-8"))
+        node = yaml.compose(read_text(path, LARGEST_CONFIG))
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror}") from error
     except RecursionError as error:

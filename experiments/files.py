@@ -31,6 +31,7 @@ _NEVER_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
 # What others write into within a run's folder, and not by a new file in the place of the old.
 _WRITTEN_INTO = (".", "wandb", "wandb/artifacts", "wandb/artifacts/staging")
 _LINKED_BY_WANDB = {"latest-run", "debug.log", "debug-internal.log", "debug-core.log"}
+_INSTEAD = "put what it leads to in its place, or remove it"
 _KEPT_OPEN = {LOCK, "metrics.jsonl"}
 
 
@@ -246,10 +247,7 @@ def check_folder(folder: Path) -> None:
         with writing(folder), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for entry in sorted((folder / place).iterdir()):
                 if what := _leads_elsewhere(entry, place != "."):
-                    raise RunError(
-                        f"{entry} is a {what}: nothing is written into it; remove it, or put what "
-                        "it leads to in its place"
-                    )
+                    raise RunError(f"{entry} is {what}")
 
 
 def _leads_elsewhere(entry: Path, of_wandb: bool) -> str:
@@ -258,12 +256,11 @@ def _leads_elsewhere(entry: Path, of_wandb: bool) -> str:
     if stat.S_ISLNK(mode):
         replaced = entry.is_file() and entry.name not in _KEPT_OPEN and not of_wandb
         own = of_wandb and entry.name in _LINKED_BY_WANDB
-        return "" if replaced or own else "symbolic link"
+        return "" if replaced or own else f"a symbolic link: {_INSTEAD}"
     if entry.name == LOCK and entry.lstat().st_size:  # to lock a file empties it
-        return "lock with content"
-    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
-        return ""
-    return "pipe" if stat.S_ISFIFO(mode) else "socket or device"
+        return "no lock, it has content: remove it"
+    known = stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+    return "" if known else "neither a file nor a folder: remove it"
 
 
 def remove_folder(folder: Path) -> None:

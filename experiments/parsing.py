@@ -27,6 +27,7 @@ from experiments.errors import RunError
 from experiments.help import COMMANDS, MainHelpFormatter, ShortHelpFormatter, closing, title
 from experiments.messages import one_line, project_classes
 from experiments.record import CONFIG, RunRecord, run_folder
+from experiments.texts import printable
 
 Seed = restricted_number_type(
     "Seed", int, [(">=", 0), ("<", 2**32)], join="and", docstring="An integer from 0 to 2^32 - 1."
@@ -72,8 +73,7 @@ def fail(error: UsageError) -> NoReturn:
         raise error
     place = place_of(str(error), _LINES)
     line = f"{error} ({place})" if place else str(error)
-    printable = (c if c.isprintable() else repr(c)[1:-1] for c in line)
-    print(f"error: {''.join(printable)}", file=sys.stderr)
+    print(f"error: {printable(line)}", file=sys.stderr)
     raise SystemExit(2)
 
 

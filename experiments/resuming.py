@@ -8,7 +8,7 @@ from filelock import FileLock, Timeout
 
 from datamodules.cifar10 import say
 from experiments.errors import RunError
-from experiments.files import LOCK
+from experiments.files import LOCK, check_folder
 from experiments.record import CONFIG, RECORD, RunRecord, experiment_name
 from experiments.runs import CIRCUMSTANCES, flat_config, read_run
 
@@ -94,10 +94,11 @@ class RunLock:
         path: the run's folder.
 
     Raises:
-        RunError: if another process trains this run.
+        RunError: if another process trains this run, or its folder leads elsewhere.
     """
 
     def __init__(self, path: Path) -> None:
+        check_folder(path)
         self.path = path
         self._file = FileLock(path / LOCK)
         if path.is_dir():

@@ -5,7 +5,6 @@ import logging
 import os
 import re
 import shlex
-import shutil
 import sys
 import time
 import warnings
@@ -49,6 +48,7 @@ from experiments.checks import (
 )
 from experiments.cluster import requeue
 from experiments.errors import RunError
+from experiments.files import remove_folder
 from experiments.loggers import RecordLogger
 from experiments.messages import one_line
 from experiments.parsing import USER_ERRORS, UsageError
@@ -238,7 +238,8 @@ class RunSession:
     def _forget_new_run(self, path: Path) -> None:
         """Removes the folder of a run in which nothing ran: its name stays free."""
         if self.is_new and self.trainer.is_global_zero:
-            shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove_folder(path)
 
     def _announce(self, record: RunRecord) -> None:
         fields = record.fields
@@ -547,7 +548,7 @@ def _make_room(path: Path, overwrite: bool) -> None:
         )
     if not (path / RECORD).is_file():
         raise RunError(f"{path} is not a run of this project (no {RECORD}): not overwritten")
-    shutil.rmtree(path)
+    remove_folder(path)
 
 
 # Tips; and devices and seed, which the run's first line and its record name.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from experiments.checkpoints import BEST, LAST
 from experiments.record import RunRecord
+from experiments.texts import printable
 
 _NO_VALUE = "-"
 
@@ -32,8 +33,8 @@ def summary_table(record: RunRecord, command: str, seconds: float, predictions: 
     rows.append(("W&B", _upload(record)))
     rows += [("look at", _files(record, command)), ("next", _next(record, command))]
     width = max(len(key) for key, _ in rows)
-    lines = [f"  {key:<{width}}  {value}" for key, value in rows if value]
-    return "\n".join(["", f"{record.name}: {command} done", *lines])
+    lines = [f"  {key:<{width}}  {printable(value)}" for key, value in rows if value]
+    return "\n".join(["", f"{printable(record.name)}: {command} done", *lines])
 
 
 def _data(record: RunRecord) -> str:
