@@ -166,7 +166,7 @@ def appending(path: Path) -> Iterator[IO[str]]:
     Raises:
         OSError: if the system can't open it, or if it is no regular file.
     """
-    if path.exists() and path.stat().st_nlink > 1:  # the other name keeps its content
+    if path.is_file() and path.stat().st_nlink > 1:  # the other name keeps its content
         with replacing(path) as partial:
             shutil.copyfile(path, partial)
     with open_regular(path, "a", _NO_LINKS) as file:
@@ -252,13 +252,14 @@ def check_folder(folder: Path) -> None:
 
 def _leads_elsewhere(entry: Path, of_wandb: bool) -> str:
     """What is wrong with an entry of a run's folder; empty if nothing is."""
-    mode = entry.lstat().st_mode
+    status = entry.lstat()
+    mode = status.st_mode
     if stat.S_ISLNK(mode):
         replaced = entry.is_file() and entry.name not in _KEPT_OPEN and not of_wandb
         own = of_wandb and entry.name in _LINKED_BY_WANDB
         return "" if replaced or own else f"a symbolic link: {_INSTEAD}"
-    if entry.name == LOCK and entry.lstat().st_size:  # to lock a file empties it
-        return "no lock, it has content: remove it"
+    if entry.name == LOCK and status.st_nlink > 1 and status.st_size:  # to lock may empty it
+        return "a second name of another file: remove it"
     known = stat.S_ISREG(mode) or stat.S_ISDIR(mode)
     return "" if known else "neither a file nor a folder: remove it"
 
