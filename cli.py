@@ -56,6 +56,7 @@ from experiments.progress import RunProgressBar
 from experiments.saving import best_checkpoint
 from experiments.session import RunSession, quiet_lightning
 from experiments.stopping import Stopped
+from experiments.texts import printable
 from experiments.trust import TRUST_FLAG
 from lightning_modules import (  # noqa: F401 - known by short name
     CNN,
@@ -233,9 +234,9 @@ def main(args: ArgsType = None) -> None:
     except UsageError as error:
         fail(error)
     except FloatingPointError as error:
-        sys.exit(f"error: {error}")  # with status 1
+        sys.exit(printable(f"error: {error}"))  # with status 1
     except (RunError, OSError) as error:  # of the disk, most often
-        sys.exit(f"error: {one_line(str(error))}")
+        sys.exit(printable(f"error: {one_line(str(error))}"))
     except Stopped as stopped:
         raise SystemExit(stopped.status) from None
     except KeyboardInterrupt:

@@ -28,8 +28,9 @@ from experiments.claims import ARMS, CLAIMS, Arm, Claim, diverged
 from experiments.config_files import expand_home, use_utf8
 from experiments.environment import circumstances
 from experiments.naming import flags_of
-from experiments.reproduction import claims_named, keep, write_page
+from experiments.reproduction import claims_named, data_of, keep, write_page
 from experiments.runs import Run, flat, read_run
+from experiments.texts import printable
 
 PROJECT = Path(__file__).resolve().parent
 BUDGETS = {"quick": (3, 0), "full": (5, 3)}  # seeds of an experiment, and of a slow one
@@ -49,7 +50,7 @@ def main(args: list[str] | None = None) -> None:
         claims = claims_named(options.only)
         _check(options, passed)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         raise SystemExit(2) from error
     if options.list:
         for claim in claims:
@@ -73,11 +74,11 @@ def _write(folder: Path, claims: list[Claim]) -> None:
     try:
         runs = write_page(folder, _TITLE, seen())
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(printable(f"error: {error}"))
     for claim in claims:
         judged = claim.judge.judge(runs)
         print(f"{claim.key:22} {judged.verdict:14} {judged.ours}")
-    print(f"page: {folder / 'reproduction.html'}")
+    print(printable(f"page: {folder / 'reproduction.html'}"))
 
 
 _TITLE = "The report's claims, reproduced"
@@ -124,6 +125,7 @@ def _check(options: argparse.Namespace, passed: list[str]) -> None:
             raise ValueError(f"unknown option {argument}; see python reproduce.py --help")
     options.runs_dir = options.runs_dir.resolve()
     options.output = options.output and options.output.resolve()
+    data_of(options.rejudge or options.output or options.runs_dir)
 
 
 def seeds_of(arm: Arm, options: argparse.Namespace) -> range:
@@ -150,7 +152,8 @@ def run_all(claims: list[Claim], options: argparse.Namespace, passed: list[str])
         if is_new:
             result = f"test {accuracy:.4f}" if accuracy is not None else run.note or run.status
             seconds = time.perf_counter() - started
-            print(f"[{done}/{len(todo)}] {run.name}: {result}, {seconds:.0f} s", flush=True)
+            line = f"[{done}/{len(todo)}] {run.name}: {result}, {seconds:.0f} s"
+            print(printable(line), flush=True)
     return failed
 
 
@@ -168,11 +171,11 @@ def ensure(arm: Arm, seed: int, root: Path, passed: list[str]) -> tuple[Run, boo
     differs = _differs(arm, seed, run, passed)
     fits = run.status != "unreadable" and not differs
     if differs and run.status == "finished":
-        print(
+        message = (
             f"error: {path} is a run with other settings ({'; '.join(differs)}): "
-            "take another --runs_dir, or delete it",
-            file=sys.stderr,
+            "take another --runs_dir, or delete it"
         )
+        print(printable(message), file=sys.stderr)
         raise SystemExit(2)
     is_over = run.status == "finished" and run.value("test/acc") is not None
     if fits and (is_over or diverged(run)):
@@ -191,7 +194,7 @@ def ensure(arm: Arm, seed: int, root: Path, passed: list[str]) -> tuple[Run, boo
         *passed,
     ]
     if run.status == "unreadable" and path.exists():
-        print(f"{path}: {run.note}: run again", file=sys.stderr)
+        print(printable(f"{path}: {run.note}: run again"), file=sys.stderr)
     resumed = fits and _fit([*arguments, "--resume=true"])
     if not resumed and not _fit([*arguments, f"--overwrite={str(path.exists()).lower()}"]):
         raise SystemExit(2)  # the error has been said; it would be that of every run
@@ -221,7 +224,7 @@ def _fit(arguments: list[str]) -> bool:
             if isinstance(stop.code, int) and stop.code > 128:
                 _say_how_to_go_on()
                 raise  # a signal: everything stops
-            print(stop.code, file=sys.stderr)
+            print(printable(str(stop.code)), file=sys.stderr)
     return True
 
 

@@ -477,7 +477,8 @@ def _subset(images: ImageSet, indices: np.ndarray[Any, Any]) -> ImageSet:
 @rank_zero_only
 def say(message: str) -> None:
     """Tells the user something, once for all processes."""
-    print(f"note: {message}", file=sys.stderr, flush=True)
+    written = (c if c.isprintable() else ascii(c)[1:-1] for c in message)  # no control characters
+    print(f"note: {''.join(written)}", file=sys.stderr, flush=True)
 
 
 def _at_least(minimum: int, **values: int) -> None:

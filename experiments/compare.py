@@ -163,7 +163,7 @@ def _matching(name: str, root: Path) -> list[Path]:
 def _glob(pattern: str, root: Path | None = None) -> list[str]:
     """The places of a pattern, hidden ones too; pathlib refuses absolute patterns."""
     found = glob.glob(pattern, root_dir=root, include_hidden=True)  # noqa: PTH207
-    return sorted(place for place in found if not place.endswith(PARTIAL))
+    return sorted(place for place in found if f"{PARTIAL}/" not in f"{place}/")
 
 
 def _runs_in(folder: Path, now: float) -> list[Run]:

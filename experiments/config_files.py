@@ -16,6 +16,9 @@ from typing import Any
 
 import yaml
 
+from experiments.files import read_bytes
+from experiments.reader import LARGEST_CONFIG
+
 _PLAIN = "tag:yaml.org,2002:"
 _MERGE, _TEXT, _NUMBER = (f"{_PLAIN}{kind}" for kind in ("merge", "str", "int"))
 _MOST_NODES = 100_000  # a file of nested aliases can mean billions
@@ -83,7 +86,7 @@ def read_config(path: Path) -> str:
         OSError: if it can't be read.
         ValueError: naming the encoding, or the line, of a file that is not UTF-8.
     """
-    content = path.read_bytes()
+    content = read_bytes(path, LARGEST_CONFIG)
     encoding = json.detect_encoding(content)
     if not encoding.startswith("utf-8"):
         raise ValueError(f"{path} is in {encoding.upper()}: save it as UTF-8")

@@ -36,6 +36,7 @@ _NEVER_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
 # What others write into within a run's folder, and not by a new file in the place of the old.
 _WRITTEN_INTO = (".", "wandb", "wandb/artifacts", "wandb/artifacts/staging")
 _LINKED_BY_WANDB = {"latest-run", "debug.log", "debug-internal.log", "debug-core.log"}
+_INSTEAD = "put what it leads to in its place, or remove it"
 _LOCKS = {LOCK, RECORD_LOCK}
 _KEPT_OPEN = {*_LOCKS, "metrics.jsonl"}
 
@@ -54,14 +55,28 @@ def read_text(path: Path, largest: int) -> str:
         OSError: if the system can't read it, if it is no regular file, or too large.
         ValueError: if it is not in UTF-8.
     """
-    with open_regular(path) as file:
-        _check_size(os.fstat(file.fileno()).st_size, largest)
-        content: bytes = file.read(largest + 1)
-    _check_size(len(content), largest)
+    content = read_bytes(path, largest)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def read_bytes(path: Path, largest: int) -> bytes:
+    """Reads a file.
+
+    Args:
+        path: the file; a link to one is followed.
+        largest: how many bytes it may have.
+
+    Raises:
+        OSError: if the system can't read it, if it is no regular file, or too large.
+    """
+    with open_regular(path) as file:
+        _check_size(os.fstat(file.fileno()).st_size, largest)
+        content: bytes = file.read(largest + 1)
+    _check_size(len(content), largest)
+    return content
 
 
 def read_lines(path: Path, largest: int) -> Iterator[str]:
@@ -171,7 +186,7 @@ def appending(path: Path) -> Iterator[IO[str]]:
     Raises:
         OSError: if the system can't open it, or if it is no regular file.
     """
-    if path.exists() and path.stat().st_nlink > 1:  # the other name keeps its content
+    if path.is_file() and path.stat().st_nlink > 1:  # the other name keeps its content
         with replacing(path) as partial:
             shutil.copyfile(path, partial)
     with open_regular(path, "a", _NO_LINKS) as file:
@@ -284,24 +299,21 @@ def check_folder(folder: Path) -> None:
         with writing(folder), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for entry in sorted((folder / place).iterdir()):
                 if what := _leads_elsewhere(entry, place != "."):
-                    raise RunError(
-                        f"{entry} is a {what}: nothing is written into it; remove it, or put what "
-                        "it leads to in its place"
-                    )
+                    raise RunError(f"{entry} is {what}")
 
 
 def _leads_elsewhere(entry: Path, of_wandb: bool) -> str:
     """What is wrong with an entry of a run's folder; empty if nothing is."""
-    mode = entry.lstat().st_mode
+    status = entry.lstat()
+    mode = status.st_mode
     if stat.S_ISLNK(mode):
         replaced = entry.is_file() and entry.name not in _KEPT_OPEN and not of_wandb
         own = of_wandb and entry.name in _LINKED_BY_WANDB
-        return "" if replaced or own else "symbolic link"
-    if entry.name in _LOCKS and entry.lstat().st_size:  # to lock a file empties it
-        return "lock with content"
-    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
-        return ""
-    return "pipe" if stat.S_ISFIFO(mode) else "socket or device"
+        return "" if replaced or own else f"a symbolic link: {_INSTEAD}"
+    if entry.name in _LOCKS and status.st_nlink > 1 and status.st_size:  # to lock may empty it
+        return "a second name of another file: remove it"
+    known = stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+    return "" if known else "neither a file nor a folder: remove it"
 
 
 def remove_folder(folder: Path) -> None:

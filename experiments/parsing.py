@@ -27,6 +27,7 @@ from experiments.errors import RunError
 from experiments.help import COMMANDS, MainHelpFormatter, ShortHelpFormatter, closing, title
 from experiments.messages import one_line, project_classes
 from experiments.record import CONFIG, RunRecord, run_folder
+from experiments.texts import printable
 from experiments.trust import TRUST_FLAG, check_run_config
 
 Seed = restricted_number_type(
@@ -73,8 +74,7 @@ def fail(error: UsageError) -> NoReturn:
         raise error
     place = place_of(str(error), _LINES)
     line = f"{error} ({place})" if place else str(error)
-    printable = (c if c.isprintable() else repr(c)[1:-1] for c in line)
-    print(f"error: {''.join(printable)}", file=sys.stderr)
+    print(f"error: {printable(line)}", file=sys.stderr)
     raise SystemExit(2)
 
 

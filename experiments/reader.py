@@ -66,7 +66,8 @@ def parse_json(text: str) -> Any:
         content = json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-    _check_depth(content)
+    if text.count("[") + text.count("{") > _DEEPEST:
+        _check_depth(content)
     return content
 
 
@@ -80,7 +81,7 @@ def _check_depth(content: Any) -> None:
 
 
 def _within(value: Any) -> Any:
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return value.values()
     return value if isinstance(value, list | tuple) else ()
 
@@ -206,7 +207,7 @@ def read_config(path: Path) -> Any:
 
 def _as_json(value: Any) -> Any:
     """A value of YAML without what JSON does not have: dates, sets, keys that are no text."""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {str(key): _as_json(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_as_json(inner) for inner in value]
@@ -232,10 +233,11 @@ def _entry(line: str) -> dict[str, Any] | None:
         entry = parse_json(line)
     except ValueError:
         return None
-    if not isinstance(entry, dict):
+    if not isinstance(entry, dict) or not _is_of(entry.get("step"), int):
         return None
-    checked = {"step": int, "seconds": float, **{k: float for k in entry if _FIGURE.fullmatch(k)}}
-    return entry if all(_is_of(entry.get(key), kind) for key, kind in checked.items()) else None
+    others = (key for key, value in entry.items() if not isinstance(value, float))
+    figures = (key for key in others if key == "seconds" or _FIGURE.fullmatch(key))
+    return entry if all(_is_of(entry[key], float) for key in figures) else None
 
 
 def is_number(value: Any) -> bool:

@@ -56,12 +56,12 @@ def keep(runs: Runs, folder: Path, intro: Sequence[str]) -> None:
         "intro": list(intro),
         "runs": [_record(name, run) for name, found in runs.items() for run in found.values()],
     }
-    data = _data(folder)
+    data = data_of(folder)
     data.mkdir(parents=True, exist_ok=True)
     replace_file(data / _KEPT_RUNS, json.dumps(content, indent=1) + "\n")
 
 
-def _data(folder: Path) -> Path:
+def data_of(folder: Path) -> Path:
     """Where a page's runs and pictures lie.
 
     Raises:
@@ -82,7 +82,7 @@ def read_kept(folder: Path) -> tuple[dict[str, dict[int, Run]], list[str]]:
     Raises:
         ValueError: if there is nothing, or nothing of this kind.
     """
-    path = _data(folder) / _KEPT_RUNS
+    path = data_of(folder) / _KEPT_RUNS
     try:
         content = read_json(path, _LARGEST_KEPT)
         runs: dict[str, dict[int, Run]] = {name: {} for name in ARMS}
@@ -133,7 +133,7 @@ def write_page(folder: Path, title: str, seen: Mapping[int, float]) -> Runs:
         ValueError: see `read_kept`.
     """
     runs, intro = read_kept(folder)
-    data = _data(folder)
+    data = data_of(folder)
     for name in _PICTURES:
         (data / f"{name}.png").unlink(missing_ok=True)
     blocks: list[pages.Block] = [*(pages.Paragraph(text, has_code=True) for text in intro)]

@@ -12,7 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from datamodules.cifar10 import say
 from experiments.checkpoints import BEST, LAST, PREVIOUS, steps_behind
 from experiments.errors import RunError
-from experiments.files import LOCK, replacing, writing
+from experiments.files import LOCK, check_folder, replacing, writing
 from experiments.record import CONFIG, RECORD, RunRecord, experiment_name, was_never_begun
 from experiments.runs import CIRCUMSTANCES, flat_config, read_run
 
@@ -206,9 +206,13 @@ class RunLock:
 
     Args:
         path: the run's folder.
+
+    Raises:
+        RunError: if another process trains this run, or its folder leads elsewhere.
     """
 
     def __init__(self, path: Path) -> None:
+        check_folder(path)
         self.path = path
         self._file = FileLock(path / LOCK)
 

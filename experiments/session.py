@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import shlex
-import shutil
 import sys
 import time
 import warnings
@@ -71,7 +70,7 @@ from experiments.evaluations import (
     still_has,
     weights_of,
 )
-from experiments.files import file_identity, writing
+from experiments.files import file_identity, remove_folder, writing
 from experiments.loggers import RecordLogger
 from experiments.messages import one_line
 from experiments.outcome import is_out_of_time, note_outcome
@@ -368,7 +367,8 @@ class RunSession:
     def _abandon(self) -> None:
         """Removes the folder of a run in which nothing ran, its name stays free; lets it go."""
         if self._owned is not None:
-            shutil.rmtree(self._owned, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove_folder(self._owned)
         if self._lock is not None:
             self._lock.release()
 

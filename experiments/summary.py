@@ -10,6 +10,7 @@ from typing import Any
 from experiments.checkpoints import BEST, LAST
 from experiments.evaluations import Evaluation
 from experiments.record import RunRecord
+from experiments.texts import printable
 
 _NO_VALUE = "-"
 
@@ -39,8 +40,8 @@ def summary_table(
     rows.append(("W&B", _upload(record)))
     rows += [("look at", _files(record, command)), ("next", _next(record, command))]
     width = max(len(key) for key, _ in rows)
-    lines = [f"  {key:<{width}}  {value}" for key, value in rows if value]
-    return "\n".join(["", f"{record.name}: {command} done", *lines])
+    lines = [f"  {key:<{width}}  {printable(value)}" for key, value in rows if value]
+    return "\n".join(["", f"{printable(record.name)}: {command} done", *lines])
 
 
 def _predictions(record: RunRecord, evaluation: Evaluation) -> str:

@@ -6,17 +6,20 @@ An entry's step is ``trainer/global_step`` where there is one, else W&B's own co
 project logs the optimiser steps behind the weights there; Lightning itself counts from 0.
 """
 
-import json
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from experiments.files import open_regular, reason_of
+from experiments.reader import LARGEST_LOG, MOST_ENTRIES, check_record, parse_json
 from experiments.runs import STALE_S, Run, flat
 
-_PATIENCE_S = 60
+_PATIENCE_S = 60  # for a file; its size is bounded as that of a log
 _AT_ONCE = 4  # readers
 _SEED = "seed_everything"
 
@@ -40,7 +43,7 @@ def read_wandb(files: Iterable[Path], now: float) -> list[Run]:
     files = list(files)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for path, found in zip(files, pool.map(_records, files), strict=True):
-            run = _run(path, found, now) if isinstance(found, list) else _broken(path, found)
+            run = _read(path, found, now) if isinstance(found, list) else _broken(path, found)
             key = str(run.fields.get("wandb_id", path))
             runs[key] = _merged(runs[key], run) if key in runs else run
     return list(runs.values())
@@ -48,28 +51,59 @@ def read_wandb(files: Iterable[Path], now: float) -> list[Run]:
 
 def _records(path: Path) -> list[dict[str, Any]] | str:
     """The records of a file, or why it can't be read."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", str(path), "--json"]
     try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+        if size > LARGEST_LOG:
+            return f"{path.name} has {size:,} bytes; at most {LARGEST_LOG:,} are read"
+        records = _inspect(path)
+    except OSError as error:
+        return f"{path.name} can't be read: {reason_of(error)}"
+    except (ValueError, subprocess.SubprocessError) as error:
+        return f"W&B's reader refuses {path.name}: {reason_of(error)}"
+    known = any(record.get("type") == "run" for record in records)
+    return records if known else f"{path.name} holds no run yet ({size} bytes)"
+
+
+def _inspect(path: Path) -> list[dict[str, Any]]:
+    """What W&B's reader says of a file.
+
+    Raises:
+        ValueError: if it refuses the file, or says more than a run of this size can mean.
+    """
+    # -P: a wandb.py in the current folder is not W&B.
+    command = [sys.executable, "-P", "-m", "wandb", "leet", "inspect", str(path.absolute())]
+    with tempfile.TemporaryFile() as said:  # on disk, and not in memory
         done = subprocess.run(
-            command,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
+            [*command, "--json"],
+            stdout=said,
+            stderr=subprocess.PIPE,
             timeout=_PATIENCE_S,
             check=False,
         )
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"W&B's reader failed: {error}"
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no reason given"]
-        return f"W&B's reader refuses {path.name}: {lines[-1]}"
-    records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    known = any(record["type"] == "run" for record in records)
-    return records if known else f"{path.name} holds no run yet ({path.stat().st_size} bytes)"
+        if done.returncode:
+            lines = done.stderr.decode(errors="replace").strip().splitlines()
+            raise ValueError((lines or ["no reason given"])[-1])
+        said.seek(0)
+        records = []
+        for line in said:
+            if line.startswith(b"{"):
+                records.append(parse_json(line.decode(errors="replace")))
+            if len(records) > MOST_ENTRIES:
+                raise ValueError(f"it has more than {MOST_ENTRIES:,} records")
+    return records
 
 
 def _broken(path: Path, note: str) -> Run:
     return Run(path.parent.name, path.parent, "unreadable", note=note, source="wandb")
+
+
+def _read(path: Path, records: list[dict[str, Any]], now: float) -> Run:
+    """A run of its records, unless they are of other types than W&B writes."""
+    try:
+        return _run(path, records, now)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return _broken(path, f"{path.name} is none of W&B's: {reason_of(error)}")
 
 
 def _run(path: Path, records: list[dict[str, Any]], now: float) -> Run:
@@ -77,8 +111,9 @@ def _run(path: Path, records: list[dict[str, Any]], now: float) -> Run:
     run = Run(path.parent.name, path.parent, "running", fields, source="wandb")
     tree: dict[str, Any] = {}
     for record in records:
-        content = record.get(record["type"]) or {}
-        match record["type"]:
+        kind = str(record.get("type"))
+        content = record.get(kind) or {}
+        match kind:
             case "run":
                 run.name = content.get("display_name") or run.name
                 fields["wandb_id"] = content.get("run_id", fields["wandb_id"])
@@ -95,9 +130,11 @@ def _run(path: Path, records: list[dict[str, Any]], now: float) -> Run:
                 run.note = f"exit code {content['exit_code']}" if content.get("exit_code") else ""
     tree.pop("_wandb", None)
     run.config = flat(tree)
-    fields["seed"] = run.config.get(_SEED, run.config.get("seed"))
-    fields["data"] = run.config.get("run.data")
+    seed, data = run.config.get(_SEED, run.config.get("seed")), run.config.get("run.data")
+    fields["seed"] = seed if isinstance(seed, int) and not isinstance(seed, bool) else None
+    fields["data"] = data if isinstance(data, str) else None
     fields["summary"] = flat(fields["summary"])
+    check_record({**fields, "name": run.name})
     if run.status == "running" and path.stat().st_mtime < now - STALE_S:
         run.status = "crashed"
         run.note = "has no end, and nothing was written for ten minutes"
@@ -106,7 +143,10 @@ def _run(path: Path, records: list[dict[str, Any]], now: float) -> Run:
 
 def _entry(item: Mapping[str, Any]) -> dict[str, Any]:
     step = item.get("trainer/global_step", item.get("_step"))
-    return {"step": step, **{k: v for k, v in item.items() if not k.startswith("_")}}
+    if isinstance(step, float) and step.is_integer():
+        step = int(step)
+    shown = {key: value for key, value in item.items() if not key.startswith("_")}
+    return {"step": step if isinstance(step, int) else None, **shown}
 
 
 def _merged(first: Run, second: Run) -> Run:

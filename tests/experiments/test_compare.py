@@ -1,5 +1,8 @@
+import csv
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -329,6 +332,200 @@ def test_strange_numbers_are_no_metrics(write: Write, rows: Rows) -> None:
     folder = write("lines")
     (folder / "metrics.jsonl").write_text("5\n" + (folder / "metrics.jsonl").read_text())
     assert {row["name"] for row in rows("--no_group")} == {"huge", "lines"}
+
+
+def replaced(write: Write, name: str, file: str, content: str | bytes | None = None) -> Path:
+    """Writes a run, and something else in the place of one of its files."""
+    path = write(name) / file
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def test_one_bad_run_spoils_no_other(write: Write, rows: Rows, tmp_path: Path) -> None:
+    write("good")
+    broken: dict[str, str | bytes] = {
+        "deep": "[" * 200_000,
+        "digits": f'{{"summary": {{"test/acc": {"9" * 5_000}}}}}',
+        "bytes": b'{"summary": {}, "error": "\xff"}',
+    }
+    for name, content in broken.items():
+        replaced(write, name, "record.json", content)
+    os.mkfifo(replaced(write, "pipe", "record.json"))
+    replaced(write, "device", "record.json").symlink_to("/dev/zero")
+    replaced(write, "loop", "record.json").symlink_to("record.json")
+    replaced(write, "folder", "record.json").mkdir()
+    os.truncate(replaced(write, "huge", "record.json", "{}"), 10 * 2**30)
+    (tmp_path / "runs" / "round").symlink_to("round")
+    found = {row["name"]: row for row in rows("--no_group")}
+    assert found.pop("good")["status"] == "finished"
+    assert {row["status"] for row in found.values()} == {"unreadable"}
+    reasons = {
+        "deep": "nested too deeply",
+        "digits": "Exceeds the limit",
+        "bytes": "not UTF-8",
+        "pipe": "it is a pipe",
+        "device": "it is a device",
+        "loop": "symbolic links",
+        "folder": "it is a folder",
+        "huge": "at most 4,194,304 are read",
+    }
+    assert found.keys() == reasons.keys()
+    for name, reason in reasons.items():
+        assert reason in found[name]["note"]
+
+
+def test_a_run_with_a_bad_configuration_or_log_is_shown(
+    write: Write, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("good")
+    aliases = ["a0: &a0 [x, x]"]
+    aliases += [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}, *a{i - 1}]" for i in range(1, 60)]
+    for name, content in {
+        "itself": "a: &a [*a]",
+        "bomb": "\n".join(aliases),
+        "list": "- a",
+    }.items():
+        replaced(write, name, "config.yaml", content)
+    os.mkfifo(replaced(write, "pipe", "config.yaml"))
+    os.mkfifo(replaced(write, "no log", "metrics.jsonl"))
+    replaced(write, "long", "metrics.jsonl", '{"step": 1, "val/acc": 0.3}\n' * 5)
+    monkeypatch.setattr("experiments.runs.MOST_ENTRIES", 4)
+    os.truncate(replaced(write, "huge", "metrics.jsonl", ""), 10 * 2**30)
+    found = {row["name"]: row for row in rows("--no_group")}
+    assert {row["status"] for row in found.values()} == {"finished"}
+    assert {row["test/acc mean"] for row in found.values()} == {0.5}
+    reasons = {
+        "itself": "config.yaml can't be read: an alias that contains itself",
+        "bomb": "config.yaml can't be read: more than 10,000 values",
+        "list": "config.yaml can't be read: no configuration",
+        "pipe": "config.yaml can't be read: it is a pipe",
+        "no log": "metrics.jsonl can't be read: it is a pipe, not a regular file; its curves are",
+        "long": "it has more than 4 lines; its curves are left out",
+        "huge": "at most 67,108,864 are read; its curves are left out",
+    }
+    for name, reason in reasons.items():
+        assert reason in found[name]["note"]
+        assert found[name]["val/acc best n"] == (name in {"itself", "bomb", "list", "pipe"})
+
+
+def test_an_error_of_the_system_is_of_one_run(
+    write: Write, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("good")
+    write("denied")
+    write("broken")
+    errors = {"denied": PermissionError(13, "Permission denied"), "broken": OSError(5, "I/O error")}
+    known = os.open
+
+    def refuse(path: str | Path, *args: Any, **kwargs: Any) -> int:
+        if error := errors.get(Path(path).parent.name):
+            raise error
+        return known(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refuse)
+    notes = {row["name"]: row["note"] for row in rows("--no_group")}
+    assert notes == {
+        "good": "",
+        "denied": "record.json can't be read: Permission denied",
+        "broken": "record.json can't be read: I/O error",
+    }
+
+
+def test_hidden_runs_are_shown_and_leftovers_are_not(
+    write: Write, rows: Rows, tmp_path: Path
+) -> None:
+    write(".hidden")
+    write(".half.partial")
+    (tmp_path / "runs" / ".locked").mkdir()
+    (tmp_path / "runs" / ".locked" / ".lock").touch()
+    assert [row["name"] for row in rows()] == [".hidden"]
+    assert [row["name"] for row in rows(".hid*")] == [".hidden"]
+    assert [row["name"] for row in rows(str(tmp_path / "runs"), "--no_group")][:1] == [".hidden"]
+
+
+EVIL = "\x1b]0;x\x07\n=1<img src=x>|`q`![](http://e/)\u202e"
+
+
+def evil_runs(write: Write) -> None:
+    for place, value in enumerate(("<b>", "\x1b[31m")):
+        fields = {"error": f"@SUM(1)\r\n{EVIL}", "status": "failed", "versions": {"torch": value}}
+        folder = write(f"={place}{EVIL.replace('/', '')}", **fields)
+        (folder / "config.yaml").write_text(
+            yaml.safe_dump({f"+{EVIL}": value, "model": {"note": place, f"{EVIL}.status": value}})
+        )
+
+
+@pytest.mark.parametrize("form", ["table", "md", "csv", "json", "html"])
+def test_text_of_a_run_is_text_in_every_format(
+    form: str, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil_runs(write)
+    main([f"--runs_dir={tmp_path / 'runs'}", f"--format={form}", "--no_group"])
+    printed = capsys.readouterr()
+    for text in (printed.out, printed.err):
+        assert not {*text} & {"\x1b", "\x07", "\r", "\u202e", "\x00"}
+    assert len(printed.err.splitlines()) == 1  # of torch's versions
+    if form in {"md", "html"}:
+        assert "<img" not in printed.out
+    if form == "md":
+        assert not re.search(r"(?<!\\)[`]|!\[\]\(", printed.out)
+    if form == "csv":
+        cells = [cell for row in csv.reader(io.StringIO(printed.out)) for cell in row]
+        assert not [cell for cell in cells if re.match(r"[=+@\t\r\n]|-\D", cell)]
+        assert "'@SUM(1)" in printed.out
+    if form == "json":
+        assert {row["note"] for row in json.loads(printed.out)["runs"]} == {f"@SUM(1)\r\n{EVIL}"}
+
+
+def test_no_key_of_a_configuration_takes_the_place_of_a_column(
+    write: Write, rows: Rows, output: Callable[..., str]
+) -> None:
+    for place in range(2):
+        folder = write(f"run{place}", status="failed")
+        keys = ("status", "note", "last", "n", "runs", "seeds", "test/acc", "data found")
+        add_to_config(folder, "faked", dict.fromkeys(keys, f"fake{place}"))
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config |= dict.fromkeys(keys, f"fake{place}")
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    for row in rows("--no_group"):
+        shown = row["status"], row["note"], row["runs"], row["seeds"], row.get("data found")
+        assert shown == ("failed", "", 1, "0", None)
+        assert row["config status"].startswith("fake")
+    head = output("--no_group").splitlines()[0].split("  ")
+    assert [name.strip() for name in head].count("status") == 1
+
+
+def test_errors_show_no_control_characters(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("a\x1b[31m\nb")
+    for args in (["none"], ["--baseline=none"], ["--metric=no\x07ne"]):
+        with pytest.raises(SystemExit):
+            main([*args, f"--runs_dir={tmp_path / 'runs'}"])
+        line = capsys.readouterr().err
+        assert line.startswith("error: ")
+        assert line.count("\n") == 1
+        assert not {*line} & {"\x1b", "\x07"}
+
+
+def test_figures_beyond_statistics_are_none(write: Write, rows: Rows) -> None:
+    for seed in range(2):
+        write(f"a-s{seed}", 1e308, seed)
+    (row,) = rows()
+    assert (row["runs"], row["test/acc n"]) == (2, 0)
+    assert "test/acc is not finite" in row["note"]
+
+
+def test_names_that_are_no_text_are_shown(
+    write: Write, output: Callable[..., str], tmp_path: Path
+) -> None:
+    write("bytes").rename(tmp_path / "runs" / os.fsdecode(b"\xff"))
+    write("half", error="\ud800")
+    text = output("--no_group")
+    assert r"\udcff" in text
+    assert r"\ud800" in text
 
 
 def test_a_folder_shows_runs_that_lost_their_record(write: Write, rows: Rows) -> None:

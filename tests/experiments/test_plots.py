@@ -3,6 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from experiments import plots
@@ -53,6 +54,71 @@ def test_a_grid_has_as_many_rows_as_it_needs(count: int, rows: int, tmp_path: Pa
 def test_no_mistakes_no_picture(tmp_path: Path) -> None:
     plots.image_grid([], [], tmp_path / "grid.png")
     assert not (tmp_path / "grid.png").exists()
+
+
+STRANGE = [
+    "cost$x_{$",
+    r"$\frac{$",
+    "$a$",
+    "\u732b\U0001f600",  # the font has neither
+    "x" * 300,
+    "a\nb\x1b[31m\u202e\ud800",
+    "_hidden",
+    "",
+]
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_name_is_drawn_as_text_whatever_it_is(
+    name: str, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    figure, (ax,) = plots.panels(1, name)
+    plots.band(ax, [{1: 0.5, 2: 0.6}], name)
+    ax.set(xlabel=name)
+    ax.legend()
+    plots.save(figure, tmp_path / "curves.png")
+    drawn = [text.get_text() for text in figure.findobj(Text) if isinstance(text, Text)]
+    legend = [text for text in drawn if text.endswith(" (n = 1)")]
+    assert len(legend) == 1
+    assert all(len(line) <= 80 for text in drawn for line in text.split("\n"))
+    assert not [text for text in drawn if {"\x1b", "\u202e", "\ud800"} & {*text}]
+    assert not [text for text in figure.findobj(Text) if text.get_parse_math()]
+    assert not [str(warning.message) for warning in recwarn]
+
+
+@pytest.mark.parametrize("name", [r"$\frac{$", "x" * 300])
+def test_classes_and_titles_are_drawn_as_text(
+    name: str, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    confusion = np.eye(2, dtype=np.int64)
+    plots.confusion_matrix(confusion, [name, "b"], tmp_path / "matrix.png", title=name)
+    image = np.zeros((8, 8, 3), np.uint8)
+    plots.image_grid([image], [f"{name} 99%\ntrue: {name}"], tmp_path / "grid.png")
+    assert min(size_of(tmp_path / "matrix.png")) > 600
+    assert not [str(warning.message) for warning in recwarn]
+
+
+def test_what_is_no_figure_is_not_drawn(tmp_path: Path) -> None:
+    entries: list[dict[str, Any]] = [
+        {"step": 1, "train/loss": 2.3},
+        {"step": None, "train/loss": 2.3},
+        {"step": 3, "train/loss": "2.3"},
+        {"step": 4, "train/loss": float("nan"), "val/acc": [1]},
+        {"step": 10**400, "train/loss": 1e308},
+        {"train/loss": 1},
+    ]
+    plots.curves(entries, tmp_path / "curves.png", title="a run")
+    assert size_of(tmp_path / "curves.png")
+
+
+def test_a_picture_takes_the_place_of_a_link(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    for name in ("curves.png", ".curves.png.partial"):
+        (tmp_path / name).symlink_to(tmp_path / "precious")
+    plots.curves([], tmp_path / "curves.png", title="a run")
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert not (tmp_path / "curves.png").is_symlink()
+    assert size_of(tmp_path / "curves.png")
 
 
 def test_accuracy_per_class_is_its_recall() -> None:

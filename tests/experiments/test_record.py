@@ -104,6 +104,43 @@ def test_a_broken_record_is_named(record: RunRecord) -> None:
         RunRecord.open(record.path)
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 200_000, '{"summary": {"best/val/acc": "x"}}', '{"summary": {}, "resumed": 5}', "\x00"],
+)
+def test_a_stranger_s_record_is_one_line(content: str, record: RunRecord) -> None:
+    (record.path / RECORD).write_text(content)
+    with pytest.raises(RunError, match=r"^[^\n]*record\.json can't be read: [^\n]*--ckpt_path$"):
+        RunRecord.open(record.path)
+
+
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000, "5", "{}", '{"step": 1}', '{"step": 1, "seconds": 1, "val/acc": "x"}']
+)
+def test_a_line_that_is_no_entry_is_named(line: str, record: RunRecord) -> None:
+    record.log({"val/acc": 0.5}, step=1)
+    with (record.path / "metrics.jsonl").open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(RunError, match=r"metrics\.jsonl, line 2: no entry of a log"):
+        list(record.metrics())
+
+
+def test_a_log_that_is_no_file_is_one_line(record: RunRecord) -> None:
+    os.mkfifo(record.path / "metrics.jsonl")
+    with pytest.raises(RunError, match="it is a pipe, not a regular file; remove it"):
+        list(record.metrics())
+    with pytest.raises(RunError, match="it is a pipe"):
+        record.log({"val/acc": 0.5}, step=1)
+
+
+def test_hidden_runs_are_among_the_latest(record: RunRecord) -> None:
+    record.path.rename(record.path.with_name(".mine"))
+    (record.path.parent / "loop").mkdir()
+    (record.path.parent / "loop" / RECORD).symlink_to(RECORD)
+    with pytest.raises(RunError, match=r"latest runs in .*: \.mine$"):
+        RunRecord.open(record.path.parent / "other")
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "../a", "a/"])
 def test_a_name_is_a_plain_folder_name(name: str, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="plain folder name"):
