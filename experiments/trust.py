@@ -128,7 +128,7 @@ def _leaves(tree: Any, key: str) -> Iterator[tuple[str, str]]:
             inner = parse_yaml(tree)
         except ValueError:  # nobody knows what it is: as good as a class that is not known
             inner, key = None, f"{key}.class_path"
-        if isinstance(inner, Mapping | list):
+        if isinstance(inner, Mapping | list) or (isinstance(inner, str) and inner != tree):
             yield from _leaves(inner, key)
         else:
             yield key, tree

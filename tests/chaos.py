@@ -91,6 +91,11 @@ class Zygote:
         (ended,) = self._order([{**order, "victim": victim}])
         return ended
 
+    def run_at_once(self, commands: Sequence[Sequence[str]]) -> list[Ended]:
+        """Runs commands at the same time, each in a process of its own."""
+        shared: dict[str, Any] = {"at": None, "signum": signal.SIGKILL, "env": {}, "limit": None}
+        return self._order([{**shared, "args": list(args)} for args in commands])
+
     def run_two(self, args: Sequence[str], at: Place | None = None, **kwargs: Any) -> list[Ended]:
         """Runs ``cli.py`` in two processes that share the work, as ``torchrun`` starts them.
 
