@@ -259,7 +259,9 @@ class RunSession:
         if self.subcommand == "fit" or self.changes_status or self.config.trust_run:
             remember(path / CONFIG)
         if not self.is_over:
-            self._attach(record, {**resolved, "run": facts})
+            changed = [again for again in record.fields.get("resumed", []) if again.get("changes")]
+            run = {**facts, "resumed": changed} if changed else facts
+            self._attach(record, {**resolved, "run": run})
 
     def _open_fit(
         self, path: Path, dumped: str, resolved: dict[str, Any], facts: dict[str, Any]

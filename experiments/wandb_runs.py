@@ -22,6 +22,7 @@ from experiments.runs import STALE_S, Run, flat
 _PATIENCE_S = 60  # for a file; its size is bounded as that of a log
 _AT_ONCE = 4  # readers
 _SEED = "seed_everything"
+_START = "run.started_from"
 
 
 def find_wandb_files(folder: Path) -> list[Path]:
@@ -133,6 +134,8 @@ def _run(path: Path, records: list[dict[str, Any]], now: float) -> Run:
     seed, data = run.config.get(_SEED, run.config.get("seed")), run.config.get("run.data")
     fields["seed"] = seed if isinstance(seed, int) and not isinstance(seed, bool) else None
     fields["data"] = data if isinstance(data, str) else None
+    fields["started_from"] = {"weights_sha256": run.config.get(f"{_START}.weights_sha256")}
+    fields["resumed"] = run.config.get("run.resumed")
     fields["summary"] = flat(fields["summary"])
     check_record({**fields, "name": run.name})
     if run.status == "running" and path.stat().st_mtime < now - STALE_S:

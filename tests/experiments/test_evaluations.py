@@ -251,6 +251,21 @@ def test_a_rate_changed_on_the_way_makes_another_experiment(
     assert len(groups(runs, capsys)) == 2
 
 
+def test_wandbs_files_say_the_same_of_what_is_one_experiment(
+    data_dir: Path, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = f"--ckpt_path={runs}/b/last.ckpt"
+    longer = [*TINY, "--trainer.max_steps=6"]
+    short_fit(runs, data_dir, *longer, start, name="warm", wandb=True)
+    short_fit(runs, data_dir, *longer, name="cold", wandb=True)
+    short_fit(runs, data_dir, *TINY, "--model.lr=0.5", name="changed", wandb=True)
+    main(["fit", f"--runs_dir={runs}", "--name=changed", "--resume", "--model.lr=1e-3", longer[-1]])
+    capsys.readouterr()
+    folders = [str(runs / name / "wandb") for name in ("warm", "cold", "changed")]
+    compare([*folders, "--format=json"])
+    assert len(json.loads(capsys.readouterr().out)["runs"]) == 3
+
+
 def test_a_run_begun_with_weights_of_another_is_another_experiment(
     data_dir: Path, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
