@@ -168,7 +168,7 @@ class ELUFunction(DerivedFunction):
     """
 
     @staticmethod
-    def forward(x: Tensor, alpha: float = 1.0) -> Tensor:
+    def forward(x: Tensor, alpha: float) -> Tensor:
         """Returns Y in the shape of X; expm1 keeps the digits that e^X - 1 loses near 0."""
         return narrow(torch.where(x > 0, x, alpha * _negative(x).expm1()), x)
 

@@ -387,6 +387,17 @@ def test_probabilities_of_zero_that_are_no_target_have_no_gradient_of_the_target
     p, t = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]], requires_grad=True)
     (dt,) = torch.autograd.grad(cross_entropy(p, t), t)
     assert dt.tolist() == [[0, 0]]
+    ones = torch.ones_like(p)
+    assert jvp(cross_entropy, (p, t.detach()), (ones, ones))[1].item() == -1
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_frozen_probabilities_and_targets_get_no_gradient(frozen: int) -> None:
+    inputs = [t.detach().requires_grad_(i != frozen) for i, t in enumerate((P, SOFT_TARGETS))]
+    loss = cross_entropy(*inputs)
+    node: Any = loss.grad_fn
+    grads = node.apply(torch.ones_like(loss))
+    assert [grad is None for grad in grads] == [i == frozen for i in range(2)]
 
 
 def test_impossible_classes_that_are_no_target_cost_nothing_in_any_mode() -> None:
