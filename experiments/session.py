@@ -218,8 +218,8 @@ class RunSession:
                 check_training(checkpoint, content, settings)
             else:
                 session.steps_of_weights = session.steps_of_checkpoint
-            if state := content.get(type(session.data).__qualname__):
-                session.data.load_state_dict(state)
+            if (name := type(session.data).__qualname__) in content:
+                session.data.load_state_dict(content[name])
             if subcommand == "fit" and not session.config.resume:
                 check_progress(checkpoint, content, session.trainer, session.data)
         session._check_classes()

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import EpsImagePlugin, ExifTags, Image
 
 from datamodules import DatasetError
 from datamodules.pictures import read_images
+from tests.conftest import Cli
 
 
 def test_pictures_of_any_size_and_mode_are_read(tmp_path: Path) -> None:
@@ -178,3 +180,17 @@ def test_a_decompression_bomb_is_one_line(tmp_path: Path, side: int) -> None:
     with pytest.raises(DatasetError, match=r"a.png: Image size .* exceeds limit") as failure:
         read_images(tmp_path)
     assert len(str(failure.value).splitlines()) == 1
+
+
+def test_a_checkpoint_without_statistics_is_an_error_before_anything_is_written(
+    fit: Cli, error_of: Callable[[list[str]], str], runs: Path, tmp_path: Path
+) -> None:
+    kept = fit("--model=MLP", "--model.hidden_units=[2]").path
+    checkpoint = torch.load(kept / "best.ckpt", weights_only=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    flags = [f"--data.predict_dir={tmp_path}", f"--ckpt_path={tmp_path / 'theirs.ckpt'}"]
+    for state in ({}, None, {"normalization": "mean_image"}):
+        torch.save(checkpoint | {"CIFAR10DataModule": state}, tmp_path / "theirs.ckpt")
+        message = error_of(["predict", f"--runs_dir={runs}", "--name=run", *flags])
+        assert message.startswith("the checkpoint's state of a CIFAR10DataModule ")
+    assert not [*kept.glob("predictions*")]
