@@ -167,7 +167,9 @@ def test_after_its_end_the_schedule_stays() -> None:
     assert [schedule.factor(step) for step in (4, 5, 40)] == [0.25, 0.25, 0.25]
 
 
-@pytest.mark.parametrize("options", [{"warmup": 1.0}, {"warmup": -0.1}, {"end": -1.0}])
+@pytest.mark.parametrize(
+    "options", [{"warmup": 1.0}, {"warmup": -0.1}, {"start": -1.0}, {"end": -1.0}]
+)
 def test_impossible_schedules_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="LinearSchedule"):
         rates_of(3, **options)
