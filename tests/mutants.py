@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
-# File -> the tests that concern it.
+# File -> the tests that concern it, quick ones first.
 TESTS = {
     "lightning_modules/muon.py": ["lightning_modules/test_muon.py", "test_gpu_rehearsal.py"],
     "lightning_modules/schedules.py": [
@@ -280,23 +280,30 @@ def path_of(name: str) -> str:
     return f"{name if '/' in name else f'lightning_modules/{name}'}.py"
 
 
-def outcome(copy: Path, file: str, old: str, new: str, args: list[str]) -> str:
+def outcome(copy: Path, file: str, old: str, new: str, tests: list[str]) -> str:
     """Whether tests notice a fault: ``noticed``, ``SURVIVES``, or ``stale`` if it can't be put in."""
     path = copy / file
     text = path.read_text()
     if old not in text:
         return "stale"
     path.write_text(text.replace(old, new, 1))
+    survives = all(passes(copy, test) for test in tests)
+    path.write_text(text)
+    return "SURVIVES" if survives else "noticed"
+
+
+def passes(copy: Path, test: str) -> bool:
+    """Whether a file of tests passes, in a process of its own."""
+    alone = "tests.conftest" not in (copy / test).read_text()  # then it is quick
+    args = ["-x", "-q", "-n0", "-pno:cacheprovider", *["--noconftest"] * alone, test]
     child = os.fork()
     if child == 0:
         os.chdir(copy)
         sys.path.insert(0, str(copy))
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            code = pytest.main(["-x", "-q", "-n0", "-pno:cacheprovider", *args])
+            code = pytest.main(args)
         os._exit(int(code))
-    _, status = os.waitpid(child, 0)
-    path.write_text(text)
-    return "SURVIVES" if status == 0 else "noticed"
+    return os.waitpid(child, 0)[1] == 0
 
 
 def main(words: list[str]) -> None:

@@ -132,6 +132,20 @@ def test_muon_steps_with_all_that_it_keeps_on_the_gpu() -> None:
         assert {optimizer.state[weight]["momentum"].device for weight in weights} == {GPU}
 
 
+def test_images_look_otherwise_in_every_epoch() -> None:
+    with stand_in():
+        pixels = torch.arange(8 * 3 * 32 * 32, device=GPU).view(8, 3, 32, 32).to(torch.uint8)
+        source = BatchSource(AugmentedImages(pixels, crop=4), batch_size=8)
+        epochs = []
+        for epoch in (0, 1, 0):
+            source.set_epoch(epoch)
+            ((images,),) = source
+            assert images.device == GPU
+            epochs.append(images.cpu())
+    assert not torch.equal(epochs[0], epochs[1])
+    assert torch.equal(epochs[0], epochs[2])
+
+
 # ---- the stand-in notices ------------------------------------------------------------------------
 
 Fault = Callable[[], Any]

@@ -32,6 +32,13 @@ def test_a_seed_that_ran_twice_counts_once_with_its_mean() -> None:
     assert doubts([found]) == ["a: seed 1 ran more than once, counted once"]
 
 
+def test_the_best_of_a_loss_is_its_lowest() -> None:
+    one = run(1, 0.4, [0.3, 0.1, 0.2])
+    one.entries = [{"step": entry["step"], "val/loss": entry["val/acc"]} for entry in one.entries]
+    (found,) = group_runs([one], "test/acc", "val/loss")
+    assert (found.best(), found.best_steps()) == ({1: 0.1}, {1: 20})
+
+
 def test_a_repeat_without_a_figure_changes_nothing() -> None:
     assert group(run(1, None, []), run(1, 0.6, [], 1)).final() == {1: 0.6}
 

@@ -30,6 +30,13 @@ def test_other_seeds_are_not() -> None:
     assert found.low < found.mean < found.high
 
 
+def test_runs_without_seeds_are_not_paired() -> None:
+    ours, theirs = ({-1: 0.5, -2: 0.6, 3: 0.7}, {-1: 0.4, -2: 0.6, 3: 0.5})
+    found = difference(ours, theirs)
+    assert found is not None
+    assert found.test == "Welch t"
+
+
 @pytest.mark.parametrize("few", [{}, {0: 0.5}, {0: 0.5, 1: 0.6}])
 def test_two_runs_are_not_tested(few: dict[int, float]) -> None:
     assert difference(few, B) is None

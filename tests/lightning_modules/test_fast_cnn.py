@@ -122,6 +122,14 @@ def gradients_of(model: FastCNN, images: Tensor) -> dict[str, Tensor]:
     return {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
 
 
+def test_the_convolutions_are_compiled_if_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[nn.Module] = []
+    monkeypatch.setattr(nn.Sequential, "compile", lambda self: asked.append(self))
+    FastCNN(**SMALL)
+    model = FastCNN(**SMALL, compiled=True)
+    assert asked == [model.groups]
+
+
 @pytest.mark.slow
 def test_a_compiled_model_has_the_same_gradients() -> None:
     torch.manual_seed(0)

@@ -162,7 +162,14 @@ def test_linear_schedule_rises_and_falls() -> None:
     assert risen == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0, 1.5, 1.0, 0.5, 0.0])
 
 
-@pytest.mark.parametrize("options", [{"warmup": 1.0}, {"warmup": -0.1}, {"end": -1.0}])
+def test_after_its_end_the_schedule_stays() -> None:
+    schedule = LinearSchedule(torch.optim.SGD([torch.zeros(1)], lr=1.0), end=0.25, total_steps=4)
+    assert [schedule.factor(step) for step in (4, 5, 40)] == [0.25, 0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    "options", [{"warmup": 1.0}, {"warmup": -0.1}, {"start": -1.0}, {"end": -1.0}]
+)
 def test_impossible_schedules_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="LinearSchedule"):
         rates_of(3, **options)

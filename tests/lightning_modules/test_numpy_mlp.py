@@ -173,3 +173,14 @@ def test_other_precisions_are_refused(precision: str) -> None:
 def test_impossible_arguments_are_refused(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         NumPyMLP(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"accumulate_grad_batches": 2}, {"gradient_clip_val": 1.0}, {"precision": "bf16-mixed"}],
+)
+def test_what_numpy_does_not_do_is_refused(options: dict[str, Any]) -> None:
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **options)
+    (name,) = options
+    with pytest.raises(ValueError, match=f"leave --trainer.{name}"):
+        NumPyMLP(hidden_units=[2]).check_trainer(trainer)
