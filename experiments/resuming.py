@@ -12,7 +12,7 @@ from experiments.record import CONFIG, LOCK, RECORD, RunError, RunRecord, experi
 from experiments.runs import CIRCUMSTANCES, flat_config, read_run
 
 _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
-_ALL_LIMITS = "|".join(map(re.escape, (*_LIMITS, "trainer.max_time")))
+_ALL_LIMITS = "|".join(map(re.escape, (*_LIMITS, "trainer.max_time"))) + r"(\.\w+)?"
 _WITHOUT_EFFECT = re.compile(rf"{CIRCUMSTANCES}|{_ALL_LIMITS}")
 
 
