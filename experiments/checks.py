@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -176,11 +177,11 @@ _LOG_EVERY = "trainer.log_every_n_steps"
 def _check_overfit(trainer: Trainer, data: CIFAR10DataModule) -> None:
     """Refuses a part of the batches that is none, of training or of validation."""
     part: Any = trainer.overfit_batches  # type: ignore[attr-defined]
-    for name, source in (
-        ("training", data.train_dataloader()),
-        ("validation", data.val_dataloader()),
-    ):
-        if isinstance(part, float) and len(source) and 0 < part * len(source) < 1:
+    if not part or isinstance(part, int):
+        return
+    sources = {"training": data.train_dataloader(), "validation": data.val_dataloader()}
+    for name, source in sources.items():
+        if len(source) and part * len(source) < 1:
             raise ValueError(
                 f"trainer.overfit_batches {part} leaves none of {len(source)} batches of {name}: "
                 "take a number of batches, such as 1"
@@ -190,11 +191,11 @@ def _check_overfit(trainer: Trainer, data: CIFAR10DataModule) -> None:
 def note_without_validation(trainer: Trainer, data: CIFAR10DataModule) -> None:
     """Says so if a fit will end before its first validation, and have no best checkpoint."""
     settings: Any = trainer
+    if settings.fast_dev_run or not data.val_size or not settings.limit_val_batches:
+        return
     epoch = _batches_of_an_epoch(trainer, data)
     first = _first_validation(trainer, epoch)
     total = _batches_of_fit(trainer, epoch)
-    if settings.fast_dev_run or not data.val_size or not settings.limit_val_batches:
-        return
     if first > total:
         say(
             f"this fit ends after {total:,} batches, its first validation would come after "
@@ -259,27 +260,37 @@ def take_precision(trainer: Trainer, model: LightningModule) -> None:
     model.example_input_array = plugin.convert_input(model.example_input_array)
 
 
-def check_written_back(parser: Any, written: str) -> None:
-    """Refuses a configuration that could not be read again, when the run is to go on.
+def written_config(parser: Any, config: Any) -> str:
+    """Writes a configuration as a run keeps it, and makes sure that it can be read again.
 
     Args:
         parser: the command's parser.
-        written: the configuration as it is going to be kept.
+        config: the configuration.
+
+    Returns:
+        YAML.
 
     Raises:
-        ValueError: naming the value that can't be written.
+        ValueError: naming the value that can't be written: the run could not go on.
     """
-    trainer = yaml.safe_load(written).get("trainer") or {}
-    if all(isinstance(trainer.get(key), _SIMPLE) for key in _MADE_OF_CLASSES):
-        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"\s*Unable to serialize")
+        try:
+            written: str = parser.dump(config, skip_none=False)
+        except (yaml.YAMLError, TypeError) as error:  # of an object among the defaults
+            raise ValueError(f"{error.args[-1]!r} {_CANT_BE_HELD}") from error
     if lost := _LOST.search(written):
-        raise ValueError(
-            f"trainer.{lost[1]} is {lost[2]}, which the run's config.yaml can't hold, so that the "
-            "run could not go on: leave it out, or name it by its import path"
-        )
-    parser.parse_string(written)
+        raise ValueError(f"{lost[1]}: {lost[2]} {_CANT_BE_HELD}")
+    trainer = yaml.safe_load(written).get("trainer") or {}
+    if not all(isinstance(trainer.get(key), _SIMPLE) for key in _MADE_OF_CLASSES):
+        parser.parse_string(written)
+    return written
 
 
+_CANT_BE_HELD = (
+    "is a value that the run's config.yaml can't hold, so that the run could not go on: give "
+    "another in its place"
+)
 _SIMPLE = (str, int, float, type(None))
 _MADE_OF_CLASSES = ("callbacks", "plugins", "profiler", "strategy")
 # What jsonargparse writes in place of an object.

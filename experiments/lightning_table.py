@@ -7,6 +7,7 @@ here.
 import os
 import pydoc
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from pytorch_lightning.accelerators import CUDAAccelerator
 
 # SWA's default is a device, which a configuration could not hold.
 register_type(torch.device, deserializer=torch.device)
+# What can't be written is an error of one line, see `experiments.checks.written_config`.
+warnings.filterwarnings("ignore", r"\s*Unable to serialize instance")
 
 WORKS = ""
 _OF_A_BASE = "is only a base class: name a class that derives from it"
@@ -272,6 +275,9 @@ def check_lightning(trainer: Any) -> None:
             _check_options(kind, options)
             if kind in _KEYS:
                 keys.append((kind, *(options.get(option) for option in _KEYS[kind])))
+    ours = [name for name, _ in _asked_for(trainer.get("logger")) if name.endswith("WandbLogger")]
+    if len(ours) > 1:
+        raise ValueError("trainer.logger: a run has one W&B logger: name it once")
     _check_keys(keys)
 
 

@@ -43,7 +43,11 @@ def is_out_of_time(record: RunRecord, before: dict[str, Any], config: dict[str, 
         config: the one asked for, flat.
     """
     reason = str(record.fields.get("stopped_by"))
-    if not reason.startswith(_MAX_TIME) or before.get(_MAX_TIME) != config.get(_MAX_TIME):
+    had, gets = (
+        {key: value for key, value in flat.items() if key.startswith(_MAX_TIME)}
+        for flat in (before, config)
+    )
+    if not reason.startswith(_MAX_TIME) or had != gets:
         return False
     say(f"{reason} by run {record.name}: raise --{_MAX_TIME}, or end it with --{_MAX_TIME} null")
     return True

@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -169,7 +169,7 @@ class TrainMonitor(Callback):
         """Images that an epoch had: all, unless batches were limited or it was not finished."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         whole, batches = len(data.train_set.labels), trainer.num_training_batches
-        if batches < len(data.train_dataloader()):
+        if batches < len(cast(Any, trainer.train_dataloader)):
             whole = int(batches) * data.batch_size * trainer.world_size
         return min(whole, self.images)
 

@@ -22,7 +22,7 @@ _OF_VALIDATION = re.compile(
     r"data(\.(val_size|split_seed|source|synthetic_images))?"
     r"|trainer\.(limit_val_batches|overfit_batches)"
 )
-_ALL_LIMITS = "|".join(map(re.escape, (*_LIMITS, "trainer.max_time")))
+_ALL_LIMITS = "|".join(map(re.escape, (*_LIMITS, "trainer.max_time"))) + r"(\.\w+)?"
 _WITHOUT_EFFECT = re.compile(rf"{CIRCUMSTANCES}|{_ALL_LIMITS}")
 
 

@@ -15,7 +15,12 @@ from typing import Any
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, StochasticWeightAveraging
+from pytorch_lightning.callbacks import (
+    Checkpoint,
+    EarlyStopping,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.trainer.call import _call_callback_hooks, _call_lightning_module_hook
 
@@ -216,10 +221,19 @@ class SettledProgress(Callback):
 
     def __init__(self) -> None:
         self._trained: dict[str, bool] = {}  # whether a weight was, when the fit began
+        self._patience: dict[EarlyStopping, int] = {}
         self._restored: dict[str, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Takes note of what is asked for, before a checkpoint's state takes its place."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        stopping = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
+        self._patience = {callback: callback.patience for callback in stopping}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes note of the weights that are trained."""
+        for callback, patience in self._patience.items():
+            callback.patience = patience
         self._trained = {name: p.requires_grad for name, p in pl_module.named_parameters()}
 
     def on_save_checkpoint(
@@ -308,16 +322,33 @@ def _is_told(owner: Any, base: type) -> bool:
     return hook in vars(owner) or getattr(type(owner), hook) is not getattr(base, hook)
 
 
-def _remove_later(run: Path, step: int) -> None:
-    """Removes what other callbacks saved after a step, before the process was killed.
+def _known(checkpoint: dict[str, Any]) -> set[str]:
+    """The names of the files that the callbacks of a checkpoint know of."""
+    states = checkpoint["callbacks"].values()
+    paths = [state[key] for state in states for key in _PATHS if state.get(key)]
+    listed = [path for state in states for path in state.get("best_k_models", {})]
+    return {Path(path).name for path in (*paths, *listed)}
+
+
+_PATHS = ("best_model_path", "last_model_path")  # of a ModelCheckpoint
+
+
+def _remove_later(run: Path, step: int, known: set[str]) -> None:
+    """Removes what other callbacks saved after a checkpoint, before the process ended.
 
     They will save it again: under another name, if a file of the first is there.
+
+    Args:
+        run: the run's folder.
+        step: of the checkpoint.
+        known: files of this step that are older than it.
     """
     for path in run.glob("*.ckpt"):
         if path.stem in {BEST, LAST, PREVIOUS}:
             continue
         content = torch.load(path, map_location="meta", mmap=True, weights_only=True)
-        if content["global_step"] > step:
+        later = content["global_step"] - step
+        if later > 0 or (later == 0 and path.name not in known):
             path.unlink()
 
 
@@ -357,12 +388,12 @@ class LastCheckpoint(Checkpoint):
         """Has a run that goes on forget checkpoints of steps that it is yet to come to."""
         goes_on = Path(str(trainer.ckpt_path)).resolve().parent == self.path.resolve().parent
         if trainer.state.fn == "fit" and goes_on and trainer.is_global_zero:
-            _remove_later(self.record.path, int(checkpoint["global_step"]))
+            _remove_later(self.record.path, int(checkpoint["global_step"]), _known(checkpoint))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leaves a fit that was stopped early as it is, unless it is to be longer now."""
         if not trainer.ckpt_path and trainer.is_global_zero:
-            _remove_later(self.record.path, 0)
+            _remove_later(self.record.path, 0, set())
         trainer.should_stop = self._stopped and self._limits == _limits(trainer)
         self._stopped, self._limits = False, _limits(trainer)
 

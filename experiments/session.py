@@ -53,9 +53,9 @@ from experiments.checks import (
     check_progress,
     check_space,
     check_validation,
-    check_written_back,
     note_without_validation,
     take_precision,
+    written_config,
 )
 from experiments.cluster import requeue
 from experiments.errors import RunError
@@ -244,8 +244,7 @@ class RunSession:
         kept = self.config.clone()
         for key, value in _OF_ONE_COMMAND.items():
             kept[key] = value
-        dumped = parser.dump(kept, skip_none=False)
-        check_written_back(parser, dumped)
+        dumped = written_config(parser, kept)
         resolved: dict[str, Any] = yaml.safe_load(dumped)
         facts = self._facts(resolved)
         path = self._run_folder()

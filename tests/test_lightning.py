@@ -231,7 +231,7 @@ class Seen:
 
     Attributes:
         path: its folder.
-        err: what it printed on standard error.
+        err: what it printed.
         plain: the folder of the other one.
     """
 
@@ -317,6 +317,7 @@ CASES: dict[str, Case] = {
             and "val/loss has not been better than" in run.err
             and "stopped_by" in (run.path / "record.json").read_text()
         ),
+        [("on_train_batch_end", 8), ("on_train_batch_end", 8)],
     ),
     "callbacks=GradientAccumulationScheduler": Case(
         EPOCHS,
@@ -516,7 +517,7 @@ def undisturbed(lab: Lab, case: str, tmp_path: Path) -> tuple[list[str], Seen]:
         flags = [f"--config={tmp_path / 'case.yaml'}", *flags]
     ended = lab.fit(f"{case}-whole", *flags)
     assert ended.code == 0, ended.err
-    return flags, Seen(lab.root / f"{case}-whole", ended.err, lab.root / "whole")
+    return flags, Seen(lab.root / f"{case}-whole", ended.err + ended.out, lab.root / "whole")
 
 
 @pytest.mark.parametrize(
