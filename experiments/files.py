@@ -47,16 +47,13 @@ def read_text(path: Path, largest: int) -> str:
 
     Raises:
         OSError: if the system can't read it, if it is no regular file, or too large.
-        ValueError: if it is not in UTF-8.
+        UnicodeDecodeError: if it is not in UTF-8.
     """
     with open_regular(path) as file:
         _check_size(os.fstat(file.fileno()).st_size, largest)
         content: bytes = file.read(largest + 1)
     _check_size(len(content), largest)
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from error
+    return content.decode("utf-8-sig")
 
 
 def read_lines(path: Path, largest: int) -> Iterator[str]:
