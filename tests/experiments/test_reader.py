@@ -104,6 +104,7 @@ WRONG: list[dict[str, Any]] = [
     {"images": "x"},
     {"images": {"train": "x"}},
     {"images": {"train": 10**30}},
+    {"images": {"train": None}},
     {"seed": "0"},
     {"seed": True},
     {"seed": 1.5},
