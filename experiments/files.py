@@ -53,13 +53,9 @@ def read_text(path: Path, largest: int) -> str:
 
     Raises:
         OSError: if the system can't read it, if it is no regular file, or too large.
-        ValueError: if it is not in UTF-8.
+        UnicodeDecodeError: if it is not in UTF-8.
     """
-    content = read_bytes(path, largest)
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from error
+    return read_bytes(path, largest).decode("utf-8-sig")
 
 
 def read_bytes(path: Path, largest: int) -> bytes:

@@ -179,6 +179,8 @@ def _wrong(fields: Mapping[str, Any]) -> str:
     for key, kind in _KINDS_WITHIN.items():
         checked += [(key, value, kind) for value in _within(fields.get(key))]
     checked += [(key, value, float) for key, value in summary.items() if _FIGURE.fullmatch(key)]
+    if None in _within(fields.get("images")):
+        return "images are not counted"
     return next((f"{k} is {v!r:.40}" for k, v, kind in checked if not _is_of(v, kind)), "")
 
 

@@ -284,8 +284,9 @@ class RunRecord:
         lines = read_log(path, LARGEST_OWN_LOG)
         try:
             for number, (line, entry) in enumerate(lines, 1):
-                if entry is not None and "step" in entry:
-                    yield entry
+                if entry is not None:
+                    seconds = entry.get("seconds") or 0.0
+                    yield {**entry, "step": entry.get("step"), "seconds": seconds}
                 elif line.endswith("\n"):
                     raise RunError(f"{path}, line {number}: no entry of a log; remove the line")
         except FileNotFoundError:

@@ -93,6 +93,97 @@ def test_nothing_to_judge_again_is_one_line(content: str | None, tmp_path: Path)
     assert "\n" not in str(stopped.value)
 
 
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    """A folder with the runs that a page keeps."""
+    folder = tmp_path / "page"
+    (folder / "reproduction").mkdir(parents=True)
+    shutil.copy(PROJECT / "docs/reproduction/runs.json", folder / "reproduction")
+    return folder
+
+
+def test_a_page_s_data_that_is_a_link_is_refused(
+    kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (kept / "reproduction").rename(tmp_path / "theirs")
+    (tmp_path / "theirs" / "changes.png").touch()
+    (kept / "reproduction").symlink_to(tmp_path / "theirs")
+    asked = (["--rejudge", f"{kept}"], ["--output", f"{kept}"], ["--runs_dir", f"{kept}"])
+    for args in asked:
+        with pytest.raises(SystemExit) as stopped:
+            reproduce.main([f"--runs_dir={tmp_path / 'runs'}", *args])
+        assert stopped.value.code == 2
+        assert "reproduction is a symbolic link: put the folder" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "theirs").iterdir()} == {"runs.json", "changes.png"}
+    assert [path.name for path in kept.iterdir()] == ["reproduction"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_page_changes_its_own_files_alone(kept: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    data = kept / "reproduction" / "runs.json"
+    content = json.loads(data.read_text())
+    content["runs"] = [run for run in content["runs"] if run["arm"] == "mlp_numpy"]
+    data.write_text(json.dumps(content))
+    links = ["reproduction.md", "reproduction.html", "reproduction/mlp_numpy.png"]
+    links += [".reproduction.md.partial", "reproduction/.mlp_numpy.png.partial"]
+    for name in links:
+        (kept / name).symlink_to(tmp_path / "precious")
+    (kept / "reproduction" / "holiday.png").touch()
+    (tmp_path / "link").symlink_to(kept)  # one's own
+    reproduce.main([f"--rejudge={tmp_path / 'link'}"])
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert not [name for name in links[:3] if (kept / name).is_symlink()]
+    assert (kept / "reproduction" / "holiday.png").exists()
+
+
+FOREIGN: dict[str, object] = {
+    "seed": "0",
+    "name": ["x"],
+    "status": {},
+    "note": 5,
+    "curves": {"train/loss": [[1, 2, 3]]},
+    "summary": {"test/acc": "0.5"},
+    "activations": [5],
+    "git": "abc",
+    "arm": "../../x",
+}
+
+
+@pytest.mark.parametrize("field", [*FOREIGN, "deep", "intro"])
+def test_kept_runs_of_another_kind_are_one_line(field: str, kept: Path) -> None:
+    path = kept / "reproduction" / "runs.json"
+    content = json.loads(path.read_text())
+    content["runs"] = content["runs"][:3]
+    if field == "intro":
+        content["intro"] = [{"a": 1}]
+    elif field != "deep":
+        content["runs"][1][field] = FOREIGN[field]
+    path.write_text("[" * 200_000 if field == "deep" else json.dumps(content))
+    with pytest.raises(SystemExit, match=r"^error: [^\n]*runs\.json is no file of kept runs"):
+        reproduce.main([f"--rejudge={kept}"])
+    assert [file.name for file in kept.rglob("*") if file.is_file()] == ["runs.json"]
+
+
+def test_foreign_text_is_text_on_the_page(kept: Path) -> None:
+    path = kept / "reproduction" / "runs.json"
+    content = json.loads(path.read_text())
+    content["intro"] = ["# <img src=x> `a` ![](http://evil/)", "\x1b[31m"]
+    content["runs"] = content["runs"][:3]
+    for record in content["runs"]:
+        record["git"] = {"commit": "<b>|`$"}
+    path.write_text(json.dumps(content))
+    reproduce.main([f"--rejudge={kept}"])
+    page = (kept / "reproduction.md").read_text()
+    assert r"\# &lt;img src=x> `a` ![\](http\://evil/)" in page
+    assert r"&lt;b>\|\`\$" in page
+    for name in ("reproduction.md", "reproduction.html"):
+        text = (kept / name).read_text()
+        assert "<img src=x" not in text
+        assert "<b>" not in text
+        assert "\x1b" not in text
+
+
 def test_a_wrong_flag_stops_at_once(
     small: Reproduce, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

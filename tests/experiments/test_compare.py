@@ -364,7 +364,7 @@ def test_one_bad_run_spoils_no_other(write: Write, rows: Rows, tmp_path: Path) -
     reasons = {
         "deep": "nested too deeply",
         "digits": "Exceeds the limit",
-        "bytes": "not UTF-8",
+        "bytes": "'utf-8' codec can't decode byte 0xff",
         "pipe": "it is a pipe",
         "device": "it is a device",
         "loop": "symbolic links",

@@ -98,7 +98,7 @@ def test_text_is_utf_8_with_or_without_a_mark(folder: Path) -> None:
     path.write_bytes(b"\xef\xbb\xbfname: caf\xc3\xa9")
     assert read_text(path, 100) == "name: café"
     path.write_text("a: 1", encoding="utf-16")
-    with pytest.raises(ValueError, match=r"not UTF-8: .* at byte 0"):
+    with pytest.raises(ValueError, match="'utf-8' codec can't decode byte"):
         read_text(path, 100)
 
 
