@@ -20,6 +20,7 @@ from experiments.files import replacing
 from experiments.loggers import WandbLogger
 from experiments.record import RunRecord, Status
 from experiments.stopping import Stopped
+from experiments.texts import csv_cell
 from lightning_modules import Classifier
 
 
@@ -173,11 +174,6 @@ class PredictionWriter(Callback):
         self.evaluation.note(self.record, figures)
 
 
-_ESCAPED = str.maketrans({"\\": r"\\", ";": r"\x3b"})  # a ; parts cells in much of Europe
-# OWASP's list of what begins a formula, full-width forms included; tab and CR are escaped anyway.
-_FORMULA = ("=", "+", "-", "@", "'", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-
-
 def write_predictions(
     path: Path,
     files: Sequence[str],
@@ -185,12 +181,7 @@ def write_predictions(
     probabilities: np.ndarray[Any, Any],
     names: Sequence[str],
 ) -> None:
-    r"""Writes class probabilities as CSV, UTF-8, safe to open in a spreadsheet.
-
-    Names come from strangers: what a spreadsheet takes for a formula (it begins with ``=``, ``+``,
-    ``-`` or ``@``) gets a ``'`` in front, as one that begins with ``'`` does; what can't be shown
-    is written as in Python (``\t``, ``\x1b``, ``\udcff`` for a byte that is no UTF-8), and so are
-    ``\`` and ``;``. To have the name back, take a ``'`` off its front, then undo the escapes.
+    """Writes class probabilities as CSV, UTF-8, safe to open in a spreadsheet (`csv_cell`).
 
     Args:
         path: the CSV file.
@@ -202,23 +193,14 @@ def write_predictions(
     known = any(label is not None for label in labels)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        classes = [_cell(name) for name in names]
+        classes = [csv_cell(name) for name in names]
         header = ["file", *(["label"] if known else []), "prediction", "confidence", *classes]
         writer.writerow(header)
         for name, label, row in zip(files, labels, probabilities, strict=False):
             best = int(row.argmax())
-            truth = [_cell(label or "")] if known else []
+            truth = [csv_cell(label or "")] if known else []
             figures = [f"{value:.6f}" for value in (row[best], *row)]
-            writer.writerow([_cell(name), *truth, classes[best], *figures])
-
-
-def _cell(text: str) -> str:
-    """A text as a cell that no spreadsheet takes for a formula, and no terminal for a command."""
-    shown = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode()
-        for c in text.translate(_ESCAPED)
-    )
-    return f"'{shown}" if shown.startswith(_FORMULA) else shown
+            writer.writerow([csv_cell(name), *truth, classes[best], *figures])
 
 
 class RunStatus(Callback):

@@ -153,8 +153,8 @@ def of_other_weights(record: RunRecord, checkpoint: Path, sha256: str) -> dict[s
     inside = checkpoint.resolve().parent == record.path.resolve()
     known = record.fields.get("weights", {})
     if record.fields.get("job_type") != "fit":  # a run that is only evaluations
-        known = {e.get("checkpoint"): e.get("weights_sha256") for e in record.evaluations.values()}
-        return {} if not known or sha256 in known.values() else {OTHER_WEIGHTS: str(checkpoint)}
+        hashes = [entry.get("weights_sha256") for entry in record.evaluations.values()]
+        return {} if not hashes or sha256 in hashes else {OTHER_WEIGHTS: str(checkpoint)}
     if inside and checkpoint.stem in {BEST, LAST} and known.get(checkpoint.name, sha256) == sha256:
         return {}
     return {OTHER_WEIGHTS: str(checkpoint)}
@@ -190,7 +190,7 @@ def set_aside_others(record: RunRecord) -> None:
     """
     kept = set(record.fields["weights"].values())
     for key, entry in [*record.evaluations.items()]:
-        if not entry.get("differs") and entry.get("weights_sha256") not in kept:
+        if not entry["differs"] and entry["weights_sha256"] not in kept:
             set_aside(record, key)
 
 

@@ -48,7 +48,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     Whatever happens meanwhile, the file of that name is the old one or the new one, whole. The
     newest checkpoint of a run, ``last.ckpt``, becomes ``previous.ckpt`` when the next is safe.
+
+    Args:
+        run: the run's folder; nothing outside of it is removed, whatever a checkpoint says of older
+            ones.
     """
+
+    def __init__(self, run: Path) -> None:
+        super().__init__()
+        self.run = run
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Removes a checkpoint of the run."""
+        if Path(path).resolve().parent == self.run.resolve():
+            super().remove_checkpoint(path)
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None

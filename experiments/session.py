@@ -374,11 +374,12 @@ class RunSession:
             self._lock.release()
 
     def _announce(self, record: RunRecord) -> None:
-        fields = record.fields
+        parameters = sum(p.numel() for p in self.model.parameters())
         device = self.trainer.strategy.root_device
         print(
-            f"{self.subcommand} {record.name}: {fields['model']}, {fields['parameters']:,} "
-            f"parameters, on {device} in {self.trainer.precision}, seed {fields['seed']}",
+            f"{self.subcommand} {record.name}: {type(self.model).__name__}, {parameters:,} "
+            f"parameters, on {device} in {self.trainer.precision}, "
+            f"seed {int(self.config.seed_everything)}",
             file=sys.stderr,
         )
 
@@ -462,7 +463,7 @@ class RunSession:
             added.append(PredictionWriter(record, self.evaluation))
         if trainer.checkpoint_callbacks:
             added.append(LastCheckpoint(record, 60 * self.config.save_every_min))
-            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO(record.path)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks += added
         callbacks.sort(key=order_of)

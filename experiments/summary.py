@@ -13,6 +13,7 @@ from experiments.record import RunRecord
 from experiments.texts import printable
 
 _NO_VALUE = "-"
+_SETS = {"test": "test", "validate": "val"}  # the images that a command evaluates
 
 
 def summary_table(
@@ -59,8 +60,9 @@ def _aside(record: RunRecord, evaluation: Evaluation) -> list[tuple[str, str]]:
     rows = [("kept aside", f"not the run's own figures: {'; '.join(reasons)}")]
     if "acc" in entry:
         figures = f"acc {_number(entry['acc'])}, loss {_number(entry['loss'])}"
-        of = f"{entry['checkpoint']}, {entry['images']:,} images"
-        rows.insert(0, (evaluation.stage, f"{figures} ({of})"))
+        whole = (record.fields.get("images") or {}).get(_SETS[evaluation.stage])
+        part = _part(entry["images"], whole) or f", {entry['images']:,} images"
+        rows.insert(0, (evaluation.stage, f"{figures} ({entry['checkpoint']}{part})"))
     return rows
 
 
@@ -71,7 +73,7 @@ def _difference(value: Any) -> str:
 
 
 def _data(record: RunRecord) -> str:
-    images = record.fields.get("images", {})
+    images = {name: count or 0 for name, count in (record.fields.get("images") or {}).items()}
     used = {name: record.summary.get(f"{name}/images") or count for name, count in images.items()}
     sizes = " / ".join(
         f"{count:,} {name}" if used[name] == count else f"{used[name]:,} of {count:,} {name}"
@@ -85,16 +87,16 @@ def _results(record: RunRecord) -> list[tuple[str, str]]:
     summary = record.summary
     rows = []
     if steps := summary.get("train/steps"):
-        rate = summary.get("train/images_per_s", 0)
+        rate, seconds = (summary.get(f"train/{name}") or 0 for name in ("images_per_s", "seconds"))
         rows.append(
             (
                 "train",
-                f"{_figures(record, 'train')}, {steps:,} steps in {summary['train/seconds']:.1f} s "
+                f"{_figures(record, 'train')}, {steps:,} steps in {seconds:.1f} s "
                 f"({rate:,.0f} images/s)",
             )
         )
-    if "best/step" in summary:
-        best = f"best acc {summary['best/val/acc']:.4f} at step {summary['best/step']:,}"
+    if (step := summary.get("best/step")) is not None:
+        best = f"best acc {_number(summary.get('best/val/acc'))} at step {step:,}"
         rows.append(("val", f"{_figures(record, 'val')}, {best}"))
     rows += [
         (stage, f"{_figures(record, stage)} ({_of_what(record, stage)})")
@@ -107,9 +109,14 @@ def _results(record: RunRecord) -> list[tuple[str, str]]:
 def _of_what(record: RunRecord, stage: str) -> str:
     """Which weights were evaluated, and on which part of the images if not on all."""
     images = record.summary.get(f"{stage}/images")
-    whole = record.fields.get("images", {}).get("test" if stage == "test" else "val")
-    part = "" if images in {None, whole} else f", only {images:,} of {whole:,} images"
-    return f"{record.summary.get(f'{stage}/checkpoint')}{part}"
+    whole = (record.fields.get("images") or {}).get(_SETS[stage])
+    return f"{record.summary.get(f'{stage}/checkpoint')}{_part(images, whole)}"
+
+
+def _part(images: int | None, whole: int | None) -> str:
+    if images is None or whole is None or images == whole:
+        return ""
+    return f", only {images:,} of {whole:,} images"
 
 
 def _figures(record: RunRecord, stage: str) -> str:

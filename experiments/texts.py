@@ -9,8 +9,10 @@ _UNSEEN = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\uffa0\U000e0100-\U000e01ef]"
 )
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
-# What a spreadsheet takes for a formula at the start of a cell, and what may begin a cell.
-_FORMULA = re.compile(r"^(?=[=+\-@\uff1d\uff0b\uff0d\uff20])|(?<=;)(?=[=+\-@])")
+# A backslash starts an escape, a ; parts cells in much of Europe.
+_ESCAPED = str.maketrans({"\\": r"\\", ";": r"\x3b"})
+# OWASP's list of what begins a formula, full-width forms included; tab and CR are escaped anyway.
+_FORMULA = ("=", "+", "-", "@", "'", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def printable(text: str) -> str:
@@ -38,11 +40,17 @@ def shortened(text: str, most: int) -> str:
 
 
 def csv_cell(value: Any) -> Any:
-    """Makes a value of a CSV file text that no spreadsheet takes for a formula.
+    r"""Makes a value of a CSV file text that no spreadsheet takes for a formula.
+
+    What begins as a formula (with ``=``, ``+``, ``-`` or ``@``) gets a ``'`` in front, as what
+    begins with ``'`` does. What can't be shown is written as in Python (``\t``, ``\x1b``,
+    ``\udcff`` for a byte that is no UTF-8), and so are ``\`` and ``;``. To have the text back, take
+    a ``'`` off its front, then undo the escapes.
 
     Args:
         value: of a cell, or the name of a column; numbers are left as they are.
     """
     if not isinstance(value, str) or _NUMBER.fullmatch(value):
         return value
-    return _FORMULA.sub("'", printable(value))
+    text = printable(value.translate(_ESCAPED))
+    return f"'{text}" if text.startswith(_FORMULA) else text
