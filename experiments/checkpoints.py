@@ -19,6 +19,7 @@ from experiments.errors import RunError
 BEST = "best"
 LAST = "last"
 PREVIOUS = "previous"  # the last but one
+ABANDONED = "abandoned"  # the best of a way that a run did not go on
 # What is read of a checkpoint, which may come from anywhere: its kind, or what it is to hold.
 _CONTENT: dict[str, Any] = {
     "state_dict": dict,

@@ -88,14 +88,19 @@ class Evaluation:
             figures: by name, without the stage: ``acc``, ``images``.
         """
         entry = self.facts(record) | {"images": figures["images"]}
-        record.evaluations[self.key(record)] = entry
+        summary: dict[str, Any] = {}
         if self.is_of_run and self.stage != "predict":
             figures = {**figures, "checkpoint": self.checkpoint.name}
-            record.summary.update(
-                {f"{self.stage}/{name}": value for name, value in figures.items()}
-            )
+            summary = {f"{self.stage}/{name}": value for name, value in figures.items()}
         else:
             entry |= figures
+        record.note_evaluation(self.key(record), entry, summary)
+
+    def log(self, record: RunRecord) -> None:
+        """Adds the run's own figures to its log."""
+        names = [f"{self.stage}/{metric}" for metric in ("loss", "acc")]
+        if figures := {name: record.summary[name] for name in names if name in record.summary}:
+            record.log(figures, self.step)
 
     def key(self, record: RunRecord) -> str:
         """By what the record's ``evaluations`` has it: command and tag, or a prediction's file."""

@@ -247,7 +247,7 @@ _KEYS = {
     "ModelCheckpoint": ("monitor", "mode", "every_n_train_steps", "every_n_epochs"),
 }
 _BEST_KEY = ("ModelCheckpoint", "val/acc", "max", None, None)  # of this project's own
-_OUR_FILES = ("best", "last", "previous")
+_OUR_FILES = ("best", "last", "previous", "abandoned")
 
 
 def check_lightning(trainer: Any) -> None:

@@ -45,11 +45,14 @@ class RecordLogger(Logger):
         record: the run's record.
         step: tells how many optimiser steps the weights have behind them (Lightning's own count
             starts at 0 and knows nothing of a checkpoint that is tested).
+        is_silent: writes nothing, as for an evaluation: whether its figures are the run's is known
+            when it is over (`experiments.evaluations`).
     """
 
-    def __init__(self, record: RunRecord, step: Callable[[], int]) -> None:
+    def __init__(self, record: RunRecord, step: Callable[[], int], is_silent: bool = False) -> None:
         super().__init__()
         self.record = record
+        self.is_silent = is_silent
         self._step = step
 
     @property
@@ -70,7 +73,8 @@ class RecordLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Appends an entry to the record."""
-        self.record.log(_without_epoch_of_evaluation(metrics), self._step())
+        if not self.is_silent:
+            self.record.log(_without_epoch_of_evaluation(metrics), self._step())
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any) -> None:
         """Does nothing: the record holds the whole configuration already."""

@@ -202,6 +202,20 @@ class RunRecord:
         found: dict[str, Any] = self.fields.setdefault("evaluations", {})
         return found
 
+    def note_evaluation(self, key: str, facts: dict[str, Any], summary: Mapping[str, Any]) -> None:
+        """Writes what an evaluation has found; `save` then writes it, even if nothing is new.
+
+        Args:
+            key: of `evaluations`.
+            facts: the entry there.
+            summary: final values by metric.
+        """
+        self.evaluations[key] = facts
+        self.summary.update(summary)
+        self._known.get("evaluations", {}).pop(key, None)
+        for name in summary:
+            self._known.get("summary", {}).pop(name, None)
+
     def save(self) -> None:
         """Writes what this process has changed, in one step: readers never see half of it.
 

@@ -10,14 +10,13 @@ from filelock import FileLock, Timeout
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from datamodules.cifar10 import say
-from experiments.checkpoints import BEST, LAST, PREVIOUS, steps_behind
+from experiments.checkpoints import ABANDONED, BEST, LAST, PREVIOUS, steps_behind
 from experiments.errors import RunError
 from experiments.files import LOCK, check_folder, replacing, writing
 from experiments.record import CONFIG, RECORD, RunRecord, experiment_name, was_never_begun
 from experiments.runs import CIRCUMSTANCES, flat_config, read_run
 
 _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
-ABANDONED = "abandoned"  # the best checkpoint of a way that a run did not go on
 _OF_VALIDATION = re.compile(
     r"data(\.(val_size|split_seed|source|synthetic_images))?"
     r"|trainer\.(limit_val_batches|overfit_batches)"

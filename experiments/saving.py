@@ -24,7 +24,7 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.trainer.call import _call_callback_hooks, _call_lightning_module_hook
 
-from experiments.checkpoints import BEST, LAST, PREVIOUS
+from experiments.checkpoints import ABANDONED, BEST, LAST, PREVIOUS, steps_behind
 from experiments.errors import RunError
 from experiments.files import replacing, synced
 from experiments.record import RunRecord
@@ -357,10 +357,12 @@ def _remove_later(run: Path, step: int, known: set[str]) -> None:
         known: files of this step that are older than it.
     """
     for path in run.glob("*.ckpt"):
-        if path.stem in {BEST, LAST, PREVIOUS}:
+        if path.stem in {BEST, LAST, PREVIOUS, ABANDONED}:
             continue
-        content = torch.load(path, map_location="meta", mmap=True, weights_only=True)
-        later = content["global_step"] - step
+        try:
+            later = steps_behind(path) - step
+        except Exception:  # no checkpoint, and none of ours
+            continue
         if later > 0 or (later == 0 and path.name not in known):
             path.unlink()
 

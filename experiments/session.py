@@ -467,10 +467,10 @@ class RunSession:
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks += added
         callbacks.sort(key=order_of)
-        logger = RecordLogger(record, self._step)
+        logger = RecordLogger(record, self._step, is_silent=self.evaluation is not None)
         trainer.loggers = [logger, *trainer.loggers]
         if self.evaluation is not None and not self.evaluation.is_of_run:
-            trainer.loggers = []  # its figures are kept aside
+            trainer.loggers = [logger]  # its figures are kept aside
         if trainer.is_global_zero and (wandb := wandb_logger(trainer)):
             kept = {key: value for key, value in config.items() if key not in _OF_ONE_COMMAND}
             wandb.start(record, kept, self._step)
@@ -627,6 +627,8 @@ class RunSession:
     def _close(self, seconds: float) -> None:
         record = self.record
         assert record is not None
+        if self.evaluation is not None:
+            self._save_evaluation(record, self.evaluation)
         if self.subcommand != "predict":
             plots.curves(record.metrics(), record.path / "curves.png", title=record.name)
         if self.subcommand == "fit":
@@ -635,20 +637,20 @@ class RunSession:
             set_aside_others(record)
         if self.changes_status:
             record.finish(self._outcome)
-        else:
-            self._save_evaluation(record)
         if logger := wandb_logger(self.trainer):
             best = {k: v for k, v in record.summary.items() if k.startswith(("best/", "train/"))}
             logger.summarize(best)
             logger.close(exit_code=0)
         show(summary_table(record, self.subcommand, seconds, self.evaluation))
 
-    def _save_evaluation(self, record: RunRecord) -> None:
+    def _save_evaluation(self, record: RunRecord, evaluation: Evaluation) -> None:
         """Saves what was evaluated; aside, if a fit has replaced the weights meanwhile."""
-        evaluation = self.evaluation
-        assert evaluation is not None
         record.save()
-        if evaluation.is_of_run and not still_has(record, evaluation, self._file_of_weights):
+        if not evaluation.is_of_run:
+            return
+        if still_has(record, evaluation, self._file_of_weights):
+            evaluation.log(record)
+        else:
             set_aside(record, evaluation.key(record))
             self.evaluation = replace(
                 evaluation, differs={OTHER_WEIGHTS: evaluation.checkpoint.name}

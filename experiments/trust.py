@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -136,9 +137,11 @@ def _leaves(tree: Any, key: str) -> Iterator[tuple[str, str]]:
 
 def _is_importable(path: str) -> bool:
     """Whether the first word of an import path is a module, without importing it."""
+    root = path.partition(".")[0]
     try:
-        return find_spec(path.partition(".")[0]) is not None
-    except (ImportError, ValueError):
+        here = PathFinder.find_spec(root, [str(Path.cwd())])  # may be looked into later
+        return here is not None or find_spec(root) is not None
+    except (ImportError, OSError, ValueError):
         return True
 
 

@@ -10,6 +10,7 @@ import torch
 from cli import main
 from experiments.compare import main as compare
 from experiments.record import RunRecord
+from lightning_modules import MLP
 from tests.conftest import short_fit
 
 TINY = ["--model=MLP", "--model.hidden_units=[4]"]
@@ -224,6 +225,26 @@ def test_figures_of_weights_that_a_fit_replaces_are_kept_aside(
     assert not (runs / "a" / "predictions.csv").exists()
     (kept,) = [entry for key, entry in record.evaluations.items() if key.startswith("test-")]
     assert kept["acc"] == 0.75
+
+
+def test_a_test_of_a_run_that_is_replaced_meanwhile_is_not_the_new_ones(
+    do: Do, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced: list[int] = []
+
+    def replace(self: MLP) -> None:
+        if not replaced:
+            replaced.append(1)
+            shutil.rmtree(runs / "a")
+            shutil.copytree(runs / "b", runs / "a")
+
+    monkeypatch.setattr(MLP, "on_test_start", replace)
+    record = do("test")
+    assert (record.fields["seed"], record.fields["status"]) == (1, "finished")
+    assert not figures(record)
+    assert not [entry for entry in record.metrics() if "test/acc" in entry]
+    (kept,) = record.evaluations.values()
+    assert kept["differs"] == {"weights": "best.ckpt"}
 
 
 # ---- what is one experiment ----------------------------------------------------------------------

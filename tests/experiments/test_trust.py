@@ -37,7 +37,8 @@ def made(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of a run in a place where there is a strange module, of a user who wrote neither."""
     (tmp_path / "strange.py").write_text(STRANGE, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # a command may add to it
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     yield Path(shutil.copytree(made, tmp_path / "runs"))
     sys.modules.pop("strange", None)
