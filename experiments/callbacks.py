@@ -111,8 +111,9 @@ class EvaluationReport(Callback):
 
     def _note(self, stage: str, figures: dict[str, Any], trainer: Trainer) -> None:
         assert self.evaluation is not None
-        for name in ("acc", "loss"):
-            figures[name] = trainer.callback_metrics[f"{stage}/{name}"].item()
+        for name, value in trainer.callback_metrics.items():
+            if name.startswith(f"{stage}/"):
+                figures[name.removeprefix(f"{stage}/")] = value.item()
         self.evaluation.note(self.record, figures)
 
     def _tag(self, stage: str) -> str:

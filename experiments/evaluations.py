@@ -98,8 +98,10 @@ class Evaluation:
 
     def log(self, record: RunRecord) -> None:
         """Adds the run's own figures to its log."""
-        names = [f"{self.stage}/{metric}" for metric in ("loss", "acc")]
-        if figures := {name: record.summary[name] for name in names if name in record.summary}:
+        of_stage = f"{self.stage}/"
+        figures = {k: v for k, v in record.summary.items() if k.startswith(of_stage)}
+        figures = {k: v for k, v in figures.items() if isinstance(v, float) or v is None}
+        if figures:
             record.log(figures, self.step)
 
     def key(self, record: RunRecord) -> str:

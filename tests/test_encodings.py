@@ -28,8 +28,11 @@ def unnamed(code: str) -> Iterator[int]:
         constants = [value.value for value in values if isinstance(value, ast.Constant)]
         modes = [c for c in constants if isinstance(c, str) and re.fullmatch(r"[rwax][bt+]*", c)]
         binary = any("b" in mode for mode in modes)
-        opens = name in _OPENERS and (bool(modes) or not values or name == "TextIOWrapper")
-        is_text = name in {"read_text", "write_text"} or "text" in words or (opens and not binary)
+        binary_by_default = {"NamedTemporaryFile", "TemporaryFile"}
+        by_default = not values and name not in binary_by_default
+        opens = name in _OPENERS and (bool(modes) or by_default or name == "TextIOWrapper")
+        of_path = isinstance(node.func, ast.Attribute) and name in {"read_text", "write_text"}
+        is_text = of_path or "text" in words or (opens and not binary)
         opens_by_name = name == "open" and isinstance(node.func, ast.Name) and not modes
         if (is_text or opens_by_name) and "encoding" not in words:
             yield node.lineno

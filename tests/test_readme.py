@@ -161,7 +161,12 @@ def test_examples_of_the_docs_run(code: str) -> None:
 
 
 @pytest.mark.parametrize("flags", OVERRIDES)
-def test_every_flag_in_the_text_parses(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_flag_in_the_text_parses(
+    flags: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = "from lightning_modules import MLP\n\n\nclass MyNet(MLP):\n    pass\n"
+    (tmp_path / "mynet.py").write_text(own, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(PROJECT)
     with pytest.raises(SystemExit) as done:
         main(["fit", "--config", "configs/mlp.yaml", *shlex.split(flags), "--print_config"])
