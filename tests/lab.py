@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import BaseFinetuning
 
 from tests.chaos import Ended, Place, Zygote, fingerprint
 
@@ -158,3 +159,18 @@ class OfAnObject(Callback):
 
     def __init__(self, thing: Any = object()) -> None:  # noqa: B008 - the very point
         self.thing = thing
+
+
+class HeadFirst(BaseFinetuning):
+    """Trains the last layer, and all of them from the second epoch on."""
+
+    def freeze_before_training(self, pl_module: LightningModule) -> None:
+        """Freezes the first layer."""
+        self.freeze(pl_module.get_submodule("layers.1"))
+
+    def finetune_function(
+        self, pl_module: LightningModule, epoch: int, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Trains it, too."""
+        if epoch == 1:
+            self.make_trainable(pl_module.get_submodule("layers.1"))
