@@ -46,6 +46,24 @@ MODELS = {
     ],
 }
 
+# What Lightning's callbacks do with a training; tests/test_lightning.py has more of them.
+WITH_CALLBACKS = {
+    "accumulation": [
+        *MODELS["MLP"],
+        "--trainer.callbacks=GradientAccumulationScheduler",
+        "--trainer.callbacks.scheduling={0: 4, 1: 2, 2: 1}",
+        "--trainer.max_epochs=-1",
+    ],
+    "averaging": [
+        *MODELS["MLP"],
+        "--trainer.callbacks=StochasticWeightAveraging",
+        "--trainer.callbacks.swa_lrs=0.01",
+        "--trainer.callbacks.swa_epoch_start=2",
+        "--trainer.max_epochs=-1",
+    ],
+    "time": [*MODELS["MLP"], "--trainer.max_time=00:01:00:00"],
+}
+
 
 def children_of(parent: int) -> list[int]:
     """The processes that a process has started."""
