@@ -237,9 +237,8 @@ class RunSession:
         if self._lock is not None:
             self._lock.acquire()
         if resuming:
-            record.resume(
-                dumped, facts, self.steps_of_checkpoint, entries=self.entries_of_checkpoint
-            )
+            entries = self.entries_of_checkpoint if inside else 0  # else another run's
+            record.resume(dumped, facts, self.steps_of_checkpoint, entries=entries)
         self.changes_status = self.subcommand == "fit" or self.is_new
         try:
             self._attach(record, {**resolved, "run": facts})
