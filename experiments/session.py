@@ -266,7 +266,7 @@ class RunSession:
         self, path: Path, dumped: str, resolved: dict[str, Any], facts: dict[str, Any]
     ) -> RunRecord:
         # Weights of another run only start a new one: they must not overwrite the run named.
-        inside = self.checkpoint is not None and self.checkpoint.resolve().parent == path.resolve()
+        inside = self._is_inside(path)
         resuming = inside or self._begins_again(path)
         check_space(path, self.model, resuming)
         if not resuming:
@@ -286,6 +286,10 @@ class RunSession:
             self._owned = path
         return RunRecord.create(path, dumped, facts, self.command)
 
+    def _is_inside(self, run: Path) -> bool:
+        """Whether the checkpoint is one of this run."""
+        return self.checkpoint is not None and self.checkpoint.resolve().parent == run.resolve()
+
     def _go_on(
         self, record: RunRecord, dumped: str, resolved: dict[str, Any], facts: dict[str, Any]
     ) -> RunRecord:
@@ -300,7 +304,7 @@ class RunSession:
         note_changes(changes)
         start = self.steps_of_checkpoint
         anew = is_best_anew(record.path, start, changes, limits_changed(before, asked))
-        entries = self.entries_of_checkpoint
+        entries = self.entries_of_checkpoint if self._is_inside(record.path) else 0
         record.resume(dumped, facts, start, self.command, changes, anew, entries)
         go_back_to(self.checkpoint, record.path, anew)
         if anew:

@@ -21,7 +21,7 @@ from datamodules.files import make_synthetic
 from experiments import plots
 from experiments.record import RunRecord
 from tests.chaos import PICTURES, Zygote, draw_a_dot
-from tests.lab import LONG, MODELS, Lab
+from tests.lab import LONG, MODELS, WITH_CALLBACKS, Lab
 
 PROJECT = Path(__file__).resolve().parent.parent
 IMAGES = 200  # in each of the six files of the small synthetic set
@@ -186,7 +186,7 @@ def labs(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[d
             lab = Lab(
                 zygote,
                 tmp_path_factory.mktemp(kind),
-                [*MODELS[kind], *small(data_dir), *LONG],
+                [*(MODELS | WITH_CALLBACKS)[kind], *small(data_dir), *LONG],
             )
             ended = lab.fit("whole")
             assert ended.code == 0, ended.err

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import BaseFinetuning
 
 from tests.chaos import Ended, Place, Zygote, fingerprint
 
@@ -43,6 +44,24 @@ MODELS = {
         "--model.image_size=32",
         "--trainer.precision=32-true",
     ],
+}
+
+# What Lightning's callbacks do with a training; tests/test_lightning.py has more of them.
+WITH_CALLBACKS = {
+    "accumulation": [
+        *MODELS["MLP"],
+        "--trainer.callbacks=GradientAccumulationScheduler",
+        "--trainer.callbacks.scheduling={0: 4, 1: 2, 2: 1}",
+        "--trainer.max_epochs=-1",
+    ],
+    "averaging": [
+        *MODELS["MLP"],
+        "--trainer.callbacks=StochasticWeightAveraging",
+        "--trainer.callbacks.swa_lrs=0.01",
+        "--trainer.callbacks.swa_epoch_start=2",
+        "--trainer.max_epochs=-1",
+    ],
+    "time": [*MODELS["MLP"], "--trainer.max_time=00:01:00:00"],
 }
 
 
@@ -158,3 +177,18 @@ class OfAnObject(Callback):
 
     def __init__(self, thing: Any = object()) -> None:  # noqa: B008 - the very point
         self.thing = thing
+
+
+class HeadFirst(BaseFinetuning):
+    """Trains the last layer, and all of them from the second epoch on."""
+
+    def freeze_before_training(self, pl_module: LightningModule) -> None:
+        """Freezes the first layer."""
+        self.freeze(pl_module.get_submodule("layers.1"))
+
+    def finetune_function(
+        self, pl_module: LightningModule, epoch: int, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Trains it, too."""
+        if epoch == 1:
+            self.make_trainable(pl_module.get_submodule("layers.1"))

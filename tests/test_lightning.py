@@ -29,9 +29,10 @@ from experiments.lightning_table import check_lightning, refusal
 from experiments.record import RunRecord
 from experiments.saving import is_averaged
 from experiments.stopping import TimeLimit
+from lightning_modules import Classifier
 from tests.chaos import Ended, Place
 from tests.conftest import Cli
-from tests.lab import Lab
+from tests.lab import HALF, Lab
 
 # ---- what there is -------------------------------------------------------------------------------
 
@@ -539,6 +540,7 @@ OWN: dict[str, list[tuple[Place, int]]] = {
     "OfEpochs": [(("on_train_batch_start", 19), TERM), (("on_train_batch_end", 11), TERM)],
     "OfBatches": [(("on_train_batch_start", 19), TERM), (("on_train_batch_end", 11), TERM)],
     "FrozenOnce": [(("on_train_batch_end", 15), signal.SIGKILL)],
+    "HeadFirst": [(("on_train_batch_end", 45), signal.SIGKILL)],
 }
 
 
@@ -557,6 +559,24 @@ def test_callbacks_of_ones_own_go_on_exactly(labs: dict[str, Lab], name: str) ->
     assert resumed.code == 0, resumed.err
     assert lab.result(name) == lab.result(f"{name}-whole")
     assert lab.result(name)["last.ckpt"] != lab.result("whole")["last.ckpt"]
+
+
+TWO = ["callbacks=GradientAccumulationScheduler", "callbacks=StochasticWeightAveraging", "max_time"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", TWO)
+def test_two_processes_go_on_exactly(labs: dict[str, Lab], case: str, tmp_path: Path) -> None:
+    lab = labs["MLP"]
+    flags, _ = undisturbed(lab, case, tmp_path)
+    whole = lab.fit_two(f"{case}-two-whole", HALF, *flags)
+    assert [process.code for process in whole] == [0, 0], whole
+    for place in CASES[case].kills:
+        killed = lab.fit_two(f"{case}-two", HALF, *flags, "--resume", at=place, signum=9)
+        assert killed[1].code == -signal.SIGKILL
+    resumed = lab.fit_two(f"{case}-two", HALF, *flags, "--resume")
+    assert [process.code for process in resumed] == [0, 0], resumed
+    assert lab.result(f"{case}-two") == lab.result(f"{case}-two-whole")
 
 
 # ---- time, and what is said of a fit -------------------------------------------------------------
@@ -686,3 +706,64 @@ def test_packages_that_rich_callbacks_need_are_named(
         fit(*TINY, *callback("RichModelSummary"))
     assert failure.value.code == 2
     assert "pip install -U rich" in capsys.readouterr().err
+
+
+def test_overfitting_sees_the_same_images_in_every_epoch(
+    fit: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+    note = Classifier.note
+
+    def look(model: Classifier, loss: Any, logits: Any, labels: torch.Tensor) -> None:
+        seen.append(labels.tolist())
+        note(model, loss, logits, labels)
+
+    monkeypatch.setattr(Classifier, "note", look)
+    fit(*TINY, "--trainer.overfit_batches=2", "--trainer.max_steps=6")
+    assert seen[:2] == seen[2:4] == seen[4:]
+    assert seen[0] != seen[1]
+
+
+def test_a_flag_beats_the_patience_of_a_checkpoint(fit: Cli) -> None:
+    stopping = callback("EarlyStopping", monitor="val/loss", min_delta=1)
+    few = [*TINY, *stopping, "--trainer.callbacks.patience=1", "--trainer.max_steps=8"]
+    assert fit(*few).summary["train/steps"] == 4
+    more = ["--trainer.callbacks.patience=3", "--trainer.max_steps=18", "--resume"]
+    assert fit(*few, *more).summary["train/steps"] == 8
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            [*callback("EarlyStopping", monitor="train/loss"), "--trainer.log_every_n_steps=3"],
+            "EarlyStopping asks for train/loss after 2 batches, but it is first known after 3",
+        ),
+        (
+            [
+                "--model.lr_scheduler=pytorch_lightning.cli.ReduceLROnPlateau",
+                "--model.lr_scheduler.monitor=val/loss",
+            ],
+            "ReduceLROnPlateau asks for val/loss after 1 batches, but it is first known after 2",
+        ),
+    ],
+)
+def test_a_metric_that_is_asked_for_too_soon_is_refused(
+    flags: list[str], message: str, fit: Cli, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as failure:
+        fit(*TINY, *flags)
+    assert failure.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not runs.exists()
+
+
+def test_a_schedule_over_a_fit_knows_of_changing_accumulation(fit: Cli, tmp_path: Path) -> None:
+    (tmp_path / "case.yaml").write_text(SCHEDULE)
+    linear = "--model.lr_scheduler=lightning_modules.schedules.LinearSchedule"
+    often = ["--trainer.log_every_n_steps=1", "--trainer.val_check_interval=1.0"]
+    flags = [f"--config={tmp_path / 'case.yaml'}", *TINY, linear, *often, *EPOCHS]
+    rates = [entry["lr"] for entry in fit(*flags).metrics() if "lr" in entry]
+    assert len(rates) == STEP_BY_EPOCHS
+    assert rates[-1] == pytest.approx(0, abs=1e-12)
+    assert rates[-2] > 0

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from tests.chaos import Place
-from tests.lab import MODELS, Lab
+from tests.lab import MODELS, WITH_CALLBACKS, Lab
 
 PLACES: list[Place] = [
     ("os.fsync", 1),  # before there is a record
@@ -47,7 +47,7 @@ def test_every_kind_of_training_goes_on_exactly(labs: dict[str, Lab], kind: str)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", [*MODELS, *WITH_CALLBACKS])
 def test_chaos(labs: dict[str, Lab], kind: str) -> None:
     """Ten kills of each kind at random moments, each run killed until it has survived them."""
     lab, chance = labs[kind], random.Random(kind)
