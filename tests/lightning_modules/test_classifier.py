@@ -1,5 +1,6 @@
 """What every model inherits: logged means, confusion matrices, schedules and checkpoints."""
 
+import contextlib
 import math
 from functools import partial
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import LRSchedulerCallable, ReduceLROnPlateau
 from pytorch_lightning.loggers.logger import DummyLogger
 from torch import Tensor
@@ -122,6 +123,45 @@ def test_a_second_fit_forgets_what_was_not_logged() -> None:
     trainer(max_steps=3, log_every_n_steps=2).fit(net, batches())
     trainer(max_steps=2, logger=memory, log_every_n_steps=2).fit(net, batches())
     assert train_entries(memory) == [(1, means(net, slice(8)))]
+
+
+class Saving(Callback):
+    """Saves at the start and within the hooks of every batch, and may break off there."""
+
+    def __init__(self, folder: Path, fails: bool = False) -> None:
+        self.folder = folder
+        self.fails = fails
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        trainer.save_checkpoint(self.folder / "0.ckpt")
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if self.fails:
+            raise RuntimeError("out of paint")
+        trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
+
+    def images(self, step: int) -> list[float]:
+        """Those of each batch that waits for the log, in the checkpoint of a step."""
+        saved = torch.load(self.folder / f"{step}.ckpt", weights_only=True)
+        found: list[float] = saved["measured"]["noted"][0, :, 2].tolist()
+        return found
+
+
+def test_a_checkpoint_within_the_hooks_of_a_batch_holds_that_batch(tmp_path: Path) -> None:
+    saving = Saving(tmp_path)
+    trainer(max_epochs=1, log_every_n_steps=10, callbacks=[saving]).fit(model(), batches())
+    assert [saving.images(step) for step in range(4)] == [[], [4], [4, 4], [4, 4, 2]]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_fit_begins_with_nothing_of_the_one_before(fails: bool, tmp_path: Path) -> None:
+    net, saving = model(), Saving(tmp_path, fails)
+    first = trainer(max_steps=2, log_every_n_steps=10, callbacks=[saving])
+    with pytest.raises(RuntimeError) if fails else contextlib.nullcontext():
+        first.fit(net, batches())
+    saving.fails = False
+    trainer(max_steps=1, log_every_n_steps=10, callbacks=[saving]).fit(net, batches())
+    assert [saving.images(step) for step in range(2)] == [[], [4]]
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -96,3 +96,26 @@ def test_network_learns_a_small_batch(options: dict[str, Any]) -> None:
 def test_unknown_order_is_refused(order: Any) -> None:
     with pytest.raises(ValueError, match="block_order must be bn_relu_conv or bn_conv_relu"):
         CNN(block_order=order)
+
+
+def test_every_stage_ends_in_an_overlapping_pool() -> None:
+    pools = [layer for layer in CNN().layers if isinstance(layer, nn.MaxPool2d)]
+    assert [(pool.kernel_size, pool.stride, pool.padding) for pool in pools] == [(3, 2, 1)] * 5
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_images_are_laid_out_as_the_filters(channels_last: bool) -> None:
+    model: Any = CNN(channels_last=channels_last).eval()
+    seen: list[bool] = []
+    form = torch.channels_last
+    model.layers[0].register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].is_contiguous(memory_format=form))
+    )
+    model(torch.zeros(1, 3, 32, 32))
+    assert seen == [channels_last]
+    assert model.layers[0].weight.is_contiguous(memory_format=form) is channels_last
+
+
+def test_the_default_optimizer_is_the_reports() -> None:
+    optimizer: Any = CNN().configure_optimizers()
+    assert (type(optimizer), optimizer.defaults["lr"]) == (torch.optim.Adam, 1e-4)

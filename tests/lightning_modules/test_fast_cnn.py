@@ -1,5 +1,6 @@
 """The fast network: its size, its whitening, its views, and when its first bias stops learning."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,6 +96,22 @@ def test_training_whitens_and_freezes_the_bias_midway(fit: Cli) -> None:
     assert 0 < biases[1] != biases[2]
 
 
+@pytest.mark.parametrize(
+    ("processes", "training", "learns"),
+    [(1, True, False), (2, True, True), (1, False, True)],  # processes share its gradient
+)
+def test_the_frozen_bias_gets_no_gradient_in_training(
+    processes: int, training: bool, learns: bool
+) -> None:
+    model: Any = FastCNN(**SMALL, whiten_bias_until=0.5).train(training)
+    place = {"global_step": 5, "current_epoch": 0, "global_rank": 0}
+    model._trainer, model._steps = SimpleNamespace(world_size=processes, **place), 10
+    images = torch.randn(2, 3, 32, 32)
+    model.on_train_batch_start((images,), 0)
+    model(images).sum().backward()
+    assert (model.whiten.bias.grad is not None) is learns
+
+
 def test_images_grow_early_in_training(fit: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     forward = FastCNN.forward
@@ -125,7 +142,11 @@ def gradients_of(model: FastCNN, images: Tensor) -> dict[str, Tensor]:
 
 def test_the_convolutions_are_compiled_if_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[nn.Module] = []
-    monkeypatch.setattr(nn.Sequential, "compile", lambda self: asked.append(self))  # noqa: PLW0108 - bound
+
+    def note(self: nn.Module) -> None:
+        asked.append(self)
+
+    monkeypatch.setattr(nn.Sequential, "compile", note)
     FastCNN(**SMALL)
     model = FastCNN(**SMALL, compiled=True)
     assert asked == [model.groups]

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import Adam
 
+from custom_ops import LayerNorm
 from lightning_modules import MLP
 
 
@@ -105,3 +106,9 @@ def test_two_models_share_nothing() -> None:
     first, second = MLP(hidden_units=[3]), MLP()
     assert first.hparams["hidden_units"] == [3]
     assert second.hparams["hidden_units"] == [100]
+
+
+def test_each_norm_is_of_its_own_class() -> None:
+    kinds = {"batch": nn.BatchNorm1d, "layer": LayerNorm, "layer_native": nn.LayerNorm}
+    for norm, kind in kinds.items():
+        assert type(MLP(hidden_units=[2], norm=norm).layers[2]) is kind  # type: ignore[arg-type]
