@@ -179,6 +179,9 @@ def _obey(order: dict[str, Any], out: int, err: int) -> None:
         if order["limit"]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"], order["limit"]))
         os.environ.update(order["env"])
+        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+            # Of tests in the background of a script, or under nohup, some are ignored.
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
         sys.argv = [str(PROJECT / "cli.py"), *order["args"]]
         plots: Any = importlib.import_module("experiments.plots")
         for picture in PICTURES:

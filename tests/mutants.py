@@ -31,9 +31,13 @@ TESTS = {
     ],
     "lightning_modules/mlp.py": ["lightning_modules/test_mlp.py"],
     "lightning_modules/cnn.py": ["lightning_modules/test_cnn.py"],
-    "lightning_modules/fast_cnn.py": ["lightning_modules/test_fast_cnn.py"],
+    "lightning_modules/fast_cnn.py": [
+        "lightning_modules/test_fast_cnn.py",
+        "test_gpu_rehearsal.py",
+    ],
     "lightning_modules/numpy_mlp.py": [
         "lightning_modules/test_numpy_mlp.py",
+        "lightning_modules/test_exports.py",
         "lightning_modules/test_classifier.py",
     ],
     "datamodules/augment.py": ["datamodules/test_augment.py", "test_gpu_rehearsal.py"],

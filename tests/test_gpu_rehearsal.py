@@ -135,7 +135,7 @@ def test_muon_steps_with_all_that_it_keeps_on_the_gpu() -> None:
 def test_images_look_otherwise_in_every_epoch() -> None:
     with stand_in():
         pixels = torch.arange(8 * 3 * 32 * 32, device=GPU).view(8, 3, 32, 32).to(torch.uint8)
-        source = BatchSource(AugmentedImages(pixels, crop=4), batch_size=8)
+        source = BatchSource(AugmentedImages(pixels, 4, "random", cutout=4), batch_size=8)
         epochs = []
         for epoch in (0, 1, 0):
             source.set_epoch(epoch)

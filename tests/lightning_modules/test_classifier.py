@@ -4,6 +4,7 @@ import contextlib
 import math
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -206,6 +207,47 @@ def test_one_nan_among_the_images_shows_in_the_means() -> None:
         trainer(max_steps=2, log_every_n_steps=1).fit(net, data)
 
 
+def test_weights_are_not_kept_whose_validation_is_no_number() -> None:
+    data = BatchSource(IMAGES * torch.nan, LABELS, batch_size=10)
+    with pytest.raises(FloatingPointError, match="val/loss is nan after step 3"):
+        trainer(max_epochs=1, num_sanity_val_steps=0).fit(model(), batches(), data)
+
+
+def test_a_figure_of_a_step_is_logged_once() -> None:
+    class Figure(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+            if trainer.global_step == 1:
+                pl_module.step_figures["lr"] = 0.5
+
+    memory = Memory()
+    options: dict[str, Any] = {"logger": memory, "log_every_n_steps": 1, "callbacks": [Figure()]}
+    trainer(max_steps=2, **options).fit(model(), batches())
+    assert [entry.get("lr") for _, entry in memory.entries if "train/loss" in entry] == [0.5, None]
+
+
+def test_the_place_of_a_step_decides_what_it_draws() -> None:
+    """Seed, epoch, batch and process: each of them, and nothing else."""
+
+    def seed_at(seed: int = 1, epoch: int = 0, batch: int = 0, rank: int = 0) -> int:
+        torch.manual_seed(seed)
+        net: Any = MLP(hidden_units=[2])
+        net._trainer = SimpleNamespace(current_epoch=epoch, global_rank=rank)
+        torch.rand(7)
+        net.on_train_batch_start(None, batch)
+        return torch.initial_seed()
+
+    places: list[dict[str, int]] = [
+        {},
+        {"seed": 2},
+        {"epoch": 1},
+        {"batch": 1},
+        {"rank": 1},
+        {"seed": 2**64 - 1},
+    ]
+    assert len({seed_at(**place) for place in places}) == len(places)
+    assert seed_at(batch=3) == seed_at(batch=3)
+
+
 # ---- schedules ------------------------------------------------------------------------------
 
 
@@ -290,6 +332,16 @@ def test_checkpoint_holds_plain_data_and_restores_the_model(
     assert {name: loaded.hparams[name] for name in options} == options
     logits: Tensor = loaded(IMAGES)
     torch.testing.assert_close(logits, net.eval()(IMAGES))
+
+
+def test_a_fit_that_goes_on_knows_the_last_validation(tmp_path: Path) -> None:
+    net = model()
+    first = trainer(max_steps=3)
+    first.fit(net, batches(), batches())
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    second = model()
+    second.on_load_checkpoint(torch.load(tmp_path / "a.ckpt", weights_only=True))
+    assert torch.equal(second.confusion["val"], net.confusion["val"])
 
 
 @pytest.mark.parametrize("kind", [MLP, NumPyMLP, CNN])

@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning import Trainer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from datamodules import BatchSource
 from experiments.record import RunRecord
 from lightning_modules import FastCNN
 from tests.conftest import Cli
@@ -124,6 +127,44 @@ def test_images_grow_early_in_training(fit: Cli, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(FastCNN, "forward", noting)
     fit(*FIT, "--model.small_until=0.75", "--model.small_size=20")
     assert sizes == [20, 24, 28, 32]
+
+
+def test_reduced_images_are_means_not_samples() -> None:
+    model, images = FastCNN(**SMALL, small_size=16, small_until=1.0), torch.randn(2, 3, 32, 32)
+    expected = F.interpolate(images, (16, 16), mode="bilinear", antialias=True)
+    torch.testing.assert_close(model.reduce(images, 0.0), expected)
+    assert torch.equal(model.reduce(images, 1.0), images)
+
+
+def test_the_first_weights_and_the_share_of_a_batch_are_the_papers() -> None:
+    torch.manual_seed(0)
+    model = FastCNN(bn_momentum=0.3)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {(norm.momentum, norm.eps) for norm in norms} == {(0.3, 1e-12)}
+    assert model.head.weight.std().item() == pytest.approx(1 / 256, rel=0.1)
+
+
+def test_filters_of_a_checkpoint_are_not_made_anew() -> None:
+    model: Any = FastCNN(**SMALL)
+    model.whiten_with(torch.randn(50, 3, 16, 16))
+    before = model.whiten.weight.clone()
+    model._trainer = SimpleNamespace(estimated_stepping_batches=10)  # it has no data to whiten with
+    model.on_train_start()
+    assert torch.equal(model.whiten.weight, before)
+
+
+def test_one_view_and_six_count_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = torch.arange(4)
+
+    def evaluate(self: Any, images: Tensor) -> Tensor:
+        self._plain = F.one_hot(labels, 10).float()  # right; together, all views are wrong
+        return F.one_hot(labels + 1, 10).float()
+
+    monkeypatch.setattr(FastCNN, "evaluate", evaluate)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    data = BatchSource(torch.zeros(4, 3, 32, 32), labels, batch_size=4)
+    (found,) = trainer.test(FastCNN(**SMALL), data, verbose=False)
+    assert (found["test/acc"], found["test/acc_one_view"]) == (0, 1)
 
 
 @pytest.mark.parametrize("size", [16, 17, 24, 31, 32])

@@ -184,3 +184,21 @@ def test_what_numpy_does_not_do_is_refused(options: dict[str, Any]) -> None:
     (name,) = options
     with pytest.raises(ValueError, match=f"leave --trainer.{name}"):
         NumPyMLP(hidden_units=[2]).check_trainer(trainer)
+
+
+def test_processes_take_the_mean_of_their_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch does; two real processes are slow, see `test_processes`."""
+    asked: list[str] = []
+
+    def reduce(gradient: Tensor, reduce_op: str) -> Tensor:
+        asked.append(reduce_op)
+        return torch.zeros_like(gradient)
+
+    model: Any = NumPyMLP(hidden_units=[2])
+    model._trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(reduce=reduce))
+    monkeypatch.setattr(model, "optimizers", lambda: SGD(model.parameters(), lr=1.0))
+    monkeypatch.setattr(model, "lr_schedulers", lambda: None)
+    before = [weight.clone() for weight in model.parameters()]
+    model.training_step((IMAGES, LABELS), 0)
+    assert asked == ["mean"] * 4
+    assert all(map(torch.equal, before, model.parameters()))
