@@ -105,16 +105,35 @@ def in_order(path: Path) -> dict[str, Any]:
         lambda content: content["data"]["init_args"].update(data_dir="not/there"),
     ],
 )
-@pytest.mark.parametrize("command", [["test"], ["fit", "--resume"]])
 def test_what_a_strangers_configuration_names_is_refused(
     strange: Callable[[dict[str, Any]], Any],
-    command: list[str],
     config: Any,
     runs: Path,
     tmp_path: Path,
     error_of: Callable[[list[str]], str],
 ) -> None:
     config(strange)
+    _is_refused(["test"], runs, tmp_path, error_of)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["validate"],
+        ["predict"],
+        ["fit", "--resume"],
+        ["fit", "--ckpt_path=last"],
+        ["fit", "--ckpt_path=best"],
+    ],
+)
+def test_every_command_refuses_it(
+    command: list[str], config: Any, runs: Path, tmp_path: Path, error_of: Any
+) -> None:
+    config(trainer(callbacks=[of(BOOM)]))
+    _is_refused(command, runs, tmp_path, error_of)
+
+
+def _is_refused(command: list[str], runs: Path, tmp_path: Path, error_of: Any) -> None:
     before = {path.name: path.read_bytes() for path in (runs / "gift").iterdir()}
     (runs / "gift" / "more.yaml").write_text(
         yaml.safe_dump({"trainer": {"callbacks": [of(BOOM)]}}), encoding="utf-8"
