@@ -320,6 +320,11 @@ def is_synthetic(folder: Path) -> bool:
     return re.fullmatch(r"synthetic-v\d+-\d+", folder.name) is not None
 
 
+def is_made(data_dir: Path, images_per_batch: int) -> bool:
+    """Whether a synthetic set is there, whole."""
+    return (synthetic_folder(data_dir, images_per_batch) / _MANIFEST).is_file()
+
+
 def make_synthetic(data_dir: Path, images_per_batch: int) -> Path:
     """Generates the synthetic stand-in below ``data_dir`` unless it is there already.
 
@@ -335,7 +340,7 @@ def make_synthetic(data_dir: Path, images_per_batch: int) -> Path:
         ValueError: if ``images_per_batch`` is too small.
     """
     folder = synthetic_folder(data_dir, images_per_batch)
-    if (folder / _MANIFEST).is_file():
+    if is_made(data_dir, images_per_batch):
         return folder
     try:
         data_dir.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from datamodules import CIFAR10DataModule
 from experiments import plots
 from experiments.errors import RunError
-from experiments.evaluations import Evaluation
+from experiments.evaluations import Evaluation, confirmed, weights_of
 from experiments.files import replacing
 from experiments.loggers import WandbLogger
 from experiments.record import RunRecord, Status
@@ -65,8 +65,9 @@ class EvaluationReport(Callback):
             self._report("validate", trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets an earlier test."""
+        """Forgets an earlier test; checks that the weights are those that are meant."""
         self._logits = []
+        self._check_weights()
 
     def on_test_batch_end(
         self,
@@ -110,11 +111,30 @@ class EvaluationReport(Callback):
             logger.summarize({f"{stage}/acc/{name}": value for name, value in per_class.items()})
 
     def _note(self, stage: str, figures: dict[str, Any], trainer: Trainer) -> None:
-        assert self.evaluation is not None
+        evaluation = self.confirm()
         for name, value in trainer.callback_metrics.items():
             if name.startswith(f"{stage}/"):
                 figures[name.removeprefix(f"{stage}/")] = value.item()
-        self.evaluation.note(self.record, figures)
+        evaluation.note(self.record, figures)
+
+    def confirm(self) -> Evaluation:
+        """What was evaluated, as it is by now: a fit may have replaced the weights."""
+        assert self.evaluation is not None
+        self.evaluation = confirmed(self.record, self.evaluation)
+        return self.evaluation
+
+    def _check_weights(self) -> None:
+        if self.evaluation is not None:
+            self.evaluation.check_weights()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Checks that the weights are those that are meant."""
+        self._check_weights()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Checks that the weights are those that are meant."""
+        if trainer.state.fn == "validate":
+            self._check_weights()
 
     def _tag(self, stage: str) -> str:
         return self.evaluation.tag if self.evaluation is not None and stage != "val" else ""
@@ -143,12 +163,12 @@ class PredictionWriter(Callback):
 
     Args:
         record: of the run, in whose folder the file lies.
-        evaluation: what is predicted.
+        report: has what is predicted.
     """
 
-    def __init__(self, record: RunRecord, evaluation: Evaluation) -> None:
+    def __init__(self, record: RunRecord, report: EvaluationReport) -> None:
         self.record = record
-        self.evaluation = evaluation
+        self.report = report
         self._probabilities: list[Tensor] = []
 
     def on_predict_batch_end(
@@ -169,10 +189,11 @@ class PredictionWriter(Callback):
         images = data.images_to_predict
         labels = [data.label_names[i] if i >= 0 else None for i in images.labels]
         probabilities = torch.cat(self._probabilities).numpy()
-        with replacing(self.evaluation.predictions(self.record)) as partial:
+        evaluation = self.report.confirm()
+        with replacing(evaluation.predictions(self.record)) as partial:
             write_predictions(partial, images.names, labels, probabilities, data.label_names)
         figures = {"images": len(probabilities), "whole": len(images.names)}
-        self.evaluation.note(self.record, figures)
+        evaluation.note(self.record, figures)
 
 
 def write_predictions(
@@ -236,6 +257,8 @@ class RunStatus(Callback):
         status, code = _how_it_ended(exception)
         if self.changes_status and self.record.fields["status"] == "running":
             self.record.fields["error"] = repr(exception)
+            with contextlib.suppress(Exception):  # a damaged one, perhaps the very reason
+                self.record.fields["weights"] = weights_of(self.record.path)
             with contextlib.suppress(OSError, RunError):  # a full disk, perhaps the very reason
                 self.record.finish(status)
         if logger := wandb_logger(trainer):

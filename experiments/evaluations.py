@@ -9,11 +9,12 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from experiments.checkpoints import BEST, LAST, checkpoint_sha256
+from experiments.errors import RunError
 from experiments.files import file_identity
 from experiments.record import EVALUATED, RunRecord
 
@@ -48,6 +49,8 @@ class Evaluation:
         step: optimiser steps behind it.
         differs: settings by key, each as the run has it and as it is here.
         folder: the images that are predicted; None for the test set.
+        identity: of the checkpoint's file when its weights were hashed (see `file_identity`); empty
+            where no other process can have replaced it.
     """
 
     stage: Stage
@@ -56,6 +59,16 @@ class Evaluation:
     step: int
     differs: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = None
+    identity: tuple[int, ...] = ()
+
+    def check_weights(self) -> None:
+        """Refuses to go on if other weights than those that were hashed may have been read since.
+
+        Raises:
+            RunError: if another process has replaced the file.
+        """
+        if self.identity and file_identity(self.checkpoint) != self.identity:
+            raise RunError(f"{self.checkpoint} was replaced while it was read: try again")
 
     @property
     def is_of_run(self) -> bool:
@@ -142,6 +155,16 @@ def differences(
     return found
 
 
+def limit_of(stage: Stage) -> str:
+    """The trainer's option that leaves images of a command out."""
+    return _LIMITS[stage]
+
+
+def changes_figures(key: str) -> bool:
+    """Whether a setting decides what given weights make of given images."""
+    return bool(_OF_A_FIGURE.fullmatch(key))
+
+
 def is_limited(limit: float | None, batches: int) -> bool:
     """Whether a limit of Lightning's leaves some of so many batches out."""
     if limit is None:
@@ -173,18 +196,23 @@ def weights_of(run: Path) -> dict[str, str]:
     return {path.name: checkpoint_sha256(path) for path in files if path.is_file()}
 
 
-def still_has(record: RunRecord, evaluation: Evaluation, identity: tuple[int, ...]) -> bool:
-    """Whether the run still goes by the weights that were evaluated.
+def confirmed(record: RunRecord, evaluation: Evaluation) -> Evaluation:
+    """An evaluation as it is by now: not the run's own if a fit has replaced the weights.
 
     Args:
-        record: the run's record, as it is by now.
+        record: the run's record.
         evaluation: what was evaluated.
-        identity: of the checkpoint's file when it was read (see `file_identity`).
     """
+    if not evaluation.is_of_run or not evaluation.identity or _still_has(record.path, evaluation):
+        return evaluation
+    return replace(evaluation, differs={OTHER_WEIGHTS: evaluation.checkpoint.name})
+
+
+def _still_has(run: Path, evaluation: Evaluation) -> bool:
     sha256, path = evaluation.weights_sha256, evaluation.checkpoint
-    if known := record.fields.get("weights"):
+    if known := RunRecord.open(run).fields.get("weights"):
         return sha256 in known.values()
-    if file_identity(path) == identity:
+    if file_identity(path) == evaluation.identity:
         return True
     return path.is_file() and checkpoint_sha256(path) == sha256
 

@@ -107,6 +107,9 @@ class Group:
         """What is wrong with the runs, and with their figures."""
         notes = dict.fromkeys(run.note for run in self.runs if run.note)
         for run in self.runs:
+            stage = self.curve.partition("/")[0]
+            if self.metric != self.curve and (part := run.part_of_images(stage)):
+                notes[f"{run.name}: {self.curve} is of {part} images"] = None
             if part := run.part_of_images(self.metric.partition("/")[0]):
                 notes[f"{run.name}: {self.metric} is of {part} images, not compared"] = None
             elif self.metric in run.summary and run.value(self.metric) is None:

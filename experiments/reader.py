@@ -56,6 +56,9 @@ _COMMIT: dict[str, type] = {"commit": str, "dirty": bool}
 _FIGURE = re.compile(r".+/(acc|loss|steps?|seconds|images|images_per_s|peak_gpu_mib)")
 
 
+_NEVER_NULL = ("evaluations", "weights", "started_from", "resumed", "best_since", "chosen")
+
+
 def parse_json(text: str) -> Any:
     """Reads JSON.
 
@@ -154,6 +157,7 @@ def read_record(path: Path) -> dict[str, Any]:
     fields = read_json(path, LARGEST_RECORD)
     if not isinstance(fields, dict):
         raise ValueError("it is not of this project: no fields")
+    fields = {k: v for k, v in fields.items() if v is not None or k not in _NEVER_NULL}
     check_record(fields)
     return fields
 
@@ -177,7 +181,10 @@ def _wrong(fields: Mapping[str, Any]) -> str:
     if isinstance(git, dict):
         checked += [(f"git {key}", git.get(key), kind) for key, kind in _COMMIT.items()]
     for key, kind in _KINDS_WITHIN.items():
-        checked += [(key, value, kind) for value in _within(fields.get(key))]
+        values = [*_within(fields.get(key))]
+        if key in _NEVER_NULL and None in values:
+            return f"{key} is null"
+        checked += [(key, value, kind) for value in values]
     checked += [(key, value, float) for key, value in summary.items() if _FIGURE.fullmatch(key)]
     if None in _within(fields.get("images")):
         return "images are not counted"

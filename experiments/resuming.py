@@ -8,10 +8,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from datamodules.cifar10 import say
 from experiments.checkpoints import ABANDONED, BEST, LAST, PREVIOUS, steps_behind
 from experiments.errors import RunError
+from experiments.evaluations import changes_figures
 from experiments.files import LOCK, check_folder, replacing, writing
 from experiments.record import CONFIG, RECORD, RunRecord, experiment_name, was_never_begun
 from experiments.runs import CIRCUMSTANCES, flat_config, read_run
@@ -108,8 +110,8 @@ def note_changes(changes: Mapping[str, Any]) -> None:
 def is_best_anew(run: Path, step: int, changes: Mapping[str, Any], longer: bool) -> bool:
     """Whether the best checkpoint of a run that goes on has nothing to do with what comes now.
 
-    It has not if it was the best on other validation images, or if it lies ahead of where the run
-    goes on, on a way that the run does not take again.
+    It has not if it was the best on other validation images or of another network, or if it lies
+    ahead of where the run goes on, on a way that the run does not take again.
 
     Args:
         run: the run's folder.
@@ -120,7 +122,7 @@ def is_best_anew(run: Path, step: int, changes: Mapping[str, Any], longer: bool)
     best = run / f"{BEST}.ckpt"
     if not best.is_file():
         return False
-    if any(_OF_VALIDATION.fullmatch(name) for name in changes):
+    if any(_OF_VALIDATION.fullmatch(name) or changes_figures(name) for name in changes):
         return True
     return bool(changes or longer) and steps_behind(best) > step
 
@@ -151,6 +153,9 @@ def go_back_to(checkpoint: Path | None, run: Path, best_anew: bool) -> None:
 class BestAnew(Callback):
     """Has the callbacks that go by the best validation forget those before, if it must.
 
+    Those that need not are told where the run is by now: Lightning drops the best of a run whose
+    folder was moved or copied.
+
     Attributes:
         is_anew: whether they must; the first process knows.
     """
@@ -161,12 +166,26 @@ class BestAnew(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Takes their states out of what is loaded."""
-        if not trainer.strategy.broadcast(self.is_anew):
-            return
+        """Changes their states in what is loaded."""
+        states = checkpoint.get("callbacks", {})
+        is_anew = trainer.strategy.broadcast(self.is_anew)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if str(getattr(callback, "monitor", "")).startswith("val/"):
-                checkpoint.get("callbacks", {}).pop(callback.state_key, None)
+            if is_anew and str(getattr(callback, "monitor", "")).startswith("val/"):
+                states.pop(callback.state_key, None)
+            elif isinstance(callback, ModelCheckpoint) and callback.state_key in states:
+                start = Path(str(trainer.ckpt_path)).resolve().parent
+                if start == Path(str(callback.dirpath)).resolve():  # else of another run
+                    _move(states[callback.state_key], str(callback.dirpath))
+
+
+def _move(state: dict[str, Any], folder: str) -> None:
+    """Makes the state of a `ModelCheckpoint` one of files of the same names in a folder."""
+    state["dirpath"] = folder
+    for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+        if state.get(key):
+            state[key] = str(Path(folder) / Path(state[key]).name)
+    best = state.get("best_k_models", {})
+    state["best_k_models"] = {str(Path(folder) / Path(k).name): v for k, v in best.items()}
 
 
 def check_room(path: Path, overwrite: bool) -> None:

@@ -1,6 +1,7 @@
 """Runs as they are found on disk: whole, going on, broken or foreign, none dropped."""
 
 import contextlib
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -160,6 +161,16 @@ def _last_write(path: Path) -> float:
     return max(written)
 
 
+_KNOWN = re.compile(
+    r"(lightning_modules|datamodules|experiments|torch|pytorch_lightning|lightning_fabric)\..*"
+)
+
+
+def class_name(path: str) -> str:
+    """The name of a class of this project, torch or Lightning; of others the whole import path."""
+    return path.rpartition(".")[2] if _KNOWN.fullmatch(path) else path
+
+
 def flat(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """Joins nested keys with dots; class paths stand for their class, arguments under it.
 
@@ -170,7 +181,7 @@ def flat(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and "class_path" in value:
-            found[name] = str(value["class_path"]).rpartition(".")[2]
+            found[name] = class_name(str(value["class_path"]))
             arguments = value.get("init_args") or {}
             known = isinstance(arguments, Mapping)
             found |= flat(arguments if known else {"init_args": arguments}, f"{name}.")

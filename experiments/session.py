@@ -10,11 +10,11 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import yaml
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import (
     ModelCheckpoint,
@@ -34,11 +34,13 @@ from experiments.callbacks import (
     wandb_logger,
 )
 from experiments.checkpoints import (
+    ABANDONED,
     BEST,
     LAST,
     TrainingSettings,
     check_model,
     check_training,
+    checkpoint_sha256,
     find_checkpoint,
     load_checkpoint,
     newest_checkpoint,
@@ -60,14 +62,14 @@ from experiments.checks import (
 from experiments.cluster import requeue
 from experiments.errors import RunError
 from experiments.evaluations import (
-    OTHER_WEIGHTS,
     Evaluation,
     Stage,
+    confirmed,
     differences,
+    limit_of,
     of_other_weights,
     set_aside,
     set_aside_others,
-    still_has,
     weights_of,
 )
 from experiments.files import file_identity, remove_folder, writing
@@ -288,7 +290,10 @@ class RunSession:
 
     def _is_inside(self, run: Path) -> bool:
         """Whether the checkpoint is one of this run."""
-        return self.checkpoint is not None and self.checkpoint.resolve().parent == run.resolve()
+        checkpoint = self.checkpoint
+        if checkpoint is None or checkpoint.stem == ABANDONED:  # that way begins another run
+            return False
+        return checkpoint.resolve().parent == run.resolve()
 
     def _go_on(
         self, record: RunRecord, dumped: str, resolved: dict[str, Any], facts: dict[str, Any]
@@ -322,10 +327,14 @@ class RunSession:
             record = RunRecord.open(path)
             self._check_data(record, facts)
         stage = cast("Stage", self.subcommand)
+        if getattr(self.trainer, limit_of(stage)) == 0:
+            raise ValueError(f"trainer.{limit_of(stage)} must be positive, got 0")
         assert self.checkpoint is not None
         ours, runs = flat(resolved), {} if is_new else config_before(record)
         differs: dict[str, Any] = {}
         if not is_new:
+            limit = limit_of(stage)
+            ours = {**ours, f"trainer.{limit}": getattr(self.trainer, limit)}
             differs = differences(stage, ours, runs, self._batches())
             differs |= of_other_weights(record, self.checkpoint, self._weights_sha256)
         folder = Path(self.data.predict_dir).resolve() if self.data.predict_dir else None
@@ -336,6 +345,7 @@ class RunSession:
             self.steps_of_checkpoint,
             differs,
             folder if stage == "predict" else None,
+            () if is_new else self._file_of_weights,
         )
         return record
 
@@ -464,7 +474,7 @@ class RunSession:
         if self.subcommand == "fit":
             added += [SettledProgress(), self._best_anew]
         if self.subcommand == "predict" and self.evaluation is not None:
-            added.append(PredictionWriter(record, self.evaluation))
+            added.append(PredictionWriter(record, self._report))
         if trainer.checkpoint_callbacks:
             added.append(LastCheckpoint(record, 60 * self.config.save_every_min))
             trainer.strategy.checkpoint_io = AtomicCheckpointIO(record.path)
@@ -570,7 +580,9 @@ class RunSession:
             with self._other_processes():
                 getattr(self.trainer, self.subcommand)(**arguments)
         except USER_ERRORS as error:
-            if isinstance(error, RunError) or self.subcommand != "fit" or self.monitor.started:
+            of_lightning = isinstance(error, MisconfigurationException)
+            has_begun = self.monitor.started if self.subcommand == "fit" else not of_lightning
+            if isinstance(error, RunError) or has_begun:
                 raise
             if self.record is not None:
                 self._abandon()
@@ -632,7 +644,7 @@ class RunSession:
         record = self.record
         assert record is not None
         if self.evaluation is not None:
-            self._save_evaluation(record, self.evaluation)
+            self._save_evaluation(record)
         if self.subcommand != "predict":
             plots.curves(record.metrics(), record.path / "curves.png", title=record.name)
         if self.subcommand == "fit":
@@ -647,20 +659,18 @@ class RunSession:
             logger.close(exit_code=0)
         show(summary_table(record, self.subcommand, seconds, self.evaluation))
 
-    def _save_evaluation(self, record: RunRecord, evaluation: Evaluation) -> None:
+    def _save_evaluation(self, record: RunRecord) -> None:
         """Saves what was evaluated; aside, if a fit has replaced the weights meanwhile."""
-        record.save()
-        if not evaluation.is_of_run:
-            return
-        if still_has(record, evaluation, self._file_of_weights):
-            evaluation.log(record)
-        else:
+        assert self.evaluation and self._report is not None and self._report.evaluation
+        opened, evaluation = self.evaluation, self._report.evaluation
+        self.evaluation = confirmed(record, evaluation)
+        if self.evaluation is not evaluation:
             set_aside(record, evaluation.key(record))
-            self.evaluation = replace(
-                evaluation, differs={OTHER_WEIGHTS: evaluation.checkpoint.name}
-            )
+        if opened.is_of_run and not self.evaluation.is_of_run:
             say(f"a fit of {record.name} has replaced these weights meanwhile: kept aside")
-            record.save()
+        record.save()
+        if self.evaluation.is_of_run:
+            self.evaluation.log(record)
 
 
 def _of_processes(error: Exception) -> str:
@@ -706,9 +716,23 @@ def _checkpoint_to_resume(config: Any, experiment: str) -> Path | None:
     config.name = config.name or choose_run(root, experiment, int(config.seed_everything))
     if config.name is not None:
         run = run_folder(root, config.name)
-        if (run / RECORD).is_file() and (found := newest_checkpoint(run)):
-            return found
+        if (run / RECORD).is_file():
+            return newest_checkpoint(run) or _start_of(RunRecord.open(run), config.ckpt_path)
     return Path(config.ckpt_path) if config.ckpt_path else None
+
+
+def _start_of(record: RunRecord, asked: str | None) -> Path | None:
+    """The checkpoint that a run began with, which was killed before its first own one."""
+    began = record.fields.get("started_from")
+    if asked or began is None:
+        return Path(asked) if asked else None
+    path = Path(str(began.get("checkpoint")))
+    if not path.is_file() or checkpoint_sha256(path) != began.get("weights_sha256"):
+        raise RunError(
+            f"run {record.name} began with the weights of {path}, which are not there any more: "
+            "name where they are with --ckpt_path, or begin anew with --overwrite true"
+        )
+    return path
 
 
 def _keep_no_best_without_validation(trainer: Trainer, data: CIFAR10DataModule) -> None:

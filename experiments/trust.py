@@ -18,9 +18,10 @@ from typing import Any
 
 from platformdirs import user_state_path
 
-from datamodules.files import FOLDER
+from datamodules.files import FOLDER, is_made
 from experiments.errors import RunError
 from experiments.reader import parse_yaml, read_config
+from experiments.runs import flat
 
 TRUST_FLAG = "--trust_run"
 _KNOWN = "run-configs-written-here"  # of the user's state folder; a hash a line
@@ -35,7 +36,7 @@ _MODULES = re.compile(
     r"|pytorch_lightning|lightning_fabric)(\..*)?"
 )
 _READ_ONLY = {"data.predict_dir", "model.weights"}
-_NOT_USED = {"runs_dir", "name", "ckpt_path"}  # the folder where the run was found counts
+_NOT_USED = {"runs_dir", "name"}  # the folder where the run was found counts
 
 
 def check_run_config(path: Path, arguments: Sequence[str]) -> None:
@@ -99,16 +100,18 @@ def _problems(path: Path, named: set[str], given: set[str]) -> Iterator[tuple[st
     tree = read_config(path)
     for key, value in _leaves(tree, ""):
         short, last = _short(key), key.rpartition(".")[2].rstrip("+")
-        if short == "config":
-            yield key, f"names the file {value}"
-        elif short in _NOT_USED:
+        if short in _NOT_USED:
             continue
+        if short in {"config", "ckpt_path"} or _is_file(value, path.parent):
+            yield key, f"names the file {value}"  # a parser reads it, whatever it is called
         elif last == "class_path" or (_IMPORT_PATH.fullmatch(value) and _is_importable(value)):
             if value not in named and not _is_known_class(value):
                 yield key.removesuffix(".class_path"), f"names {value}"
         elif _CONFIG_FILE.fullmatch(value):
             yield key, f"names the file {value}"
-        elif short in {*_READ_ONLY, *given} or (short == "data.data_dir" and _has_data(value)):
+        elif short in {*_READ_ONLY, *given} or (
+            short == "data.data_dir" and _has_data(value, tree)
+        ):
             continue
         elif (_KEY_OF_A_PLACE.fullmatch(last) or _PLACE.fullmatch(value)) and not (
             _inside(value, path.parent) or (short, value) == ("trainer.default_root_dir", "runs")
@@ -157,10 +160,22 @@ def _is_known_class(path: str) -> bool:
     return isinstance(found, type) and bool(_MODULES.fullmatch(found.__module__))
 
 
-def _has_data(value: str) -> bool:
-    """Whether a data set is there already, so that none would be written."""
+def _is_file(value: str, run: Path) -> bool:
+    """Whether a text names a file, from here or from the run's folder."""
+    try:
+        return any((place / Path(value).expanduser()).is_file() for place in (Path(), run))
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
+def _has_data(value: str, tree: Mapping[str, Any]) -> bool:
+    """Whether the very data set that a configuration asks for is there: none would be written."""
     folder = Path(value).expanduser()
-    return (folder / FOLDER).is_dir() or any(folder.glob("synthetic-*"))
+    asked = flat(tree)
+    if asked.get("data.source") != "synthetic":
+        return (folder / FOLDER).is_dir() and asked.get("data.source") == "cifar10"
+    images = asked.get("data.synthetic_images")
+    return isinstance(images, int) and is_made(folder, images)
 
 
 def _inside(value: str, run: Path) -> bool:

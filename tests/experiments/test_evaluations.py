@@ -9,7 +9,9 @@ import torch
 
 from cli import main
 from experiments.compare import main as compare
+from experiments.evaluations import differences
 from experiments.record import RunRecord
+from experiments.runs import flat
 from lightning_modules import MLP
 from tests.conftest import short_fit
 
@@ -107,6 +109,26 @@ def test_the_last_weights_are_the_runs_own_if_asked_for(do: Do) -> None:
     assert record.evaluations["test"]["weights_sha256"] == record.fields["weights"]["last.ckpt"]
 
 
+def test_a_class_of_the_same_name_is_another() -> None:
+    own, ours = (
+        {"model": {"class_path": f"{module}.MLP"}} for module in ("mynet", "lightning_modules")
+    )
+    assert (flat(own), flat(ours)) == ({"model": "mynet.MLP"}, {"model": "MLP"})
+    assert differences("test", flat(ours), flat(own), 1) == {"model": ["mynet.MLP", "MLP"]}
+
+
+def test_an_overfitted_validation_is_kept_aside(do: Do) -> None:
+    record = do("validate", "--trainer.overfit_batches=1", "--data.eval_batch_size=20")
+    assert "validate/acc" not in record.summary
+
+
+@pytest.mark.parametrize(
+    "flags", [["--trainer.limit_test_batches=0"], ["--trainer.limit_test_batches=0.5"]]
+)
+def test_a_test_of_nothing_is_refused(flags: list[str], runs: Path, error_of: Any) -> None:
+    assert "limit_test_batches" in error_of(["test", f"--runs_dir={runs}", "--name=a", *flags])
+
+
 def test_a_checkpoint_copied_over_the_runs_is_noticed(do: Do, runs: Path) -> None:
     before = figures(RunRecord.open(runs / "a"))
     shutil.copy(runs / "b" / "best.ckpt", runs / "a" / "best.ckpt")
@@ -191,6 +213,55 @@ def test_other_validation_images_have_another_best(size: int, do: Do, runs: Path
     assert record.summary["test/checkpoint"] == tested
     assert record.evaluations["test"]["step"] == 6
     assert record.summary.get("best/step") == (6 if size else None)
+
+
+def test_another_network_has_another_best(do: Do, runs: Path) -> None:
+    on = [f"--config={runs}/a/config.yaml", "--resume", "--trainer.max_steps=6"]
+    record = do("fit", *on, "--model.activation=tanh", "--test_after_fit=true")
+    assert record.evaluations["test"]["step"] == 6
+
+
+def test_a_run_that_was_moved_keeps_its_best(
+    do: Do, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later validations are worse; Lightning would take the first of them for the best."""
+
+    def worse_each_time(self: MLP) -> None:
+        self.log_dict({"val/loss": 1.0, "val/acc": 0.001 / self.global_step})
+
+    monkeypatch.setattr(MLP, "on_validation_epoch_end", worse_each_time)
+    best = torch.load(runs / "a" / "best.ckpt", weights_only=True)["global_step"]
+    (runs / "a").rename(runs / "moved")
+    more = ["--resume", "--trainer.max_steps=8", "--test_after_fit=true"]
+    record = do("fit", *more, name="moved")
+    assert record.summary["best/step"] == record.evaluations["test"]["step"] == best
+
+
+def test_a_warm_start_that_is_killed_early_begins_warm_again(
+    data_dir: Path, do: Do, runs: Path, monkeypatch: pytest.MonkeyPatch, error_of: Any
+) -> None:
+    def die(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    flags = [*TINY, "--trainer.max_steps=6", f"--ckpt_path={runs}/b/last.ckpt"]
+    whole = short_fit(runs, data_dir, *flags, name="whole")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr("experiments.session.skip_idle_hooks", die)
+        short_fit(runs, data_dir, *flags, name="warm")
+    (runs / "b").rename(runs / "c")
+    message = error_of(["fit", f"--runs_dir={runs}", "--name=warm", "--resume"])
+    assert "which are not there any more" in message
+    (runs / "c").rename(runs / "b")
+    again = do("fit", "--resume", name="warm")
+    for key in ("train/weights_sha256", "val/acc"):
+        assert again.summary[key] == whole.summary[key]
+
+
+def test_the_abandoned_way_begins_another_run(do: Do, runs: Path, error_of: Any) -> None:
+    shutil.copy(runs / "a" / "best.ckpt", runs / "a" / "abandoned.ckpt")
+    on = ["fit", f"--config={runs}/a/config.yaml", f"--ckpt_path={runs}/a/abandoned.ckpt"]
+    flags = [f"--runs_dir={runs}", "--trainer.max_steps=6"]
+    assert "exists" in error_of([*on, *flags, "--name=a"])
 
 
 def test_going_on_with_the_same_settings_keeps_the_best(do: Do, runs: Path) -> None:

@@ -84,6 +84,10 @@ def in_order(path: Path) -> dict[str, Any]:
         trainer(callbacks='"[{class_path: strange.Boom}]"'),
         trainer(**{"callbacks+": [of(BOOM)]}),
         trainer(logger=of(BOOM)),
+        trainer(callbacks="more"),  # files, whatever they are called
+        trainer(logger="more.txt"),
+        model(optimizer="more"),
+        lambda content: content.update(ckpt_path="elsewhere.ckpt"),
         trainer(strategy=of(BOOM)),
         trainer(plugins=[BOOM]),
         trainer(profiler=BOOM),
@@ -135,9 +139,9 @@ def test_every_command_refuses_it(
 
 def _is_refused(command: list[str], runs: Path, tmp_path: Path, error_of: Any) -> None:
     before = {path.name: path.read_bytes() for path in (runs / "gift").iterdir()}
-    (runs / "gift" / "more.yaml").write_text(
-        yaml.safe_dump({"trainer": {"callbacks": [of(BOOM)]}}), encoding="utf-8"
-    )
+    for name in ("more.yaml", "more.txt", "more"):
+        text = yaml.safe_dump({"trainer": {"callbacks": [of(BOOM)]}})
+        (runs / "gift" / name).write_text(text, encoding="utf-8")
     message = error_of([*command, f"--runs_dir={runs}", "--name=gift"])
     assert message.endswith("add --trust_run true")
     assert f"{runs / 'gift' / 'config.yaml'}: " in message
