@@ -447,5 +447,6 @@ class LastCheckpoint(Checkpoint):
             if trainer.is_global_zero:
                 self.record.sync()
             self._entries = self.record.entries
+            self._stopped = trainer.should_stop  # perhaps by a callback, before min_steps are over
             trainer.save_checkpoint(self.path, weights_only=False)
             self._entries = None

@@ -209,7 +209,9 @@ class FastCNN(Classifier):
 def _resize(images: Tensor, size: int) -> Tensor:
     if size == images.shape[3]:
         return images
-    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+    # On a CPU there is no such kernel for half precision.
+    smaller = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+    return smaller.to(images.dtype)
 
 
 def _patch_moments(images: Tensor) -> Tensor:

@@ -767,3 +767,17 @@ def test_a_schedule_over_a_fit_knows_of_changing_accumulation(fit: Cli, tmp_path
     assert len(rates) == STEP_BY_EPOCHS
     assert rates[-1] == pytest.approx(0, abs=1e-12)
     assert rates[-2] > 0
+
+
+def test_a_stop_that_waits_for_min_steps_is_not_forgotten(labs: dict[str, Lab]) -> None:
+    """Stopped after the validation of step 14, to end at step 20; killed between the two."""
+    lab = labs["MLP"]
+    stopping = callback("EarlyStopping", monitor="val/acc", mode="max", patience=1, min_delta=1)
+    flags = [*stopping, "--trainer.min_steps=20"]
+    assert lab.fit("waits", *flags).code == 0
+    for signum, batch in ((signal.SIGTERM, 16), (signal.SIGKILL, 2), (signal.SIGTERM, 1)):
+        at = ("on_train_batch_end", batch)
+        lab.fit("waits-killed", *flags, "--resume", at=at, signum=signum)
+    assert lab.fit("waits-killed", *flags, "--resume").code == 0
+    assert lab.result("waits-killed") == lab.result("waits")
+    assert RunRecord.open(lab.root / "waits").summary["train/steps"] == 20

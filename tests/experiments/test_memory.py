@@ -26,7 +26,7 @@ faults()  # the heap grows
 thread = threading.Thread(target=step)
 thread.start()
 thread.join()
-print(told, faults())
+print(told, min(faults() for _ in range(3)))
 """
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's malloc")
 
@@ -38,7 +38,7 @@ def test_large_blocks_are_not_mapped_anew() -> None:
     printed = subprocess.check_output(command, cwd=PROJECT, env=kept, text=True)
     told, faults = printed.split()
     assert told == "True"
-    assert int(faults) < 60_000  # 10 blocks have 244,000 pages; one may have been too small a hole
+    assert int(faults) < 60_000  # 10 blocks have 244,000 pages; the heap may grow once more
 
 
 @glibc

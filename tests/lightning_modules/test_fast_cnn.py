@@ -148,7 +148,7 @@ def test_filters_of_a_checkpoint_are_not_made_anew() -> None:
     model: Any = FastCNN(**SMALL)
     model.whiten_with(torch.randn(50, 3, 16, 16))
     before = model.whiten.weight.clone()
-    model._trainer = SimpleNamespace(estimated_stepping_batches=10)  # it has no data to whiten with
+    model._trainer = SimpleNamespace(max_steps=10, max_epochs=-1)  # it has no data to whiten with
     model.on_train_start()
     assert torch.equal(model.whiten.weight, before)
 
