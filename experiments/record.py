@@ -111,7 +111,9 @@ class RunRecord:
         record._is_owner = True
         with writing(path, _ELSEWHERE):
             path.mkdir(parents=True, exist_ok=True)
-            record.save()
+            with record._alone():
+                (path / RECORD).unlink(missing_ok=True)  # of an evaluation of a run that is gone
+                record.save()
             replace_file(path / CONFIG, config)
         return record
 

@@ -14,7 +14,7 @@ from datamodules.cifar10 import say
 from experiments.checkpoints import ABANDONED, BEST, LAST, PREVIOUS, steps_behind
 from experiments.errors import RunError
 from experiments.evaluations import changes_figures
-from experiments.files import LOCK, check_folder, replacing, writing
+from experiments.files import LOCK, RECORD_LOCK, check_folder, replacing, writing
 from experiments.record import CONFIG, RECORD, RunRecord, experiment_name, was_never_begun
 from experiments.runs import CIRCUMSTANCES, flat_config, read_run
 
@@ -215,7 +215,7 @@ def make_room(path: Path, overwrite: bool) -> None:
     for entry in path.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
-        elif entry.name != LOCK:
+        elif entry.name not in {LOCK, RECORD_LOCK}:
             entry.unlink()
 
 
