@@ -95,7 +95,13 @@ from experiments.resuming import (
     note_changes,
 )
 from experiments.runs import flat
-from experiments.saving import AtomicCheckpointIO, LastCheckpoint, SettledProgress, entries_of
+from experiments.saving import (
+    AtomicCheckpointIO,
+    LastCheckpoint,
+    SettledProgress,
+    entries_of,
+    is_averaged,
+)
 from experiments.slim import skip_idle_hooks
 from experiments.stopping import (
     StopBetweenBatches,
@@ -605,7 +611,8 @@ class RunSession:
         assert self.record is not None
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         averaging = (c for c in callbacks if isinstance(c, StochasticWeightAveraging))
-        if any(callback.n_averaged for callback in averaging):
+        last = self.record.path / f"{LAST}.ckpt"
+        if any(averaging) and last.is_file() and is_averaged(load_checkpoint(last)):
             self.record.fields["chosen"] = LAST
             say(f"{LAST}.ckpt has the averaged weights: it is what tests take")
         self.record.summary["train/steps"] = self.trainer.global_step
