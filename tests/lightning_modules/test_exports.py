@@ -36,6 +36,13 @@ def trace(model: Any) -> Any:
     return model.to_torchscript(method="trace")
 
 
+def trace_around(model: Any) -> Any:
+    def call(images: Tensor) -> Any:
+        return model(images)
+
+    return torch.jit.trace(call, IMAGES)  # type: ignore[no-untyped-call]
+
+
 def export(model: Any) -> Any:
     return torch.export.export(model, (IMAGES,)).module()
 
@@ -78,7 +85,7 @@ def test_torch_export_computes_the_same(kind: str) -> None:
     torch.testing.assert_close(export(model)(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("way", [script, trace, fx])
+@pytest.mark.parametrize("way", [script, trace, trace_around, fx])
 def test_numpy_is_not_traced(way: Callable[[Any], Any]) -> None:
     """A trace would hold the answer to one batch for ever."""
     with pytest.raises(TypeError, match="can't be traced or compiled: load"):
