@@ -325,6 +325,9 @@ class RunSession:
     def _open_evaluation(
         self, path: Path, dumped: str, resolved: dict[str, Any], facts: dict[str, Any]
     ) -> RunRecord:
+        stage = cast("Stage", self.subcommand)
+        if getattr(self.trainer, limit_of(stage)) == 0:
+            raise ValueError(f"trainer.{limit_of(stage)} must be positive, got 0")
         is_new = self.changes_status = not (path / RECORD).is_file()
         if is_new:
             self._take_lock(path)
@@ -332,9 +335,6 @@ class RunSession:
         else:
             record = RunRecord.open(path)
             self._check_data(record, facts)
-        stage = cast("Stage", self.subcommand)
-        if getattr(self.trainer, limit_of(stage)) == 0:
-            raise ValueError(f"trainer.{limit_of(stage)} must be positive, got 0")
         assert self.checkpoint is not None
         ours, runs = flat(resolved), {} if is_new else config_before(record)
         differs: dict[str, Any] = {}
