@@ -118,11 +118,11 @@ class FineTuned(Classifier):
             self.prepare_fit(goes_on=False)
 
     def _load(self, path: Path) -> None:
-        found = {
-            _OLD_DENSENET.sub(r"\1\2", _WRAPPERS.sub("", key)): value
-            for key, value in read_state(path).items()
-        }
+        read = read_state(path)
+        found = {_OLD_DENSENET.sub(r"\1\2", _WRAPPERS.sub("", key)): read[key] for key in read}
         try:
+            if len(found) < len(read):
+                raise ValueError("it holds some weights twice, wrapped and not, save one alone")
             state = self._matching(found)
         except ValueError as error:
             architecture = self.hparams["architecture"]
@@ -147,10 +147,12 @@ class FineTuned(Classifier):
             for key, value in found.items()
             if key.startswith(before) and not (name := key.removeprefix(before)).startswith(heads)
         }
-        for key in [*theirs, *asked]:
+        for key in [*asked, *theirs]:
             is_count = key not in ours and key.endswith("num_batches_tracked")
             if not is_count and (reason := difference(theirs.get(key), ours.get(key))):
-                raise ValueError(f"{key} differs, {reason}")
+                also = [name for name in found if f".{name}".endswith(f".{key}")]
+                elsewhere = f" (it is there as {also[0]})" if also and key not in theirs else ""
+                raise ValueError(f"{key} {reason}{elsewhere}")
         return theirs
 
     def train(self, mode: bool = True) -> "FineTuned":

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Under what training programs keep a state dict, the likeliest first.
-_KEPT_AS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "model_ema")
+# Under what training programs keep a state dict, perhaps within another mapping.
+_KEPT_AS = {"state_dict", "model_state_dict", "model", "net", "network", "weights", "model_ema"}
 _SAVE_STATE = "save its state_dict() with torch.save"
 # What people take for weights, by its first bytes.
 _NO_WEIGHTS = (
@@ -44,15 +44,23 @@ def prefix_of(found: Mapping[str, Tensor], asked: list[str]) -> str:
 def difference(theirs: Tensor | None, ours: Tensor | None) -> str:
     """Why a weight of a file can't be one of the network's; empty if it can."""
     if theirs is None:
-        return "it is missing there"
+        return "is missing"
     if ours is None:
-        return "the network has none of this name"
+        return "is not in the network"
     if theirs.shape != ours.shape:
-        return f"{tuple(theirs.shape)} there and {tuple(ours.shape)} in the network"
+        return f"has shape {tuple(theirs.shape)}, and {tuple(ours.shape)} in the network"
     is_dense = theirs.layout is torch.strided and not theirs.is_meta and not theirs.is_quantized
-    if not is_dense or theirs.is_floating_point() != ours.is_floating_point():
-        return f"it is a tensor of {theirs.dtype} ({theirs.layout}, on {theirs.device})"
-    return "" if theirs.isfinite().all() else "it has values that are not finite"
+    if not is_dense or not _converts(theirs, ours):
+        return f"is a tensor of {theirs.dtype} ({theirs.layout}, on {theirs.device})"
+    return "" if theirs.isfinite().all() else "has values that are not finite"
+
+
+def _converts(theirs: Tensor, ours: Tensor) -> bool:
+    """Whether one dtype becomes the other without loss of what it means."""
+    if theirs.is_floating_point() == ours.is_floating_point():
+        return True
+    # A whole state dict that was cast to half precision has its counts cast, too.
+    return theirs.is_floating_point() and bool((theirs == theirs.round()).all())
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -120,20 +128,27 @@ def _state_in(content: Any) -> dict[str, Tensor]:
         raise ValueError(f"it holds a {type(content).__name__}")
     if _is_state(content):
         return dict(content)
-    for name in _KEPT_AS:
-        if isinstance(content.get(name), Mapping):
-            return _state_in(content[name])
-    states = [key for key, value in content.items() if _is_state(value)]
-    if len(states) == 1:
-        return dict(content[states[0]])
-    if states:
-        raise ValueError(f"it holds several, {', '.join(map(str, states))}, save one alone")
+    states = {key: value for key, value in content.items() if _is_state(value)}
+    below = {key: v for key, v in content.items() if key in _KEPT_AS and isinstance(v, Mapping)}
+    found = states | below
+    if len(below) == 1:  # beside it only a copy of the same network counts, as an average is
+        of_it = _last_names(*below.values())
+        found = below | {key: state for key, state in states.items() if of_it & _last_names(state)}
+    if len(found) == 1:
+        return _state_in(*found.values())
+    if found:
+        raise ValueError(f"it holds several, {', '.join(map(str, found))}, save one alone")
     other = next(
         key
         for key, value in content.items()
         if not isinstance(value, Tensor) or not isinstance(key, str)
     )
     raise ValueError(f"its {other!r:.40} is a {type(content[other]).__name__}")
+
+
+def _last_names(state: Mapping[Any, Any]) -> set[str]:
+    """A layer's name and its weight's, without what is around the layer."""
+    return {".".join(str(key).split(".")[-2:]) for key in state}
 
 
 def _is_state(content: Any) -> bool:
