@@ -34,12 +34,15 @@ except (ImportError, RuntimeError) as _error:
 
 from typing import Any
 
+import yaml
+from jsonargparse import Namespace
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from datamodules import CIFAR10DataModule
 from datamodules.cifar10 import say
+from experiments.checks import written_config
 from experiments.config_files import check_encodings, expand_homes, texts_of, use_utf8
 from experiments.environment import fast_precision
 from experiments.errors import RunError
@@ -144,11 +147,28 @@ class CIFAR10CLI(LightningCLI):
                 check_encodings(given)
                 arguments = prepare_arguments(expand_homes(given))
                 see_modules_here([*arguments, *texts_of(arguments)])
-                self.config = expand_homes(parser.parse_args(arguments))
+                self.config = expand_homes(self._parse(parser, arguments))
                 self._keep_environment()
                 self.experiment = experiment_of(given)
         else:
             super().parse_arguments(parser, args)
+
+    def _parse(self, parser: LightningArgumentParser, arguments: list[str]) -> Namespace:
+        """Parses with the command's own parser: around it the outer one checks all once more."""
+        prints = any(word.startswith("--print_config") for word in arguments)  # the outer one does
+        if prints or not arguments or {arguments[0]} != self._commands:
+            return parser.parse_args(arguments)
+        command = arguments[0]
+        parsed = self._parser(command).parse_args(arguments[1:])
+        outer = {"config": None, "subcommand": command, command: parsed}
+        return Namespace(**outer)  # type: ignore[no-untyped-call]
+
+    def _dump_config(self) -> None:
+        """Writes out what hyperparameters are taken from; Lightning would check it once more."""
+        if not hasattr(self, "config_dump"):
+            command = self.config.subcommand
+            written = written_config(self._parser(command), self.config[command])
+            self.config_dump = yaml.safe_load(written)
 
     def _keep_environment(self) -> None:
         """Lets the run's own configuration say what W&B takes from the environment."""

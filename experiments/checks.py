@@ -261,30 +261,39 @@ def take_precision(trainer: Trainer, model: LightningModule) -> None:
 
 
 def written_config(parser: Any, config: Any) -> str:
-    """Writes a configuration as a run keeps it, and makes sure that it can be read again.
+    """Writes a parsed configuration as a run keeps it.
 
     Args:
         parser: the command's parser.
-        config: the configuration.
+        config: the configuration; the parser has checked it.
 
     Returns:
         YAML.
 
     Raises:
-        ValueError: naming the value that can't be written: the run could not go on.
+        ValueError: naming a value that can't be written: the run could not go on.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\s*Unable to serialize")
         try:
-            written: str = parser.dump(config, skip_none=False)
+            written: str = parser.dump(config, skip_none=False, skip_validation=True)
         except (yaml.YAMLError, TypeError) as error:  # of an object among the defaults
             raise ValueError(f"{error.args[-1]!r} {_CANT_BE_HELD}") from error
     if lost := _LOST.search(written):
         raise ValueError(f"{lost[1]}: {lost[2]} {_CANT_BE_HELD}")
+    return written
+
+
+def check_can_be_read(parser: Any, written: str) -> None:
+    """Makes sure that the parser takes what `written_config` wrote, of classes with their options.
+
+    Args:
+        parser: the command's parser.
+        written: YAML.
+    """
     trainer = yaml.safe_load(written).get("trainer") or {}
     if not all(isinstance(trainer.get(key), _SIMPLE) for key in _MADE_OF_CLASSES):
         parser.parse_string(written)
-    return written
 
 
 _CANT_BE_HELD = (

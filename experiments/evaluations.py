@@ -80,13 +80,15 @@ class Evaluation:
         """What names of its files end in; empty for the run's own."""
         return "" if self.is_of_run else _tag(self.weights_sha256, self.differs)
 
+    def file(self, record: RunRecord) -> str:
+        """The checkpoint's name, with its path if it lies elsewhere than the run."""
+        inside = self.checkpoint.resolve().parent == record.path.resolve()
+        return self.checkpoint.name if inside else str(self.checkpoint)
+
     def facts(self, record: RunRecord) -> dict[str, Any]:
         """What the record says of it besides its figures."""
-        parent = self.checkpoint.resolve().parent
-        inside = parent == record.path.resolve()
-        name = self.checkpoint.name if inside else str(self.checkpoint)
         facts: dict[str, Any] = {
-            "checkpoint": name,
+            "checkpoint": self.file(record),
             "weights_sha256": self.weights_sha256,
             "step": self.step,
             "differs": dict(self.differs),
@@ -172,22 +174,44 @@ def is_limited(limit: float | None, batches: int) -> bool:
     return limit < 1 if isinstance(limit, float) else limit < batches
 
 
-def of_other_weights(record: RunRecord, checkpoint: Path, sha256: str) -> dict[str, Any]:
-    """Says why a checkpoint is not one that the run's figures go by; empty if it is one.
+def chosen_checkpoint(record: RunRecord) -> str:
+    """Name of the checkpoint that a run's evaluations take unless told otherwise."""
+    return LAST if record.fields.get("chosen") == LAST else BEST
+
+
+def in_run(record: RunRecord, evaluation: Evaluation) -> Evaluation:
+    """An evaluation as it is of this run: not its own if the run's figures go by other weights.
+
+    Of `best` and `last`, the one that is not chosen gives the run's figures only as long as there
+    are none of the chosen one; those of the chosen one then take their place.
 
     Args:
-        record: the run's record.
-        checkpoint: the file.
-        sha256: hash of its weights.
+        record: the run's record; saved if what it has of other weights is kept aside.
+        evaluation: the one that begins.
     """
+    checkpoint, key = evaluation.checkpoint, evaluation.key(record)
+    if not _is_of_weights(record, checkpoint, evaluation.weights_sha256, key):
+        others = {OTHER_WEIGHTS: evaluation.file(record)}
+        return replace(evaluation, differs={**evaluation.differs, **others})
+    there = record.evaluations.get(key)
+    if evaluation.is_of_run and there and there["weights_sha256"] != evaluation.weights_sha256:
+        set_aside(record, key)
+        record.save()
+    return evaluation
+
+
+def _is_of_weights(record: RunRecord, checkpoint: Path, sha256: str, key: str) -> bool:
     inside = checkpoint.resolve().parent == record.path.resolve()
     known = record.fields.get("weights", {})
     if record.fields.get("job_type") != "fit":  # a run that is only evaluations
         hashes = [entry.get("weights_sha256") for entry in record.evaluations.values()]
-        return {} if not hashes or sha256 in hashes else {OTHER_WEIGHTS: str(checkpoint)}
-    if inside and checkpoint.stem in {BEST, LAST} and known.get(checkpoint.name, sha256) == sha256:
-        return {}
-    return {OTHER_WEIGHTS: str(checkpoint)}
+        return not hashes or sha256 in hashes
+    if not inside or checkpoint.stem not in {BEST, LAST}:
+        return False
+    chosen, there = f"{chosen_checkpoint(record)}.ckpt", record.evaluations.get(key, {})
+    if checkpoint.name != chosen == there.get("checkpoint"):
+        return bool(there.get("weights_sha256") == sha256)
+    return bool(known.get(checkpoint.name, sha256) == sha256)
 
 
 def weights_of(run: Path) -> dict[str, str]:

@@ -30,7 +30,7 @@ _REWORDED = (
         "torch finds no GPU here; run with --trainer.accelerator cpu, or auto",
     ),
     (
-        r'arguments are required: \w+\.model|Key "\w+\.model" is required|'
+        r'arguments are required: (\w+\.)?model\b(?!\.)|Key "(\w+\.)?model" is required|'
         r"Not a valid subclass of Classifier[\s\S]*NestedArg",
         "which model? Add --config configs/mlp.yaml, or --model MLP before its options",
     ),

@@ -50,6 +50,7 @@ from experiments.checkpoints import (
 )
 from experiments.checks import (
     check_averaging,
+    check_can_be_read,
     check_devices,
     check_fit,
     check_progress,
@@ -64,10 +65,11 @@ from experiments.errors import RunError
 from experiments.evaluations import (
     Evaluation,
     Stage,
+    chosen_checkpoint,
     confirmed,
     differences,
+    in_run,
     limit_of,
-    of_other_weights,
     set_aside,
     set_aside_others,
     weights_of,
@@ -253,6 +255,7 @@ class RunSession:
         for key, value in _OF_ONE_COMMAND.items():
             kept[key] = value
         dumped = written_config(parser, kept)
+        check_can_be_read(parser, dumped)
         resolved: dict[str, Any] = yaml.safe_load(dumped)
         facts = self._facts(resolved)
         path = self._run_folder()
@@ -342,7 +345,6 @@ class RunSession:
             limit = limit_of(stage)
             ours = {**ours, f"trainer.{limit}": getattr(self.trainer, limit)}
             differs = differences(stage, ours, runs, self._batches())
-            differs |= of_other_weights(record, self.checkpoint, self._weights_sha256)
         folder = Path(self.data.predict_dir).resolve() if self.data.predict_dir else None
         self.evaluation = Evaluation(
             stage,
@@ -353,6 +355,8 @@ class RunSession:
             folder if stage == "predict" else None,
             () if is_new else self._file_of_weights,
         )
+        if not is_new:
+            self.evaluation = in_run(record, self.evaluation)
         return record
 
     def _batches(self) -> int:
@@ -628,8 +632,8 @@ class RunSession:
     def _test_after_fit(self) -> None:
         assert self.record is not None and self._report is not None
         has_best = (self.record.path / f"{BEST}.ckpt").is_file()
-        takes_best = has_best and self.record.fields.get("chosen") != LAST
-        checkpoint = find_checkpoint(self.record.path, BEST if takes_best else LAST)
+        which = chosen_checkpoint(self.record) if has_best else LAST
+        checkpoint = find_checkpoint(self.record.path, which)
         content = load_checkpoint(checkpoint)
         self.steps_of_weights = int(content["global_step"])
         self._report.evaluation = Evaluation(
@@ -711,8 +715,7 @@ def _checkpoint(config: Any, subcommand: str) -> Path | None:
     if config.name is None:
         raise RunError(f"--ckpt_path {asked} of which run? Name it with --name")
     record = RunRecord.open(run_folder(Path(config.runs_dir), config.name))
-    by_default = LAST if record.fields.get("chosen") == LAST else BEST
-    return find_checkpoint(record.path, asked or by_default)
+    return find_checkpoint(record.path, asked or chosen_checkpoint(record))
 
 
 def _checkpoint_to_resume(config: Any, experiment: str) -> Path | None:

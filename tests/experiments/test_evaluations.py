@@ -103,10 +103,33 @@ def test_batches_of_another_size_and_no_logger_give_the_runs_own_figure(do: Do, 
     assert again.evaluations.keys() == {"test"}
 
 
-def test_the_last_weights_are_the_runs_own_if_asked_for(do: Do) -> None:
-    record = do("test", "--ckpt_path=last")
+def test_the_last_weights_give_the_runs_figures_where_none_are_of_the_best(
+    do: Do, data_dir: Path, runs: Path
+) -> None:
+    short_fit(runs, data_dir, *TINY, "--trainer.max_steps=6", name="l")
+    record = do("test", "--ckpt_path=last", name="l")
     assert record.summary["test/checkpoint"] == "last.ckpt"
     assert record.evaluations["test"]["weights_sha256"] == record.fields["weights"]["last.ckpt"]
+    of_last = figures(record)
+    record = do("test", name="l")
+    assert record.summary["test/checkpoint"] == "best.ckpt"
+    (aside,) = record.evaluations.keys() - {"test"}
+    assert record.evaluations[aside]["acc"] == of_last["test/acc"]
+    again = do("test", "--ckpt_path=last", name="l")
+    assert figures(again) == figures(record)
+    assert again.evaluations.keys() == record.evaluations.keys()
+
+
+def test_predictions_of_the_last_weights_leave_those_of_the_best(
+    do: Do, data_dir: Path, runs: Path
+) -> None:
+    short_fit(runs, data_dir, *TINY, "--trainer.max_steps=6", name="l")
+    do("predict", name="l")
+    of_best = (runs / "l" / "predictions.csv").read_bytes()
+    record = do("predict", "--ckpt_path=last", name="l")
+    assert (runs / "l" / "predictions.csv").read_bytes() == of_best
+    (other,) = (key for key in record.evaluations if key.startswith("predictions-"))
+    assert (runs / "l" / other).read_bytes() != of_best
 
 
 def test_a_class_of_the_same_name_is_another() -> None:
@@ -343,6 +366,7 @@ def test_a_rate_changed_on_the_way_makes_another_experiment(
     assert len(groups(runs, capsys)) == 2
 
 
+@pytest.mark.slow
 def test_wandbs_files_say_the_same_of_what_is_one_experiment(
     data_dir: Path, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
