@@ -3,25 +3,27 @@
 import functools
 import gc
 import os
-
-# Before torch is imported: on tiny tensors and a busy machine, threads wait for each other.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cli import main
-from datamodules.files import make_synthetic
-from experiments import plots
-from experiments.record import RunRecord
 from tests.chaos import PICTURES, Zygote, draw_a_dot
-from tests.lab import LONG, MODELS, WITH_CALLBACKS, Lab
+
+# The command line takes seconds to import, and the process that hands out the tests does not need
+# it: here it is imported by what uses it.
+if TYPE_CHECKING:
+    from experiments.record import RunRecord
+    from tests.lab import Lab
+
+# Before torch is imported: on tiny tensors and a busy machine, threads wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+gc.disable()  # until all tests are imported: what is imported stays
 
 PROJECT = Path(__file__).resolve().parent.parent
 IMAGES = 200  # in each of the six files of the small synthetic set
@@ -35,7 +37,17 @@ SHORT = [
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
 ]
-Cli = Callable[..., RunRecord]
+Cli = Callable[..., "RunRecord"]
+
+
+def rarely(cases: Iterable[Any], but: Container[Any] = ()) -> list[Any]:
+    """Cases of a parametrized test, marked slow `but` for those that the default suite tries."""
+
+    def slow(case: Any) -> Any:
+        values = case if isinstance(case, tuple) else (case,)
+        return pytest.param(*values, marks=pytest.mark.slow)
+
+    return [case if case in but else slow(case) for case in cases]
 
 
 def pytest_unconfigure() -> None:
@@ -46,11 +58,14 @@ def pytest_unconfigure() -> None:
 def pytest_collection_finish() -> None:
     """Has the garbage collector look through what the tests make, not what they import."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data_dir that holds a small synthetic set."""
+    from datamodules.files import make_synthetic
+
     root = tmp_path_factory.mktemp("data")
     make_synthetic(root, IMAGES)
     return root
@@ -89,8 +104,13 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs draw nothing, which takes half of their time, unless the test asks for it."""
     if "pictures" not in request.keywords:
-        for picture in PICTURES:
-            monkeypatch.setattr(plots, picture, draw_a_dot)
+        draw_nothing(monkeypatch)
+
+
+def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets every picture be a dot."""
+    for picture in PICTURES:
+        monkeypatch.setattr(f"experiments.plots.{picture}", draw_a_dot)
 
 
 def small(data_dir: Path) -> list[str]:
@@ -112,12 +132,20 @@ def synthetic(data_dir: Path) -> list[str]:
 
 def short_fit(
     runs: Path, data_dir: Path, *args: str, name: str = "run", wandb: bool = False
-) -> RunRecord:
+) -> "RunRecord":
     """Runs a short ``fit`` through the real command line and returns its record."""
     logger = [] if wandb else ["--trainer.logger=false"]
     places = [f"--runs_dir={runs}", f"--name={name}"]
-    main(["fit", *SHORT, *small(data_dir), *logger, *places, *args])
-    return RunRecord.open(runs / name)
+    return run_cli(["fit", *SHORT, *small(data_dir), *logger, *places, *args], runs / name)
+
+
+def run_cli(args: list[str], run: Path) -> "RunRecord":
+    """Runs the real command line in this process and returns the record of a run."""
+    from cli import main
+    from experiments.record import RunRecord
+
+    main(args)
+    return RunRecord.open(run)
 
 
 @pytest.fixture
@@ -136,9 +164,8 @@ def fit(runs: Path, data_dir: Path) -> Cli:
 def evaluate(runs: Path) -> Cli:
     """Runs validate, test or predict on a named run and returns its record."""
 
-    def run(command: str, *args: str, name: str = "run") -> RunRecord:
-        main([command, f"--runs_dir={runs}", f"--name={name}", *args])
-        return RunRecord.open(runs / name)
+    def run(command: str, *args: str, name: str = "run") -> "RunRecord":
+        return run_cli([command, f"--runs_dir={runs}", f"--name={name}", *args], runs / name)
 
     return run
 
@@ -148,6 +175,8 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], str]:
     """Runs arguments that must fail; returns the one line after ``error: ``."""
 
     def run(args: list[str]) -> str:
+        from cli import main
+
         with pytest.raises(SystemExit) as failure:
             main(args)
         assert failure.value.code == 2
@@ -177,11 +206,13 @@ def shell(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def labs(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Lab]]:
+def labs(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[dict[str, Lab]]":
     """For each kind of training, a lab in which it has run undisturbed as ``whole``."""
+    from tests.lab import LONG, MODELS, WITH_CALLBACKS, Lab
+
     zygote = Zygote()
 
-    class Labs(dict[str, Lab]):
+    class Labs(dict[str, "Lab"]):
         def __missing__(self, kind: str) -> Lab:
             lab = Lab(
                 zygote,

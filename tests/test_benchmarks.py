@@ -92,6 +92,7 @@ def test_fast94_collects_seeds_and_runs_none_twice(tmp_path: Path, recipe: list[
     assert [run["seed"] for run in result["runs"]] == [0, 1]
 
 
+@pytest.mark.slow
 def test_fast94_compares_with_a_plain_script(tmp_path: Path, recipe: list[str]) -> None:
     fast94.main(["speed", *recipe, "--repeats=1"])
     result = json.loads((tmp_path / "result.json").read_text())

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from tests.conftest import rarely
 from tests.lab import Lab
 
 LOOKING_ON = {
@@ -18,6 +19,7 @@ LOOKING_ON = {
     "strictly deterministic": ["--trainer.deterministic=true"],
     "seldom evaluated at once": ["--data.eval_batch_size=7"],
 }
+QUICK = [("MLP", change) for change in ("validated twice as often", "saved all the time")]
 
 
 def weights(lab: Lab, name: str) -> str:
@@ -27,8 +29,8 @@ def weights(lab: Lab, name: str) -> str:
 
 
 CASES = [
-    *(("MLP", change) for change in LOOKING_ON),
-    *(pytest.param("dropout", change, marks=pytest.mark.slow) for change in LOOKING_ON),
+    *rarely((("MLP", change) for change in LOOKING_ON), but=QUICK),
+    *rarely(("dropout", change) for change in LOOKING_ON),
 ]
 
 
@@ -40,7 +42,7 @@ def test_what_looks_on_changes_nothing(labs: dict[str, Lab], kind: str, change: 
     assert weights(lab, name) == weights(lab, "whole")
 
 
-@pytest.mark.parametrize("kind", ["NumPyMLP", "FastCNN", "LayerNorm"])
+@pytest.mark.parametrize("kind", rarely(["NumPyMLP", "FastCNN", "LayerNorm"], but=["LayerNorm"]))
 def test_every_kind_of_training_repeats(labs: dict[str, Lab], kind: str) -> None:
     lab = labs[kind]
     assert lab.fit("again").code == 0

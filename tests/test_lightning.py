@@ -31,7 +31,7 @@ from experiments.saving import is_averaged
 from experiments.stopping import TimeLimit
 from lightning_modules import Classifier
 from tests.chaos import Ended, Place
-from tests.conftest import Cli
+from tests.conftest import Cli, rarely
 from tests.lab import HALF, Lab
 
 # ---- what there is -------------------------------------------------------------------------------
@@ -504,11 +504,7 @@ NOT_HERE = {
     "fast_dev_run": "keeps no run",
     "limit_predict_batches": "not of a fit; tests/test_cli.py",
 }
-FAST = {
-    "callbacks=GradientAccumulationScheduler",
-    "callbacks=StochasticWeightAveraging",
-    "callbacks=LearningRateMonitor",
-}
+FAST = {"callbacks=GradientAccumulationScheduler"}
 
 
 def undisturbed(lab: Lab, case: str, tmp_path: Path) -> tuple[list[str], Seen]:
@@ -521,9 +517,7 @@ def undisturbed(lab: Lab, case: str, tmp_path: Path) -> tuple[list[str], Seen]:
     return flags, Seen(lab.root / f"{case}-whole", ended.err + ended.out, lab.root / "whole")
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in CASES]
-)
+@pytest.mark.parametrize("case", rarely(CASES, but=FAST))
 def test_what_works_goes_on_exactly(labs: dict[str, Lab], case: str, tmp_path: Path) -> None:
     lab = labs["MLP"]
     flags, seen = undisturbed(lab, case, tmp_path)
@@ -544,9 +538,7 @@ OWN: dict[str, list[tuple[Place, int]]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n == "OfEpochs" else pytest.mark.slow) for n in OWN]
-)
+@pytest.mark.parametrize("name", rarely(OWN, but={"OfEpochs"}))
 def test_callbacks_of_ones_own_go_on_exactly(labs: dict[str, Lab], name: str) -> None:
     lab = labs["MLP"]
     flags = [*callback(f"tests.lab.{name}"), "--model.optimizer=SGD", "--model.lr=0.001"]
@@ -769,6 +761,7 @@ def test_a_schedule_over_a_fit_knows_of_changing_accumulation(fit: Cli, tmp_path
     assert rates[-2] > 0
 
 
+@pytest.mark.slow
 def test_a_stop_that_waits_for_min_steps_is_not_forgotten(labs: dict[str, Lab]) -> None:
     """Stopped after the validation of step 14, to end at step 20; killed between the two."""
     lab = labs["MLP"]

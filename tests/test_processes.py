@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import PROJECT, SHORT
+from tests.conftest import PROJECT, SHORT, rarely
 from tests.lab import HALF, Lab, children_of
 
 
@@ -35,7 +35,11 @@ def test_two_processes_train_as_one_with_the_same_batches(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(
-    ("signum", "codes"), [(signal.SIGKILL, [1, -9]), (signal.SIGTERM, [143, 143])]
+    ("signum", "codes"),
+    rarely(
+        [(signal.SIGTERM, [143, 143]), (signal.SIGKILL, [1, -9])],
+        but=[(signal.SIGTERM, [143, 143])],
+    ),
 )
 def test_one_process_that_ends_ends_both_and_both_go_on(
     lab: Lab, signum: int, codes: list[int]
@@ -50,6 +54,7 @@ def test_one_process_that_ends_ends_both_and_both_go_on(
     assert lab.result(name) == lab.two()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["on_fit_start", "on_test_start"])
 def test_a_signal_to_one_of_two_never_hangs(lab: Lab, place: str) -> None:
     """Outside of the training nobody asks the other process, which ends when it misses this one."""

@@ -31,6 +31,7 @@ def written(root: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in root.glob("*/record.json")}
 
 
+@pytest.mark.slow
 def test_a_claim_runs_its_experiments_and_writes_the_page(
     small: Reproduce, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,6 +205,7 @@ def test_an_interrupted_run_goes_on(small: Reproduce) -> None:
     assert (resumed["status"], len(resumed["resumed"])) == ("finished", 1)
 
 
+@pytest.mark.slow
 def test_the_author_s_cnn_is_explained(small: Reproduce) -> None:
     limits = [
         "--data.batch_size=4",

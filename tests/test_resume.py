@@ -6,37 +6,44 @@ import signal
 import pytest
 
 from tests.chaos import Place
+from tests.conftest import rarely
 from tests.lab import MODELS, WITH_CALLBACKS, Lab
 
-PLACES: list[Place] = [
-    ("os.fsync", 1),  # before there is a record
-    ("Path.replace", 2),  # ... and before its configuration
-    ("on_train_batch_end", 1),  # before there is a checkpoint
+QUICK: list[Place] = [
+    ("Path.replace", 2),  # before there is a configuration
     ("on_train_batch_end", 18),  # in the middle of an epoch
     ("on_train_batch_end", 22),  # the last batch of an epoch
-    ("on_train_batch_start", 23),  # just after it
+    ("os.fsync", 16),  # a file is written, but not yet to the disk
+    ("on_test_start", 1),
+]
+PLACES: list[Place] = [
+    *QUICK,
+    ("os.fsync", 1),  # before there is a record
+    ("on_train_batch_end", 1),  # before there is a checkpoint
+    ("on_train_batch_start", 23),  # just after an epoch
     ("on_validation_batch_end", 2),
     ("torch.save", 3),  # a checkpoint is begun
-    ("os.fsync", 16),  # a file is written, but not yet to the disk
-    ("Path.replace", 13),  # ... and not in its place
+    ("Path.replace", 13),  # a file is not in its place
     ("on_train_end", 1),
-    ("on_test_start", 1),
 ]
 
 
-@pytest.mark.parametrize("place", PLACES, ids=lambda place: f"{place[0]}-{place[1]}")
+@pytest.mark.parametrize(("where", "count"), rarely(PLACES, but=QUICK))
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
-    labs: dict[str, Lab], place: Place
+    labs: dict[str, Lab], where: str, count: int
 ) -> None:
     lab = labs["MLP"]
-    name = f"{place[0]}-{place[1]}"
-    assert lab.fit(name, at=place).code == -signal.SIGKILL
+    name = f"{where}-{count}"
+    assert lab.fit(name, at=(where, count)).code == -signal.SIGKILL
     resumed = lab.fit(name, "--resume")
     assert resumed.code == 0, resumed.err
     assert lab.result(name) == lab.result("whole")
 
 
-@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind != "MLP"])
+OTHERS = [kind for kind in MODELS if kind != "MLP"]
+
+
+@pytest.mark.parametrize("kind", rarely(OTHERS, but={"NumPyMLP", "LayerNorm"}))
 def test_every_kind_of_training_goes_on_exactly(labs: dict[str, Lab], kind: str) -> None:
     lab = labs[kind]
     for place in [("on_train_batch_end", 18), ("on_train_batch_start", 31)]:

@@ -538,6 +538,7 @@ def test_without_a_compiler_the_formula_answers(cache: Path) -> None:
 
 
 @needs_kernel
+@pytest.mark.slow
 def test_the_first_call_loads_the_kernel() -> None:
     out, err = run()
     assert out == "{'cpu': True}"

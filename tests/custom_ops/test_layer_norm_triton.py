@@ -40,10 +40,17 @@ compiles = pytest.mark.skipif(INTERPRETED, reason="about the compiler")
 
 
 @compiles
-def test_what_the_kernels_compute_in_the_interpreter() -> None:
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        pytest.param("agrees and (dtype0-shape0 or dtype1-shape9) or constant_row", id="some"),
+        pytest.param("", marks=pytest.mark.slow, id="all"),
+    ],
+)
+def test_what_the_kernels_compute_in_the_interpreter(chosen: str) -> None:
     # No conftest: importing the command line takes longer than most of the tests.
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest"]
-    command.append(__file__)
+    command += ["-k", chosen, __file__]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     root = Path(__file__).parents[2]
     run = subprocess.run(
@@ -341,7 +348,14 @@ def spilled(cubin: bytes, tmp_path: Path) -> int:
 @compiles
 @pytest.mark.parametrize("dtype", [F32, BF16])
 @pytest.mark.parametrize(
-    ("rows", "m", "block"), [(200, 100, None), (128, 1024, None), (8, 8192, None), (8, 8192, 4096)]
+    ("rows", "m", "block"),
+    [
+        (128, 1024, None),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [(200, 100, None), (8, 8192, None), (8, 8192, 4096)]
+        ),
+    ],
 )
 def test_compiles_to_good_code(
     compiler: Compiler, tmp_path: Path, rows: int, m: int, block: int | None, dtype: torch.dtype

@@ -15,7 +15,7 @@ from experiments.checkpoints import (
 )
 from experiments.errors import RunError
 from lightning_modules import MLP
-from tests.conftest import SHORT, Cli
+from tests.conftest import SHORT, Cli, rarely
 
 
 def model(
@@ -107,7 +107,9 @@ def test_a_file_of_something_else_is_named(content: Any, what: str, tmp_path: Pa
         load_checkpoint(tmp_path / "a.ckpt")
 
 
-@pytest.mark.parametrize("command", ["validate", "test", "predict", "fit"])
+@pytest.mark.parametrize(
+    "command", rarely(["validate", "test", "predict", "fit"], but=["test", "fit"])
+)
 def test_weights_that_are_not_numbers_are_used_for_nothing(
     command: str, fit: Cli, error_of: Callable[[list[str]], str], synthetic: list[str]
 ) -> None:

@@ -211,6 +211,7 @@ def test_a_wandb_that_cannot_start_leaves_no_run(
     assert not (runs / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_be_reached_leaves_the_run_offline(
     fit: Cli, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,6 +31,7 @@ print(told, min(faults() for _ in range(3)))
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's malloc")
 
 
+@pytest.mark.slow
 @glibc
 def test_large_blocks_are_not_mapped_anew() -> None:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_", "LD_PR"))}
