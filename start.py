@@ -40,9 +40,8 @@ VENV = ROOT / ".venv"
 STAMP = VENV / "setup.json"
 LOG = VENV / "setup.log"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-# Two processes; -n 0 for one, as debuggers want. Each takes a half, and then what the other has
-# left: one compiles the CPU kernel while the other does without.
-TESTS = ["-m", "pytest", "-n", "2", "--dist", "worksteal"]
+# Two processes; -n 0 for one, as debuggers want. Tests of one file share what one process made.
+TESTS = ["-m", "pytest", "-n", "2", "--dist", "loadfile"]
 QUICKSTART = ["cli.py", "fit", "--config", "configs/quickstart.yaml", "--test_after_fit", "true"]
 LINT = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]]
 BIG_DOWNLOAD_MB = 20.0

@@ -538,7 +538,7 @@ OWN: dict[str, list[tuple[Place, int]]] = {
 }
 
 
-@pytest.mark.parametrize("name", rarely(OWN, but={"OfEpochs"}))
+@pytest.mark.parametrize("name", rarely(OWN))
 def test_callbacks_of_ones_own_go_on_exactly(labs: dict[str, Lab], name: str) -> None:
     lab = labs["MLP"]
     flags = [*callback(f"tests.lab.{name}"), "--model.optimizer=SGD", "--model.lr=0.001"]

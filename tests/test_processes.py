@@ -36,10 +36,7 @@ def test_two_processes_train_as_one_with_the_same_batches(lab: Lab) -> None:
 
 @pytest.mark.parametrize(
     ("signum", "codes"),
-    rarely(
-        [(signal.SIGTERM, [143, 143]), (signal.SIGKILL, [1, -9])],
-        but=[(signal.SIGTERM, [143, 143])],
-    ),
+    rarely([(signal.SIGTERM, [143, 143]), (signal.SIGKILL, [1, -9])]),
 )
 def test_one_process_that_ends_ends_both_and_both_go_on(
     lab: Lab, signum: int, codes: list[int]

@@ -122,7 +122,7 @@ def quickly(examples: int) -> settings:
     )
 
 
-@pytest.mark.parametrize("examples", [15, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [8, pytest.param(3000, marks=pytest.mark.slow)])
 def test_any_value_is_taken_or_refused_in_one_line(
     examples: int, outcome: Callable[[str], None]
 ) -> None:
@@ -140,7 +140,7 @@ TEXTS = [
 ]
 
 
-@pytest.mark.parametrize("examples", [10, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [6, pytest.param(2000, marks=pytest.mark.slow)])
 def test_any_slip_in_a_config_is_taken_or_refused_in_one_line(
     examples: int, outcome: Callable[[str], None]
 ) -> None:

@@ -43,7 +43,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
 OTHERS = [kind for kind in MODELS if kind != "MLP"]
 
 
-@pytest.mark.parametrize("kind", rarely(OTHERS, but={"NumPyMLP", "LayerNorm"}))
+@pytest.mark.parametrize("kind", rarely(OTHERS, but={"LayerNorm"}))
 def test_every_kind_of_training_goes_on_exactly(labs: dict[str, Lab], kind: str) -> None:
     lab = labs[kind]
     for place in [("on_train_batch_end", 18), ("on_train_batch_start", 31)]:

@@ -111,6 +111,7 @@ def test_a_byte_order_mark_is_left_out(fit: Cli, tmp_path: Path) -> None:
     assert record.fields["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_text_is_utf8_where_the_locale_is_not(
     tmp_path: Path, shell: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

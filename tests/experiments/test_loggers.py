@@ -14,7 +14,7 @@ import yaml
 from cli import main
 from experiments.loggers import keep_environment, with_environment
 from experiments.record import RunRecord
-from tests.conftest import SHORT, Cli, short_fit, small
+from tests.conftest import SHORT, Cli, draw_nothing, short_fit, small
 from tests.wandb_server import WandbServer
 
 TINY = ["--model=MLP", "--model.hidden_units=[2]"]
@@ -34,6 +34,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> RunRecor
     runs = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("asked for something"))
+        draw_nothing(monkeypatch)
         record = short_fit(runs, data_dir, *TINY, "--test_after_fit=true", wandb=True)
         main(["test", f"--runs_dir={runs}", "--name=run"])
     return record

@@ -126,6 +126,7 @@ def test_a_checkpoint_of_this_project_starts_a_fit_of_other_classes(
     assert torch.equal(ours["network.features.0.weight"], theirs["network.features.0.weight"])
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_the_file_is_gone(fit: Cli, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     saved(path, "squeezenet1_1")
