@@ -5,6 +5,7 @@ Each run keeps everything in ``runs/<name>/``; later commands find it by name:
 """
 
 import gc
+import logging
 import os
 import shlex
 import signal
@@ -41,19 +42,18 @@ from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from datamodules import CIFAR10DataModule
-from datamodules.cifar10 import say
 from experiments.checks import written_config
 from experiments.config_files import check_encodings, expand_homes, texts_of, use_utf8
 from experiments.environment import fast_precision
-from experiments.errors import RunError
+from experiments.errors import RunError, UsageError
 from experiments.help import COMMANDS, DESCRIPTION
 from experiments.lightning_table import check_lightning
 from experiments.loggers import keep_environment
 from experiments.memory import keep_freed_memory
-from experiments.messages import one_line
+from experiments.messages import one_line, show_notes
 from experiments.naming import experiment_of
 from experiments.own_modules import see_modules_here
-from experiments.parsing import RunParser, Seed, UsageError, fail, prepare_arguments, user_errors
+from experiments.parsing import RunParser, Seed, fail, prepare_arguments, user_errors
 from experiments.processes import die_with_parent
 from experiments.progress import RunProgressBar
 from experiments.saving import best_checkpoint
@@ -69,6 +69,8 @@ from lightning_modules import (  # noqa: F401 - known by short name
     FineTuned,
     NumPyMLP,
 )
+
+_log = logging.getLogger("cli")  # also where this file is the program
 
 
 class CIFAR10CLI(LightningCLI):
@@ -200,7 +202,7 @@ class CIFAR10CLI(LightningCLI):
         """Takes the precision that is fastest here; the run's own config then holds it."""
         config.precision = fast_precision(config.accelerator)
         self._get(self.config, "trainer").precision = config.precision
-        say(f"{config.precision} is fastest here; --trainer.precision chooses another")
+        _log.info(f"{config.precision} is fastest here; --trainer.precision chooses another")
 
     def _run_subcommand(self, subcommand: str) -> None:
         with user_errors():
@@ -227,6 +229,7 @@ def main(args: ArgsType = None) -> None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for good
     use_utf8()
     quiet_lightning()
+    show_notes()
     keep_freed_memory()
     die_with_parent()
     try:

@@ -1,8 +1,8 @@
 """CIFAR-10 as a LightningDataModule: uint8 in memory, normalised on the device."""
 
+import logging
 import math
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
-from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from datamodules.augment import AugmentedImages, Flip, check_augmentation
@@ -29,6 +28,8 @@ from datamodules.files import (
     unpack_cifar10,
 )
 from datamodules.pictures import read_images
+
+_log = logging.getLogger(__name__)
 
 Source = Literal["cifar10", "synthetic", "auto"]
 Normalization = Literal["mean_image", "mean_image_std", "channel", "imagenet"]
@@ -144,7 +145,9 @@ class CIFAR10DataModule(LightningDataModule):
         except DatasetError as error:
             if self.source != "auto":
                 raise DatasetError(f"{error}. {_REMEDY}") from error
-            say(f"{error}. USING THE SYNTHETIC STAND-IN: its accuracies say nothing about CIFAR-10")
+            _log.warning(
+                f"{error}. USING THE SYNTHETIC STAND-IN: its accuracies say nothing about CIFAR-10"
+            )
             self._make_synthetic()
 
     def _make_synthetic(self) -> None:
@@ -152,7 +155,7 @@ class CIFAR10DataModule(LightningDataModule):
         self._folder = make_synthetic(self.data_dir, self.synthetic_images)
         if is_new:
             size = sum(file.stat().st_size for file in self._folder.iterdir()) / 1e6
-            say(f"made the synthetic set in {self._folder}, {size:,.0f} MB")
+            _log.info(f"made the synthetic set in {self._folder}, {size:,.0f} MB")
 
     def _locate_cifar10(self, patience_s: float) -> Path:
         """Finds, unpacks or downloads CIFAR-10; an error tells of all that was tried."""
@@ -472,13 +475,6 @@ def statistics(
 def _subset(images: ImageSet, indices: np.ndarray[Any, Any]) -> ImageSet:
     names = [images.names[i] for i in indices]
     return ImageSet(images.images[indices], images.labels[indices], names)
-
-
-@rank_zero_only
-def say(message: str) -> None:
-    """Tells the user something, once for all processes."""
-    written = (c if c.isprintable() else ascii(c)[1:-1] for c in message)  # no control characters
-    print(f"note: {''.join(written)}", file=sys.stderr, flush=True)
 
 
 def _at_least(minimum: int, **values: int) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints of a run: found by name, and refused unless whole and of the right model."""
 
 import hashlib
+import logging
 import math
 import pickle
 import zipfile
@@ -13,8 +14,9 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from datamodules import CIFAR10DataModule
-from datamodules.cifar10 import say
 from experiments.errors import RunError
+
+_log = logging.getLogger(__name__)
 
 BEST = "best"
 LAST = "last"
@@ -69,7 +71,7 @@ def newest_checkpoint(run: Path) -> Path | None:
             errors.append(error)
             continue
         if errors:
-            say(f"{errors[0]}: going on from {path.name}")
+            _log.info(f"{errors[0]}: going on from {path.name}")
         return path
     if errors:
         raise RunError(f"{errors[0]}; begin the run anew with --overwrite true")

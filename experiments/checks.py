@@ -1,6 +1,7 @@
 """What can be wrong with a command as asked for, found before a run has a folder."""
 
 import itertools
+import logging
 import math
 import os
 import re
@@ -16,11 +17,12 @@ from pytorch_lightning.callbacks import EarlyStopping, StochasticWeightAveraging
 from torch import nn
 
 from datamodules import CIFAR10DataModule
-from datamodules.cifar10 import say
 from experiments.checkpoints import schedule_of
 from experiments.errors import RunError
 from experiments.stopping import time_limit
 from lightning_modules.schedules import steps_of_fit
+
+_log = logging.getLogger(__name__)
 
 # Logged by `lightning_modules.Classifier` and `experiments.progress.TrainMonitor`.
 _TRAIN_METRICS = ("train/loss", "train/acc", "lr", "images_per_s")
@@ -101,7 +103,7 @@ def check_fit(trainer: Trainer, test_after_fit: bool) -> None:
             f"trainer.gradient_clip_val must not be negative, got {settings.gradient_clip_val}"
         )
     if test_after_fit and settings.fast_dev_run:
-        say("fast_dev_run keeps nothing: there is no test after it")
+        _log.info("fast_dev_run keeps nothing: there is no test after it")
     if test_after_fit and not trainer.checkpoint_callbacks:
         raise ValueError("test_after_fit tests a checkpoint: leave trainer.enable_checkpointing on")
 
@@ -197,7 +199,7 @@ def note_without_validation(trainer: Trainer, data: CIFAR10DataModule) -> None:
     first = _first_validation(trainer, epoch)
     total = _batches_of_fit(trainer, epoch)
     if first > total:
-        say(
+        _log.info(
             f"this fit ends after {total:,} batches, its first validation would come after "
             f"{first:,}: it will have no best.ckpt; for one, lower --trainer.val_check_interval"
         )

@@ -1,5 +1,6 @@
 """Where metrics go: the run's own record, and W&B."""
 
+import logging
 import os
 import shlex
 import time
@@ -14,10 +15,11 @@ import wandb
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from datamodules.cifar10 import say
 from experiments.errors import RunError
 from experiments.record import RunRecord, experiment_name
 from experiments.summary import python, upload_command
+
+_log = logging.getLogger(__name__)
 
 _START_S = _FINISH_S = 30  # how long W&B's server may keep a run waiting
 
@@ -158,7 +160,9 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         self._count_steps = step
         for variable, flag in _OF_THE_RUN.items():
             if self.mode != "disabled" and os.environ.get(variable):
-                say(f"{variable} is not used: W&B's name and folder are the run's, see {flag}")
+                _log.warning(
+                    f"{variable} is not used: W&B's name and folder are the run's, see {flag}"
+                )
         self._wandb_init.update(dir=str(record.path), name=record.name)
         self._wandb_init["id"] = record.fields.get("wandb_id")
         self._save_dir = str(record.path)
@@ -187,7 +191,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         self.mode = self._wandb_init["mode"] = "offline"
         self._offline = True
         self._experiment = None
-        say(
+        _log.warning(
             f"W&B's server does not answer ({_one_line(error)}): logging offline; upload with: "
             f"{upload_command(record)}"
         )
@@ -232,7 +236,9 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             self._try(lambda: self.experiment.finish(exit_code=exit_code))
         late = time.monotonic() - started >= _FINISH_S
         if self.mode == "online" and (warned or self._broken or late):
-            say(f"W&B's server may lack the end of this run; upload it with: {self._sync_command}")
+            _log.warning(
+                f"W&B's server may lack the end of this run; upload it with: {self._sync_command}"
+            )
         self._experiment = None
 
     @property

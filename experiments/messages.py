@@ -1,12 +1,18 @@
 """Messages of parsers and libraries, reworded to one line that a person can act on."""
 
+import contextlib
 import difflib
+import logging
 import re
+import sys
 from collections.abc import Iterable
 from inspect import signature
 from typing import Literal, get_args, get_origin, get_type_hints
 
+from pytorch_lightning.utilities import rank_zero_only
+
 from datamodules import CIFAR10DataModule
+from experiments.texts import printable
 from lightning_modules import Classifier
 
 _SEED = "expected an integer from 0 to 2^32 - 1"
@@ -46,6 +52,24 @@ _UNHELPFUL = (
     "a dict with",
 )
 _UNKNOWN_KEY = re.compile(r"(?:[Oo]ption|[Kk]ey) '([^']+)'|nrecognized arguments: (\S+)")
+
+
+class NoteHandler(logging.Handler):
+    """Prints what this project logs as notes to the user, in the first of several processes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints a line; a note that can't be printed ends nothing."""
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            with contextlib.suppress(OSError):
+                print(f"note: {printable(record.getMessage())}", file=sys.stderr, flush=True)
+
+
+def show_notes() -> None:
+    """Lets this project's packages tell the user what they log, from level INFO on."""
+    for package in ("cli", "datamodules", "experiments", "lightning_modules"):
+        logger = logging.getLogger(package)
+        logger.setLevel(logging.INFO)
+        logger.handlers = [NoteHandler()]
 
 
 def one_line(message: str, keys: Iterable[str] = ()) -> str:

@@ -1,5 +1,6 @@
 """How a fit ended that no error ended: at its limit of steps, or before it, and why."""
 
+import logging
 from datetime import timedelta
 from typing import Any
 
@@ -7,9 +8,10 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
-from datamodules.cifar10 import say
 from experiments.record import RunRecord, Status
 from experiments.stopping import time_limit
+
+_log = logging.getLogger(__name__)
 
 _MAX_TIME = "trainer.max_time"
 
@@ -30,7 +32,7 @@ def note_outcome(trainer: Trainer, record: RunRecord) -> Status:
         return "interrupted"
     if trainer.should_stop:
         record.fields["stopped_by"] = reason = _who_stopped(trainer)
-        say(f"stopped early after step {trainer.global_step:,}: {reason}")
+        _log.info(f"stopped early after step {trainer.global_step:,}: {reason}")
     return "finished"
 
 
@@ -49,7 +51,9 @@ def is_out_of_time(record: RunRecord, before: dict[str, Any], config: dict[str, 
     )
     if not reason.startswith(_MAX_TIME) or had != gets:
         return False
-    say(f"{reason} by run {record.name}: raise --{_MAX_TIME}, or end it with --{_MAX_TIME} null")
+    _log.info(
+        f"{reason} by run {record.name}: raise --{_MAX_TIME}, or end it with --{_MAX_TIME} null"
+    )
     return True
 
 

@@ -11,10 +11,8 @@ from typing import Any, NoReturn
 
 from jsonargparse import DefaultHelpFormatter
 from jsonargparse.typing import restricted_number_type
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser
 
-from datamodules import DatasetError
 from experiments.checkpoints import BEST, LAST
 from experiments.config_files import (
     LEARNING_RATE,
@@ -23,7 +21,7 @@ from experiments.config_files import (
     place_of,
     without_init_args,
 )
-from experiments.errors import RunError
+from experiments.errors import UsageError, is_of_user
 from experiments.help import COMMANDS, MainHelpFormatter, ShortHelpFormatter, closing, title
 from experiments.messages import one_line, project_classes
 from experiments.record import CONFIG, RunRecord, run_folder
@@ -38,20 +36,6 @@ _SWITCHES = {"--resume", "--overwrite", "--test_after_fit", TRUST_FLAG}
 _BEFORE_OTHERS = {"-c": 0, "--config": 0, "--trainer": 1, "--model": 1, "--data": 1}
 
 
-USER_ERRORS = (
-    ValueError,
-    TypeError,
-    ModuleNotFoundError,  # what an accelerator, a logger or a strategy needs
-    MisconfigurationException,
-    DatasetError,
-    RunError,
-)
-
-
-class UsageError(Exception):
-    """Something the user can mend; the message is one line that says how."""
-
-
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Turns errors about the user's input, raised while a run is set up, into a `UsageError`."""
@@ -60,7 +44,9 @@ def user_errors() -> Iterator[None]:
     except OSError as error:  # such as a folder that may not be entered
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         raise UsageError(one_line(reason)) from error
-    except USER_ERRORS as error:
+    except Exception as error:
+        if not is_of_user(error):
+            raise
         raise UsageError(one_line(str(error))) from error
 
 

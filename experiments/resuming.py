@@ -1,5 +1,6 @@
 """Which run ``--resume`` means, whether anything is left to do, and that one process does it."""
 
+import logging
 import re
 import shutil
 from collections.abc import Mapping
@@ -10,13 +11,14 @@ from filelock import FileLock, Timeout
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from datamodules.cifar10 import say
 from experiments.checkpoints import ABANDONED, BEST, LAST, PREVIOUS, steps_behind
 from experiments.errors import RunError
 from experiments.evaluations import changes_figures
 from experiments.files import LOCK, RECORD_LOCK, check_folder, replacing, writing
 from experiments.record import CONFIG, RECORD, RunRecord, experiment_name, was_never_begun
 from experiments.runs import CIRCUMSTANCES, flat_config, read_run
+
+_log = logging.getLogger(__name__)
 
 _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
 _OF_VALIDATION = re.compile(
@@ -47,7 +49,7 @@ def choose_run(root: Path, name: str, seed: int) -> str | None:
         if same and run.fields.get("job_type") == "fit" and run.fields.get("status") != "finished":
             found.append((str(run.fields.get("started")), run.name))
     if not found:
-        say(f"no unfinished run of {name} with seed {seed} in {root}: a new one")
+        _log.info(f"no unfinished run of {name} with seed {seed} in {root}: a new one")
         return None
     return max(found)[1]
 
@@ -82,7 +84,7 @@ def is_finished(record: RunRecord, before: dict[str, Any], config: dict[str, Any
     untested = config["test_after_fit"] and "test/acc" not in record.summary
     if limits_changed(before, config) or untested:
         return False
-    say(f"run {record.name} is finished; to train it longer, raise --trainer.max_steps")
+    _log.info(f"run {record.name} is finished; to train it longer, raise --trainer.max_steps")
     return True
 
 
@@ -104,7 +106,7 @@ def note_changes(changes: Mapping[str, Any]) -> None:
     """Tells in what a run that goes on differs from what it was: it ends as neither would."""
     if changes:
         listed = ", ".join(f"{name} {now} (was {was})" for name, (was, now) in changes.items())
-        say(f"the run goes on with other settings: {listed}")
+        _log.info(f"the run goes on with other settings: {listed}")
 
 
 def is_best_anew(run: Path, step: int, changes: Mapping[str, Any], longer: bool) -> bool:
@@ -139,7 +141,7 @@ def go_back_to(checkpoint: Path | None, run: Path, best_anew: bool) -> None:
     """
     if best_anew:
         (run / f"{BEST}.ckpt").replace(run / f"{ABANDONED}.ckpt")
-        say(f"{BEST}.ckpt was the best of another training: it is {ABANDONED}.ckpt now")
+        _log.info(f"{BEST}.ckpt was the best of another training: it is {ABANDONED}.ckpt now")
     if checkpoint is None or checkpoint.name == f"{LAST}.ckpt":
         return
     if checkpoint.resolve().parent != run.resolve():

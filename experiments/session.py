@@ -25,7 +25,6 @@ from pytorch_lightning.utilities.model_summary.model_summary import ModelSummary
 from torch.distributed import DistError
 
 from datamodules import CIFAR10DataModule
-from datamodules.cifar10 import say
 from experiments import plots
 from experiments.callbacks import (
     EvaluationReport,
@@ -61,7 +60,7 @@ from experiments.checks import (
     written_config,
 )
 from experiments.cluster import requeue
-from experiments.errors import RunError
+from experiments.errors import RunError, UsageError, is_of_user
 from experiments.evaluations import (
     Evaluation,
     Stage,
@@ -78,7 +77,6 @@ from experiments.files import file_identity, remove_folder, writing
 from experiments.loggers import RecordLogger
 from experiments.messages import one_line
 from experiments.outcome import is_out_of_time, note_outcome
-from experiments.parsing import USER_ERRORS, UsageError
 from experiments.processes import PARENT_VARIABLE
 from experiments.progress import TrainMonitor
 from experiments.record import CONFIG, RECORD, RunRecord, Status, run_folder
@@ -116,6 +114,8 @@ from experiments.stopping import (
 from experiments.summary import program, show, summary_table
 from experiments.trust import remember
 from lightning_modules import Classifier
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from pytorch_lightning.cli import LightningCLI
@@ -538,7 +538,7 @@ class RunSession:
             if isinstance(error, Stopped):
                 self._say_how_to_go_on(f"stopped by {error}")
                 if error.requeues and self.trainer.is_global_zero and (outcome := requeue()):
-                    say(outcome)
+                    _log.info(outcome)
             elif isinstance(error, RunError | OSError) and self.monitor.started:
                 self._say_how_to_go_on("stopped")
             raise
@@ -572,13 +572,13 @@ class RunSession:
 
     def _say_how_to_go_on(self, what: str, more: str = "") -> None:
         if self.record is None or self.subcommand != "fit":
-            say(what)
+            _log.info(what)
             return
         places = {"--runs_dir": self.record.path.parent, "--name": self.record.name}
         if self.config.runs_dir == "runs":
             del places["--runs_dir"]
         flags = shlex.join(str(word) for place in places.items() for word in place)
-        say(
+        _log.info(
             f"{what} after step {self.trainer.global_step:,}; go on with: "
             f"{program()} fit {flags} --resume{more}"
         )
@@ -589,10 +589,10 @@ class RunSession:
         try:
             with self._other_processes():
                 getattr(self.trainer, self.subcommand)(**arguments)
-        except USER_ERRORS as error:
+        except Exception as error:
             of_lightning = isinstance(error, MisconfigurationException)
             has_begun = self.monitor.started if self.subcommand == "fit" else not of_lightning
-            if isinstance(error, RunError) or has_begun:
+            if not is_of_user(error) or isinstance(error, RunError) or has_begun:
                 raise
             if self.record is not None:
                 self._abandon()
@@ -618,7 +618,7 @@ class RunSession:
         last = self.record.path / f"{LAST}.ckpt"
         if any(averaging) and last.is_file() and is_averaged(load_checkpoint(last)):
             self.record.fields["chosen"] = LAST
-            say(f"{LAST}.ckpt has the averaged weights: it is what tests take")
+            _log.info(f"{LAST}.ckpt has the averaged weights: it is what tests take")
         self.record.summary["train/steps"] = self.trainer.global_step
         self.record.summary.update(self.monitor.figures)
         self.record.summary["train/seconds"] = round(self.monitor.seconds, 3)
@@ -678,7 +678,7 @@ class RunSession:
         if self.evaluation is not evaluation:
             set_aside(record, evaluation.key(record))
         if opened.is_of_run and not self.evaluation.is_of_run:
-            say(f"a fit of {record.name} has replaced these weights meanwhile: kept aside")
+            _log.info(f"a fit of {record.name} has replaced these weights meanwhile: kept aside")
         record.save()
         if self.evaluation.is_of_run:
             self.evaluation.log(record)

@@ -225,12 +225,11 @@ def test_a_malformed_state_of_a_checkpoint_is_one_line(state: Any, complaint: st
 
 @pytest.mark.usefixtures("offline")
 def test_auto_falls_back_to_synthetic_images_aloud(
-    data_dir: Path, capsys: pytest.CaptureFixture[str]
+    data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = CIFAR10DataModule(str(data_dir), source="auto", synthetic_images=IMAGES, val_size=100)
     made.prepare_data()
-    said = capsys.readouterr().err
-    assert re.search("cannot download.*USING THE SYNTHETIC STAND-IN", said)
+    assert re.search("cannot download.*USING THE SYNTHETIC STAND-IN", caplog.text)
     assert made.resolved_source == "synthetic"
     made.setup()
     assert len(made.test_set.labels) == IMAGES

@@ -2,10 +2,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-from experiments.errors import RunError
+from datamodules import DatasetError
+from experiments.errors import RunError, UsageError, is_of_user
 from experiments.messages import one_line
-from experiments.parsing import UsageError, fail, prepare_arguments, user_errors
+from experiments.parsing import fail, prepare_arguments, user_errors
 from experiments.record import RunRecord
 
 KEYS = ["hidden_units", "trainer.max_steps", "batch_size", "block_order"]
@@ -134,5 +136,6 @@ def test_a_users_error_is_one_line_and_status_2(
 
 
 def test_other_errors_are_not_the_users() -> None:
+    assert is_of_user(DatasetError("damaged")) and is_of_user(MisconfigurationException("bad"))
     with pytest.raises(ZeroDivisionError), user_errors():
         raise ZeroDivisionError
