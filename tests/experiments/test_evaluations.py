@@ -9,7 +9,9 @@ import torch
 
 from cli import main
 from experiments.compare import main as compare
-from experiments.evaluations import differences
+from experiments.errors import RunError
+from experiments.evaluations import Evaluation, differences
+from experiments.files import file_identity
 from experiments.record import RunRecord
 from experiments.runs import flat
 from lightning_modules import MLP
@@ -138,6 +140,45 @@ def test_a_class_of_the_same_name_is_another() -> None:
     )
     assert (flat(own), flat(ours)) == ({"model": "mynet.MLP"}, {"model": "MLP"})
     assert differences("test", flat(ours), flat(own), 1) == {"model": ["mynet.MLP", "MLP"]}
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "counts"),
+    [
+        ("test", "model.label_smoothing", False),  # of the training alone
+        ("test", "model.optimizer.lr", False),
+        ("test", "data.normalization", True),
+        ("test", "trainer.precision", True),
+        ("validate", "data.val_size", True),
+        ("validate", "data.split_seed", True),
+        ("test", "data.val_size", False),
+        ("test", "data.split_seed", False),
+    ],
+)
+def test_settings_that_change_a_figure(stage: Any, key: str, counts: bool) -> None:
+    assert differences(stage, {key: 1}, {key: 2}, 1) == ({key: [2, 1]} if counts else {})
+
+
+@pytest.mark.parametrize(
+    ("ours", "runs", "counts"),
+    [(4, None, True), (5, None, False), (6, None, False), (4, 4, False), (0.5, 0.5, False)],
+)
+def test_a_limit_counts_if_it_leaves_out_what_the_run_took(
+    ours: float, runs: float | None, counts: bool
+) -> None:
+    key = "trainer.limit_test_batches"
+    found = differences("test", {key: ours}, {key: runs}, batches=5)
+    assert found == ({key: [runs, ours]} if counts else {})
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "best.ckpt"
+    path.write_text("one")
+    evaluation = Evaluation("test", path, "a" * 64, 1, identity=file_identity(path))
+    evaluation.check_weights()
+    path.write_text("other")
+    with pytest.raises(RunError, match="was replaced while it was read"):
+        evaluation.check_weights()
 
 
 def test_an_overfitted_validation_is_kept_aside(do: Do) -> None:

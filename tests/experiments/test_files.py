@@ -1,6 +1,7 @@
 """What a stranger's run folder may hold: neither reading nor writing leaves it, or waits."""
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -11,16 +12,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from experiments.errors import RunError
 from experiments.files import (
     appending,
     check_folder,
+    file_identity,
+    held,
     read_lines,
     read_text,
     remove_folder,
     replace_file,
     replacing,
+    synced,
 )
 from tests.conftest import PROJECT, SHORT, Cli
 
@@ -68,6 +73,31 @@ def test_only_regular_files_are_read_or_added_to(kind: str, folder: Path) -> Non
         list(read_lines(path, 100))
     with pytest.raises(OSError, match=f"it is a {kind}"), appending(path):
         pass
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_takes_the_place_of_a_file_just_before_it_is_read_is_refused(
+    kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def waits(*args: object) -> None:
+        raise AssertionError("it waits for somebody who writes")
+
+    path = folder / "record.json"
+    SPECIAL[kind](path)
+    monkeypatch.setattr(Path, "exists", lambda self: False)  # the look before it is opened
+    before = signal.signal(signal.SIGALRM, waits)
+    signal.setitimer(signal.ITIMER_REAL, 2)
+    try:
+        with pytest.raises(OSError, match=f"it is a {kind}"):
+            read_text(path, 100)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_line_that_is_not_utf_8_is_marked(folder: Path) -> None:
+    (folder / "metrics.jsonl").write_bytes(b"a\xff\nb\n")
+    assert [*read_lines(folder / "metrics.jsonl", 100)] == ["a\ufffd\n", "b\n"]
 
 
 def test_reading_is_bounded(folder: Path) -> None:
@@ -122,6 +152,13 @@ def test_a_dangling_link_makes_nothing_elsewhere(folder: Path, tmp_path: Path) -
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_what_is_synced_is_no_link(folder: Path, precious: Path) -> None:
+    (folder / "metrics.jsonl").symlink_to(precious)
+    with pytest.raises(OSError, match="symbolic links"), synced(folder / "metrics.jsonl", "w"):
+        pass
+    assert precious.read_text() == PRECIOUS
+
+
 def _dangling(folder: Path, tmp_path: Path) -> Path:
     link = folder / "metrics.jsonl"
     link.symlink_to(tmp_path / "elsewhere")
@@ -166,6 +203,49 @@ def test_what_killed_processes_left_goes_and_what_is_being_written_stays(folder:
     assert [*folder.iterdir()] == [path]
 
 
+def test_a_new_file_that_is_taken_for_a_leftover_is_made_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = fcntl.flock
+    removed: list[Path] = []
+
+    def another_comes_first(descriptor: int, how: int) -> None:
+        for partial in [*folder.iterdir()] if not removed else []:
+            partial.unlink()
+            removed.append(partial)
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", another_comes_first)
+    replace_file(folder / "record.json", "new")
+    assert removed
+    assert (folder / "record.json").read_text() == "new"
+
+
+def test_a_lock_that_another_has_is_waited_for_and_not_passed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.files._LOCK_TIMEOUT_S", 0.01)
+    theirs, ours = FileLock(folder / ".record.lock"), FileLock(folder / ".record.lock")
+    with theirs, pytest.raises(RunError, match="the record is locked"), held(ours, "the record"):
+        pytest.fail("two have it")
+    with held(ours, "the record"):
+        assert ours.is_locked
+
+
+def test_a_file_that_is_replaced_or_written_to_is_another(folder: Path) -> None:
+    path = folder / "best.ckpt"
+    path.write_text("one")
+    os.utime(path, ns=(1, 1))
+    first = file_identity(path)
+    replace_file(path, "two")
+    os.utime(path, ns=(1, 1))
+    replaced = file_identity(path)
+    path.write_text("tri")
+    os.utime(path, ns=(2, 2))
+    assert len({first, replaced, file_identity(path)}) == 3
+    assert file_identity(folder / "none") == ()
+
+
 def test_two_that_write_one_file_do_not_meet(folder: Path) -> None:
     path = folder / "curves.png"
     with replacing(path) as one, replacing(path) as other:
@@ -189,6 +269,9 @@ PLANTED: dict[str, Callable[[Path], None]] = {
     "wandb": lambda path: path.symlink_to(path.parent),
     "wandb/artifacts": lambda path: path.symlink_to(path.parent),
     "wandb/artifacts/staging": lambda path: path.symlink_to("/nowhere"),
+    "wandb/artifacts/staging/tmp1": lambda path: path.symlink_to(path.parent),
+    "wandb/settings": lambda path: path.symlink_to(__file__),
+    "latest-run": lambda path: path.symlink_to(path.parent),
     "wandb/offline-run-1": lambda path: path.symlink_to(path.parent),
     "lightning_logs": lambda path: path.symlink_to(path.parent),
     "metrics.jsonl": lambda path: path.symlink_to(__file__),
@@ -211,8 +294,9 @@ def test_a_folder_that_leads_elsewhere_is_refused(name: str, folder: Path) -> No
     assert line.endswith(("or remove it", ": remove it"))
 
 
-def test_a_lock_that_is_another_file_is_refused(folder: Path, precious: Path) -> None:
-    (folder / ".lock").hardlink_to(precious)
+@pytest.mark.parametrize("name", [".lock", ".record.lock"])
+def test_a_lock_that_is_another_file_is_refused(name: str, folder: Path, precious: Path) -> None:
+    (folder / name).hardlink_to(precious)
     with pytest.raises(RunError, match="a second name of another file"):
         check_folder(folder)
 
@@ -300,5 +384,7 @@ def test_a_file_system_without_locks_is_written_to(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", refuse)
+    with held(FileLock(folder / ".record.lock"), "the record"):
+        pass
     replace_file(folder / "record.json", "new")
     assert (folder / "record.json").read_text() == "new"

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 
 from experiments.reader import (
+    LARGEST_CONFIG,
+    LARGEST_RECORD,
     is_number,
     parse_json,
     parse_yaml,
     read_config,
+    read_json,
     read_log,
     read_record,
 )
@@ -43,6 +46,16 @@ ENDLESS = {
 def test_yaml_that_grows_is_refused(content: str) -> None:
     with pytest.raises(ValueError, match=r"nested|contains itself|values|digits"):
         parse_yaml(content)
+
+
+def test_what_contains_itself_is_not_written_out() -> None:
+    with pytest.raises(ValueError, match="contains itself"):
+        parse_yaml("a: &a [*a]")
+
+
+def test_a_long_word_that_begins_with_a_digit_is_no_number() -> None:
+    text = "3 epochs, then " + "x" * 2_000
+    assert parse_yaml(f"note: {text}") == {"note": text}
 
 
 @pytest.mark.parametrize(
@@ -93,7 +106,17 @@ def test_a_configuration_is_of_plain_values(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("content", ["[" * 200_000, "[" * 900 + "]" * 900, "9" * 5_000, "", "{"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 200_000,
+        "[" * 900 + "]" * 900,
+        '{"a":' * 900 + "1" + "}" * 900,
+        "9" * 5_000,
+        "",
+        "{",
+    ],
+)
 def test_json_of_the_wrong_form_is_a_value_error(content: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_json(content)
@@ -127,6 +150,10 @@ WRONG: list[dict[str, Any]] = [
     {"summary": {"best/val/acc": 10**400}},
     {"summary": {"train/images_per_s": "fast"}},
     {"summary": None},
+    {"evaluations": {"test": None}},
+    {"weights": {"best.ckpt": 5}},
+    {"weights": {"best.ckpt": None}},
+    {"best_since": "x"},
 ]
 
 
@@ -156,6 +183,24 @@ def test_a_record_may_have_other_fields_and_gaps(tmp_path: Path) -> None:
     }
     (tmp_path / "record.json").write_text(json.dumps(fields))
     assert read_record(tmp_path / "record.json").keys() == fields.keys()
+
+
+def test_fields_that_are_null_and_never_written_so_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "record.json").write_text(json.dumps({**GOOD, "evaluations": None, "seed": None}))
+    assert read_record(tmp_path / "record.json") == {**GOOD, "seed": None}
+
+
+def test_each_kind_of_file_has_its_own_largest_size(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("{}" + " " * LARGEST_CONFIG)
+    assert read_json(path, LARGEST_RECORD) == {}
+    with pytest.raises(OSError, match="are read"):
+        read_config(path)
+    path.write_text(json.dumps(GOOD) + " " * LARGEST_RECORD)
+    with pytest.raises(OSError, match="are read"):
+        read_record(path)
+    with pytest.raises(OSError, match="are read"):
+        list(read_log(path, 100))
 
 
 def test_lines_that_are_no_entries_are_told_from_those_that_are(tmp_path: Path) -> None:

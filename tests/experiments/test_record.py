@@ -4,10 +4,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from experiments.environment import git_state, hardware, versions
 from experiments.errors import RunError
-from experiments.record import RECORD, RunRecord, run_folder
+from experiments.record import RECORD, RunRecord, run_folder, was_never_begun
 
 
 @pytest.fixture
@@ -51,6 +52,82 @@ def test_a_failed_save_leaves_the_old_record(
     with pytest.raises(RunError, match="No space"):
         record.save()
     assert RunRecord.open(record.path).fields["seed"] == 1
+
+
+def test_a_damaged_record_is_written_anew_whole(record: RunRecord) -> None:
+    (record.path / RECORD).write_text("{")
+    record.summary["val/acc"] = 0.5
+    record.save()
+    fields = RunRecord.open(record.path).fields
+    assert (fields["seed"], fields["summary"]) == (1, {"val/acc": 0.5})
+
+
+def test_an_evaluation_is_written_even_if_another_removed_the_same(record: RunRecord) -> None:
+    record.note_evaluation("test", {"step": 1}, {"test/acc": 0.5})
+    record.save()
+    other = RunRecord.open(record.path)
+    for tree, key in ((other.evaluations, "test"), (other.summary, "test/acc")):
+        del tree[key]
+    other.save()
+    record.note_evaluation("test", {"step": 1}, {"test/acc": 0.5})
+    record.save()
+    found = RunRecord.open(record.path)
+    assert (found.evaluations, found.summary) == ({"test": {"step": 1}}, {"test/acc": 0.5})
+
+
+def test_a_run_that_goes_back_keeps_what_its_fit_had_logged_until_then(record: RunRecord) -> None:
+    for step, metrics in ((1, {"val/acc": 0.4}), (2, {"val/acc": 0.3}), (2, {"test/acc": 0.9})):
+        record.log(metrics, step)
+    record.log({"lr": 0.1}, 2)
+    assert record.entries == 3
+    (record.path / "predictions.csv").touch()
+    other = RunRecord.open(record.path)
+    other.fields["weights"] = {"best.ckpt": "a"}
+    other.note_evaluation("test", {"step": 2}, {"test/acc": 0.9})
+    other.save()
+    record.resume("", {}, step=2, entries=2)
+    assert [(entry["step"], entry.get("val/acc")) for entry in record.metrics()] == [
+        (1, 0.4),
+        (2, 0.3),
+    ]
+    fields = RunRecord.open(record.path).fields
+    assert not {"weights", "evaluations"} & fields.keys()
+    assert "test/acc" not in fields["summary"]
+    assert not (record.path / "predictions.csv").exists()
+    record.resume("", {}, step=0)
+    assert [*record.metrics()] == []
+
+
+def test_an_entry_of_another_process_waits_while_the_record_is_written(record: RunRecord) -> None:
+    other = RunRecord.open(record.path)
+    writer = threading.Thread(target=other.log, args=({"test/acc": 0.5}, 1))
+    with FileLock(record.path / ".record.lock"):
+        writer.start()
+        writer.join(0.1)
+        assert [*record.metrics()] == []
+    writer.join()
+    assert len([*record.metrics()]) == 1
+
+
+def test_a_last_line_that_is_not_whole_is_passed_over(record: RunRecord) -> None:
+    record.log({"val/acc": 0.5}, step=1)
+    with (record.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "val')
+    assert [entry["step"] for entry in record.metrics()] == [1]
+
+
+@pytest.mark.parametrize("name", ["-a", "a\nb", "é" * 65])
+def test_a_name_fits_a_command_line_and_a_file_system(name: str, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="--name"):
+        run_folder(tmp_path, name)
+
+
+def test_a_folder_with_no_more_than_locks_was_never_begun(tmp_path: Path) -> None:
+    for name in (".lock", ".record.lock", ".record.json.0.partial"):
+        (tmp_path / name).touch()
+    assert was_never_begun(tmp_path)
+    (tmp_path / "metrics.jsonl").touch()
+    assert not was_never_begun(tmp_path)
 
 
 def test_values_that_are_not_finite_are_null(record: RunRecord) -> None:

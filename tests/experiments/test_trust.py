@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from cli import main
+from experiments.errors import RunError
 from experiments.record import RunRecord
+from experiments.trust import check_run_config, remember
 from tests.conftest import short_fit
 
 TINY = ["--model=MLP", "--model.hidden_units=[4]"]
@@ -55,6 +57,22 @@ def config(runs: Path) -> Callable[[Callable[[dict[str, Any]], Any]], None]:
         path.write_text(yaml.safe_dump(content), encoding="utf-8")
 
     return change
+
+
+@pytest.fixture
+def ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A run's configuration, still to be written, beside strange modules, a file and a data set."""
+    for name in ("strange", "experiments_strange"):
+        (tmp_path / f"{name}.py").write_text(STRANGE, encoding="utf-8")
+    (tmp_path / "here").touch()
+    (tmp_path / "set" / "cifar-10-batches-py").mkdir(parents=True)
+    (tmp_path / "runs" / "gift").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    yield tmp_path / "runs" / "gift" / "config.yaml"
+    for name in ("strange", "experiments_strange"):
+        sys.modules.pop(name, None)
 
 
 def trainer(**values: Any) -> Callable[[dict[str, Any]], Any]:
@@ -118,6 +136,57 @@ def test_what_a_strangers_configuration_names_is_refused(
 ) -> None:
     config(strange)
     _is_refused(["test"], runs, tmp_path, error_of)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x: {class_path: Boom}",  # of a word that is no import path
+        "ckpt_path: later.ckpt",
+        "model: later.YAML",
+        "x: {class_path: experiments_strange.Boom}",
+        "x: {class_path: experiments.files.remove_folder}",
+        "x: {class_path: experiments.record.FileLock}",
+        "x: '[{class_path: '",
+        "x: here",
+        "x: ~/elsewhere",
+        "x: {dirpath: '{run}/../elsewhere'}",
+        "x: {save_dir: elsewhere}",
+        "data: {data_dir: set, source: none}",
+        "data: {data_dir: set, source: synthetic, synthetic_images: 7}",
+    ],
+)
+def test_each_way_out_of_a_run_is_refused(text: str, tmp_path: Path, ways_out: Path) -> None:
+    ways_out.write_text(text.replace("{run}", str(ways_out.parent)), encoding="utf-8")
+    with pytest.raises(RunError, match="refused"):
+        check_run_config(ways_out, [])
+    assert not (tmp_path / "it_ran").exists()
+
+
+def test_what_the_command_gives_may_lead_anywhere(ways_out: Path) -> None:
+    ways_out.write_text("data: {data_dir: /there}\nx: strange.Boom\n", encoding="utf-8")
+    check_run_config(ways_out, ["--data.data_dir=/there", "--x=[strange.Boom]"])
+    with pytest.raises(RunError, match=r"data\.data_dir leads out of the run"):
+        check_run_config(ways_out, ["--x=strange.Boom"])
+
+
+def test_what_is_only_read_may_lie_anywhere(ways_out: Path) -> None:
+    text = "model: {weights: /there/best.ckpt}\ndata: {predict_dir: /pictures}\n"
+    ways_out.write_text(text, encoding="utf-8")
+    check_run_config(ways_out, [])
+
+
+def test_only_what_would_be_refused_is_remembered_and_for_this_user_alone(
+    ways_out: Path, tmp_path: Path
+) -> None:
+    ways_out.write_text("model: MLP\n", encoding="utf-8")
+    remember(ways_out)
+    assert not (tmp_path / "state").exists()
+    ways_out.write_text("x: strange.Boom\n", encoding="utf-8")
+    remember(ways_out)
+    check_run_config(ways_out, [])
+    (folder,) = (tmp_path / "state").iterdir()
+    assert folder.stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize(
