@@ -49,6 +49,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (path / f"{name}.py").write_text(HIJACKED, encoding="utf-8")
     monkeypatch.chdir(path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("mynet", "beside", "mine"):  # other tests call theirs so, too
+        monkeypatch.delitem(sys.modules, name, raising=False)
     yield path
     for name in ("mynet", "beside", "mine"):
         sys.modules.pop(name, None)
