@@ -70,7 +70,7 @@ from lightning_modules import (  # noqa: F401 - known by short name
     NumPyMLP,
 )
 
-_log = logging.getLogger("cli")  # also where this file is the program
+_log = logging.getLogger("cli")  # __name__ is __main__ when this file is run
 
 
 class CIFAR10CLI(LightningCLI):
@@ -156,8 +156,9 @@ class CIFAR10CLI(LightningCLI):
             super().parse_arguments(parser, args)
 
     def _parse(self, parser: LightningArgumentParser, arguments: list[str]) -> Namespace:
-        """Parses with the command's own parser: around it the outer one checks all once more."""
-        prints = any(word.startswith("--print_config") for word in arguments)  # the outer one does
+        """Parses with the command's own parser: the outer one would check everything again."""
+        # Only the outer parser prints a configuration.
+        prints = any(word.startswith("--print_config") for word in arguments)
         if prints or not arguments or {arguments[0]} != self._commands:
             return parser.parse_args(arguments)
         command = arguments[0]
@@ -166,7 +167,7 @@ class CIFAR10CLI(LightningCLI):
         return Namespace(**outer)  # type: ignore[no-untyped-call]
 
     def _dump_config(self) -> None:
-        """Writes out what hyperparameters are taken from; Lightning would check it once more."""
+        """Writes the configuration for hyperparameters; Lightning would check it again first."""
         if not hasattr(self, "config_dump"):
             command = self.config.subcommand
             written = written_config(self._parser(command), self.config[command])

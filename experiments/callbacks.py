@@ -65,7 +65,7 @@ class EvaluationReport(Callback):
             self._report("validate", trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets an earlier test; checks that the weights are those that are meant."""
+        """Forgets an earlier test; checks that the checkpoint was not replaced meanwhile."""
         self._logits = []
         self._check_weights()
 
@@ -128,11 +128,11 @@ class EvaluationReport(Callback):
             self.evaluation.check_weights()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Checks that the weights are those that are meant."""
+        """Checks that the checkpoint was not replaced meanwhile."""
         self._check_weights()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Checks that the weights are those that are meant."""
+        """Checks that the checkpoint was not replaced meanwhile."""
         if trainer.state.fn == "validate":
             self._check_weights()
 

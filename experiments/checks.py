@@ -286,16 +286,18 @@ def written_config(parser: Any, config: Any) -> str:
     return written
 
 
-def check_can_be_read(parser: Any, written: str) -> None:
-    """Makes sure that the parser takes what `written_config` wrote, of classes with their options.
+def read_back(parser: Any, written: str) -> dict[str, Any]:
+    """Reads a configuration that was written; if it names classes, the parser checks it again.
 
     Args:
         parser: the command's parser.
-        written: YAML.
+        written: YAML, from `written_config`.
     """
-    trainer = yaml.safe_load(written).get("trainer") or {}
+    config: dict[str, Any] = yaml.safe_load(written)
+    trainer = config.get("trainer") or {}
     if not all(isinstance(trainer.get(key), _SIMPLE) for key in _MADE_OF_CLASSES):
         parser.parse_string(written)
+    return config
 
 
 _CANT_BE_HELD = (

@@ -9,7 +9,11 @@ class UsageError(Exception):
     """Something the user can mend; the message is one line that says how."""
 
 
-_BUILT_IN = (ValueError, TypeError, ModuleNotFoundError)
+_BUILT_IN = (
+    ValueError,
+    TypeError,
+    ModuleNotFoundError,  # what an accelerator, a logger or a strategy needs
+)
 # By name, so that a comparison of runs need not wait for these libraries to be imported.
 _OF_LIBRARIES = {
     "datamodules.files.DatasetError",

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from experiments.checkpoints import BEST, LAST, checkpoint_sha256
 from experiments.errors import RunError
-from experiments.files import file_identity
+from experiments.files import file_identity, is_in_folder
 from experiments.record import EVALUATED, RunRecord
 
 Stage = Literal["validate", "test", "predict"]
@@ -82,7 +82,7 @@ class Evaluation:
 
     def file(self, record: RunRecord) -> str:
         """The checkpoint's name, with its path if it lies elsewhere than the run."""
-        inside = self.checkpoint.resolve().parent == record.path.resolve()
+        inside = is_in_folder(self.checkpoint, record.path)
         return self.checkpoint.name if inside else str(self.checkpoint)
 
     def facts(self, record: RunRecord) -> dict[str, Any]:
@@ -180,17 +180,20 @@ def chosen_checkpoint(record: RunRecord) -> str:
 
 
 def in_run(record: RunRecord, evaluation: Evaluation) -> Evaluation:
-    """An evaluation as it is of this run: not its own if the run's figures go by other weights.
+    """Decides whether an evaluation gives the run's own figures, or is kept aside.
 
-    Of `best` and `last`, the one that is not chosen gives the run's figures only as long as there
-    are none of the chosen one; those of the chosen one then take their place.
+    The chosen one of `best` and `last` gives them. The other one does so only while the chosen one
+    has none; when the chosen one is evaluated, the figures of the other are kept aside.
 
     Args:
-        record: the run's record; saved if what it has of other weights is kept aside.
+        record: the run's record; saved if figures are kept aside.
         evaluation: the one that begins.
+
+    Returns:
+        The evaluation, with other weights among what differs if it is kept aside.
     """
-    checkpoint, key = evaluation.checkpoint, evaluation.key(record)
-    if not _is_of_weights(record, checkpoint, evaluation.weights_sha256, key):
+    key = evaluation.key(record)
+    if not _is_of_runs_weights(record, evaluation):
         others = {OTHER_WEIGHTS: evaluation.file(record)}
         return replace(evaluation, differs={**evaluation.differs, **others})
     there = record.evaluations.get(key)
@@ -200,17 +203,18 @@ def in_run(record: RunRecord, evaluation: Evaluation) -> Evaluation:
     return evaluation
 
 
-def _is_of_weights(record: RunRecord, checkpoint: Path, sha256: str, key: str) -> bool:
-    inside = checkpoint.resolve().parent == record.path.resolve()
-    known = record.fields.get("weights", {})
+def _is_of_runs_weights(record: RunRecord, evaluation: Evaluation) -> bool:
+    checkpoint, sha256 = evaluation.checkpoint, evaluation.weights_sha256
     if record.fields.get("job_type") != "fit":  # a run that is only evaluations
         hashes = [entry.get("weights_sha256") for entry in record.evaluations.values()]
         return not hashes or sha256 in hashes
-    if not inside or checkpoint.stem not in {BEST, LAST}:
+    if not is_in_folder(checkpoint, record.path) or checkpoint.stem not in {BEST, LAST}:
         return False
-    chosen, there = f"{chosen_checkpoint(record)}.ckpt", record.evaluations.get(key, {})
+    chosen = f"{chosen_checkpoint(record)}.ckpt"
+    there = record.evaluations.get(evaluation.key(record), {})
     if checkpoint.name != chosen == there.get("checkpoint"):
         return bool(there.get("weights_sha256") == sha256)
+    known = record.fields.get("weights", {})
     return bool(known.get(checkpoint.name, sha256) == sha256)
 
 

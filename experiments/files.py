@@ -268,6 +268,11 @@ def held(lock: BaseFileLock, what: str) -> Iterator[None]:
         lock.release()
 
 
+def is_in_folder(path: str | Path, folder: str | Path) -> bool:
+    """Whether a file lies directly in a folder, once links are followed."""
+    return Path(path).resolve().parent == Path(folder).resolve()
+
+
 def file_identity(path: Path) -> tuple[int, ...]:
     """What changes when a file is replaced or written to; empty for one that is not there."""
     try:

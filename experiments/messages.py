@@ -55,17 +55,17 @@ _UNKNOWN_KEY = re.compile(r"(?:[Oo]ption|[Kk]ey) '([^']+)'|nrecognized arguments
 
 
 class NoteHandler(logging.Handler):
-    """Prints what this project logs as notes to the user, in the first of several processes."""
+    """Prints log records as notes to the user, in the first of several processes."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Prints a line; a note that can't be printed ends nothing."""
+        """Prints one line; if that fails, training goes on without it."""
         if getattr(rank_zero_only, "rank", 0) == 0:
             with contextlib.suppress(OSError):
                 print(f"note: {printable(record.getMessage())}", file=sys.stderr, flush=True)
 
 
 def show_notes() -> None:
-    """Lets this project's packages tell the user what they log, from level INFO on."""
+    """Prints what this project's packages log, from level INFO on."""
     for package in ("cli", "datamodules", "experiments", "lightning_modules"):
         logger = logging.getLogger(package)
         logger.setLevel(logging.INFO)

@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from experiments.checkpoints import ABANDONED, BEST, LAST, PREVIOUS, steps_behind
 from experiments.errors import RunError
 from experiments.evaluations import changes_figures
-from experiments.files import LOCK, RECORD_LOCK, check_folder, replacing, writing
+from experiments.files import LOCK, RECORD_LOCK, check_folder, is_in_folder, replacing, writing
 from experiments.record import CONFIG, RECORD, RunRecord, experiment_name, was_never_begun
 from experiments.runs import CIRCUMSTANCES, flat_config, read_run
 
@@ -144,7 +144,7 @@ def go_back_to(checkpoint: Path | None, run: Path, best_anew: bool) -> None:
         _log.info(f"{BEST}.ckpt was the best of another training: it is {ABANDONED}.ckpt now")
     if checkpoint is None or checkpoint.name == f"{LAST}.ckpt":
         return
-    if checkpoint.resolve().parent != run.resolve():
+    if not is_in_folder(checkpoint, run):
         return
     if checkpoint.name != f"{PREVIOUS}.ckpt":
         (run / f"{PREVIOUS}.ckpt").unlink(missing_ok=True)
@@ -153,13 +153,13 @@ def go_back_to(checkpoint: Path | None, run: Path, best_anew: bool) -> None:
 
 
 class BestAnew(Callback):
-    """Has the callbacks that go by the best validation forget those before, if it must.
+    """Makes callbacks forget the best validation where it belongs to another training.
 
-    Those that need not are told where the run is by now: Lightning drops the best of a run whose
-    folder was moved or copied.
+    Where it still counts, checkpoint callbacks learn the run's present folder: Lightning drops the
+    best checkpoint of a run that was moved or copied.
 
     Attributes:
-        is_anew: whether they must; the first process knows.
+        is_anew: whether they must forget it; the first process knows.
     """
 
     def __init__(self) -> None:
@@ -174,14 +174,16 @@ class BestAnew(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if is_anew and str(getattr(callback, "monitor", "")).startswith("val/"):
                 states.pop(callback.state_key, None)
-            elif isinstance(callback, ModelCheckpoint) and callback.state_key in states:
-                start = Path(str(trainer.ckpt_path)).resolve().parent
-                if start == Path(str(callback.dirpath)).resolve():  # else of another run
-                    _move(states[callback.state_key], str(callback.dirpath))
+            elif (
+                isinstance(callback, ModelCheckpoint)
+                and callback.state_key in states
+                and is_in_folder(str(trainer.ckpt_path), str(callback.dirpath))  # not another run's
+            ):
+                _move(states[callback.state_key], str(callback.dirpath))
 
 
 def _move(state: dict[str, Any], folder: str) -> None:
-    """Makes the state of a `ModelCheckpoint` one of files of the same names in a folder."""
+    """Points the state of a `ModelCheckpoint` at files of the same names in another folder."""
     state["dirpath"] = folder
     for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
         if state.get(key):

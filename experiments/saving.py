@@ -26,7 +26,7 @@ from pytorch_lightning.trainer.call import _call_callback_hooks, _call_lightning
 
 from experiments.checkpoints import ABANDONED, BEST, LAST, PREVIOUS, steps_behind
 from experiments.errors import RunError
-from experiments.files import replacing, synced
+from experiments.files import is_in_folder, replacing, synced
 from experiments.record import RunRecord
 from lightning_modules.classifier import DIVERGED
 
@@ -60,7 +60,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Removes a checkpoint of the run."""
-        if Path(path).resolve().parent == self.run.resolve():
+        if is_in_folder(path, self.run):
             super().remove_checkpoint(path)
 
     def save_checkpoint(

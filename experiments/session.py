@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import yaml
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import (
@@ -49,13 +48,13 @@ from experiments.checkpoints import (
 )
 from experiments.checks import (
     check_averaging,
-    check_can_be_read,
     check_devices,
     check_fit,
     check_progress,
     check_space,
     check_validation,
     note_without_validation,
+    read_back,
     take_precision,
     written_config,
 )
@@ -73,7 +72,7 @@ from experiments.evaluations import (
     set_aside_others,
     weights_of,
 )
-from experiments.files import file_identity, remove_folder, writing
+from experiments.files import file_identity, is_in_folder, remove_folder, writing
 from experiments.loggers import RecordLogger
 from experiments.messages import one_line
 from experiments.outcome import is_out_of_time, note_outcome
@@ -255,8 +254,7 @@ class RunSession:
         for key, value in _OF_ONE_COMMAND.items():
             kept[key] = value
         dumped = written_config(parser, kept)
-        check_can_be_read(parser, dumped)
-        resolved: dict[str, Any] = yaml.safe_load(dumped)
+        resolved = read_back(parser, dumped)
         facts = self._facts(resolved)
         path = self._run_folder()
         if not self.trainer.is_global_zero:  # the first process writes the record
@@ -302,7 +300,7 @@ class RunSession:
         checkpoint = self.checkpoint
         if checkpoint is None or checkpoint.stem == ABANDONED:  # that way begins another run
             return False
-        return checkpoint.resolve().parent == run.resolve()
+        return is_in_folder(checkpoint, run)
 
     def _go_on(
         self, record: RunRecord, dumped: str, resolved: dict[str, Any], facts: dict[str, Any]

@@ -147,7 +147,7 @@ class FineTuned(Classifier):
             for key, value in found.items()
             if key.startswith(before) and not (name := key.removeprefix(before)).startswith(heads)
         }
-        for key in [*asked, *theirs]:
+        for key in dict.fromkeys([*asked, *theirs]):
             is_count = key not in ours and key.endswith("num_batches_tracked")
             if not is_count and (reason := difference(theirs.get(key), ours.get(key))):
                 also = [name for name in found if f".{name}".endswith(f".{key}")]

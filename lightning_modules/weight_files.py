@@ -50,13 +50,13 @@ def difference(theirs: Tensor | None, ours: Tensor | None) -> str:
     if theirs.shape != ours.shape:
         return f"has shape {tuple(theirs.shape)}, and {tuple(ours.shape)} in the network"
     is_dense = theirs.layout is torch.strided and not theirs.is_meta and not theirs.is_quantized
-    if not is_dense or not _converts(theirs, ours):
+    if not is_dense or not _is_convertible(theirs, ours):
         return f"is a tensor of {theirs.dtype} ({theirs.layout}, on {theirs.device})"
     return "" if theirs.isfinite().all() else "has values that are not finite"
 
 
-def _converts(theirs: Tensor, ours: Tensor) -> bool:
-    """Whether one dtype becomes the other without loss of what it means."""
+def _is_convertible(theirs: Tensor, ours: Tensor) -> bool:
+    """Whether a file's values may be copied into a weight of the network's dtype."""
     if theirs.is_floating_point() == ours.is_floating_point():
         return True
     # A whole state dict that was cast to half precision has its counts cast, too.
@@ -131,7 +131,7 @@ def _state_in(content: Any) -> dict[str, Tensor]:
     states = {key: value for key, value in content.items() if _is_state(value)}
     below = {key: v for key, v in content.items() if key in _KEPT_AS and isinstance(v, Mapping)}
     found = states | below
-    if len(below) == 1:  # beside it only a copy of the same network counts, as an average is
+    if len(below) == 1:  # a second copy of the network is ambiguous; other tensors are not
         of_it = _last_names(*below.values())
         found = below | {key: state for key, state in states.items() if of_it & _last_names(state)}
     if len(found) == 1:
