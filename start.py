@@ -40,7 +40,7 @@ VENV = ROOT / ".venv"
 STAMP = VENV / "setup.json"
 LOG = VENV / "setup.log"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-# Two processes; -n 0 for one, as debuggers want. Tests of one file share what one process made.
+# Two processes; -n 0 for one, as debuggers want. One process runs a whole file, with its fixtures.
 TESTS = ["-m", "pytest", "-n", "2", "--dist", "loadfile"]
 QUICKSTART = ["cli.py", "fit", "--config", "configs/quickstart.yaml", "--test_after_fit", "true"]
 LINT = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]]

@@ -15,15 +15,15 @@ import pytest
 
 from tests.chaos import PICTURES, Zygote, draw_a_dot
 
-# The command line takes seconds to import, and the process that hands out the tests does not need
-# it: here it is imported by what uses it.
+# The process that hands out the tests need not wait for the command line, which takes seconds to
+# import: functions here import it themselves.
 if TYPE_CHECKING:
     from experiments.record import RunRecord
     from tests.lab import Lab
 
 # Before torch is imported: on tiny tensors and a busy machine, threads wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-gc.disable()  # until all tests are imported: what is imported stays
+gc.disable()  # until all tests are imported: nothing of it becomes garbage
 
 PROJECT = Path(__file__).resolve().parent.parent
 IMAGES = 200  # in each of the six files of the small synthetic set
@@ -40,14 +40,14 @@ SHORT = [
 Cli = Callable[..., "RunRecord"]
 
 
-def rarely(cases: Iterable[Any], but: Container[Any] = ()) -> list[Any]:
-    """Cases of a parametrized test, marked slow `but` for those that the default suite tries."""
+def mark_slow(cases: Iterable[Any], except_for: Container[Any] = ()) -> list[Any]:
+    """Marks cases of a parametrized test slow, except for those of the default suite."""
 
     def slow(case: Any) -> Any:
         values = case if isinstance(case, tuple) else (case,)
         return pytest.param(*values, marks=pytest.mark.slow)
 
-    return [case if case in but else slow(case) for case in cases]
+    return [case if case in except_for else slow(case) for case in cases]
 
 
 def pytest_unconfigure() -> None:

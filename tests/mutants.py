@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
-_LONGEST_S = 300  # of a file of tests; a fault that has it wait for ever is noticed
+_LONGEST_S = 300  # for one file of tests; a fault that makes it hang counts as noticed
 # File -> the tests that concern it, quick ones first.
 TESTS = {
     "lightning_modules/muon.py": ["lightning_modules/test_muon.py", "test_gpu_rehearsal.py"],

@@ -19,7 +19,7 @@ from datamodules.files import make_synthetic, read_test
 from experiments.errors import RunError
 from experiments.record import RunRecord
 from lightning_modules import MLP
-from tests.conftest import IMAGES, Cli, draw_nothing, rarely, short_fit
+from tests.conftest import IMAGES, Cli, draw_nothing, mark_slow, short_fit
 
 MODELS = {
     "MLP": ["--model=MLP", "--model.hidden_units=[8]"],
@@ -221,7 +221,7 @@ def test_resuming_goes_on_and_keeps_the_best(fit: Cli, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("kind", "stop"),  # within, at the end of and just after an epoch
-    rarely([("MLP", 4), ("MLP", 18), ("MLP", 20), ("NumPyMLP", 18)], but=[("MLP", 20)]),
+    mark_slow([("MLP", 4), ("MLP", 18), ("MLP", 20), ("NumPyMLP", 18)], except_for=[("MLP", 20)]),
 )
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     kind: str, stop: int, fit: Cli, recwarn: pytest.WarningsRecorder
@@ -286,7 +286,9 @@ def test_a_run_goes_on_by_its_name_alone(fit: Cli, runs: Path) -> None:
 
 @pytest.mark.parametrize(
     "schedule",
-    rarely([[], ["--model.lr_scheduler=StepLR", "--model.lr_scheduler.step_size=100"]], but=[[]]),
+    mark_slow(
+        [[], ["--model.lr_scheduler=StepLR", "--model.lr_scheduler.step_size=100"]], except_for=[[]]
+    ),
 )
 def test_a_flag_beats_the_checkpoint(fit: Cli, schedule: list[str]) -> None:
     start = fit(*TINY, *schedule, name="a").path / "last.ckpt"

@@ -12,7 +12,7 @@ from wandb.sdk.lib.wbauth import unauthenticate_session
 
 from cli import main
 from experiments.record import RunRecord
-from tests.conftest import PROJECT, SHORT, rarely
+from tests.conftest import PROJECT, SHORT, mark_slow
 
 CONFIGS = sorted(
     path.relative_to(PROJECT).as_posix() for path in (PROJECT / "configs").rglob("*.yaml")
@@ -80,7 +80,7 @@ def test_the_command_runs(config: str, arguments: Callable[..., list[str]], runs
     assert asked.get("class_path", "").endswith(record.fields["model"]) or not asked
 
 
-@pytest.mark.parametrize("config", rarely(RUNNABLE, but=VARIED))
+@pytest.mark.parametrize("config", mark_slow(RUNNABLE, except_for=VARIED))
 def test_print_config_parses_back(
     config: str,
     tmp_path: Path,

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.conftest import rarely
+from tests.conftest import mark_slow
 from tests.lab import Lab
 
 LOOKING_ON = {
@@ -29,8 +29,8 @@ def weights(lab: Lab, name: str) -> str:
 
 
 CASES = [
-    *rarely((("MLP", change) for change in LOOKING_ON), but=QUICK),
-    *rarely(("dropout", change) for change in LOOKING_ON),
+    *mark_slow((("MLP", change) for change in LOOKING_ON), except_for=QUICK),
+    *mark_slow(("dropout", change) for change in LOOKING_ON),
 ]
 
 
@@ -42,7 +42,9 @@ def test_what_looks_on_changes_nothing(labs: dict[str, Lab], kind: str, change: 
     assert weights(lab, name) == weights(lab, "whole")
 
 
-@pytest.mark.parametrize("kind", rarely(["NumPyMLP", "FastCNN", "LayerNorm"], but=["LayerNorm"]))
+@pytest.mark.parametrize(
+    "kind", mark_slow(["NumPyMLP", "FastCNN", "LayerNorm"], except_for=["LayerNorm"])
+)
 def test_every_kind_of_training_repeats(labs: dict[str, Lab], kind: str) -> None:
     lab = labs[kind]
     assert lab.fit("again").code == 0

@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning import Trainer
 
 from datamodules.files import make_synthetic
-from tests.conftest import Cli, rarely, short_fit
+from tests.conftest import Cli, mark_slow, short_fit
 
 ErrorOf = Callable[[list[str]], str]
 MLP = "--model=MLP"
@@ -330,7 +330,7 @@ def flip_a_byte(content: bytes) -> bytes:
     ],
     ids=["truncated", "empty", "text", "flipped byte"],
 )
-@pytest.mark.parametrize("command", rarely(["fit", "test"], but=["test"]))
+@pytest.mark.parametrize("command", mark_slow(["fit", "test"], except_for=["test"]))
 def test_a_damaged_checkpoint_is_refused(
     command: str,
     damage: Callable[[bytes], bytes],

@@ -19,7 +19,7 @@ import torch
 
 from experiments.resuming import RunLock
 from tests.chaos import Place
-from tests.conftest import PROJECT, SHORT, Cli, rarely
+from tests.conftest import PROJECT, SHORT, Cli, mark_slow
 from tests.lab import Lab, stand_in_for_scontrol
 from tests.wandb_server import WandbServer
 
@@ -56,7 +56,7 @@ STOPS: list[tuple[tuple[int, int, str], Place, int]] = [
 ]
 
 
-@pytest.mark.parametrize(("stop", "place", "step"), rarely(STOPS, but=QUICK))
+@pytest.mark.parametrize(("stop", "place", "step"), mark_slow(STOPS, except_for=QUICK))
 def test_a_signal_stops_between_two_batches_and_loses_nothing(
     labs: dict[str, Lab], stop: tuple[int, int, str], place: Place, step: int
 ) -> None:
@@ -150,7 +150,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
             "requeue 70_3",
             "SLURM runs job 70_3 again",
         ),
-        *rarely(
+        *mark_slow(
             [
                 ({}, "requeue 77", "SLURM runs job 77 again"),
                 ({"REFUSES": "1"}, "requeue 77", "SLURM does not run job 77 again (scontrol "),
@@ -319,7 +319,7 @@ def test_metrics_that_cannot_be_written_end_the_training(labs: dict[str, Lab]) -
 
 
 @pytest.mark.parametrize(
-    "damage", rarely(["truncated", "empty", "flipped", "text"], but=["flipped"])
+    "damage", mark_slow(["truncated", "empty", "flipped", "text"], except_for=["flipped"])
 )
 def test_a_damaged_checkpoint_is_passed_over(labs: dict[str, Lab], damage: str) -> None:
     lab = labs["MLP"]

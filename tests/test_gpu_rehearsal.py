@@ -13,7 +13,7 @@ from datamodules import BatchSource
 from datamodules.augment import AugmentedImages
 from experiments.record import RunRecord
 from lightning_modules import CNN, MLP, Classifier, Muon
-from tests.conftest import SHORT, Cli
+from tests.conftest import SHORT, Cli, mark_slow
 from tests.lab import MODELS
 from tests.stand_in_gpu import GPU, HostWaitsError, MixedDevicesError, stand_in
 
@@ -29,7 +29,7 @@ KINDS = {
     "FastCNN": MODELS["FastCNN"],  # Muon, averaged weights, six views
     "FineTuned": MODELS["dropout"],
 }
-SLOW = ("batch", "layer_native", "FineTuned")
+QUICK = KINDS.keys() - {"batch", "layer_native", "FineTuned"}
 
 
 def shown(record: RunRecord) -> dict[str, float]:
@@ -47,10 +47,7 @@ def probabilities(record: RunRecord) -> list[list[float]]:
     return [[float(cell) for cell in row[4:]] for row in rows[1:]]
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [pytest.param(kind, marks=[pytest.mark.slow] if kind in SLOW else []) for kind in KINDS],
-)
+@pytest.mark.parametrize("kind", mark_slow(KINDS, except_for=QUICK))
 def test_a_gpu_trains_as_the_cpu_and_no_tensor_stays_behind(kind: str, fit: Cli) -> None:
     args = [*KINDS[kind], FLOAT32, "--test_after_fit=true"]
     seeds: list[int] = []

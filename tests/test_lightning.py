@@ -31,7 +31,7 @@ from experiments.saving import is_averaged
 from experiments.stopping import TimeLimit
 from lightning_modules import Classifier
 from tests.chaos import Ended, Place
-from tests.conftest import Cli, rarely
+from tests.conftest import Cli, mark_slow
 from tests.lab import HALF, Lab
 
 # ---- what there is -------------------------------------------------------------------------------
@@ -517,7 +517,7 @@ def undisturbed(lab: Lab, case: str, tmp_path: Path) -> tuple[list[str], Seen]:
     return flags, Seen(lab.root / f"{case}-whole", ended.err + ended.out, lab.root / "whole")
 
 
-@pytest.mark.parametrize("case", rarely(CASES, but=FAST))
+@pytest.mark.parametrize("case", mark_slow(CASES, except_for=FAST))
 def test_what_works_goes_on_exactly(labs: dict[str, Lab], case: str, tmp_path: Path) -> None:
     lab = labs["MLP"]
     flags, seen = undisturbed(lab, case, tmp_path)
@@ -538,7 +538,8 @@ OWN: dict[str, list[tuple[Place, int]]] = {
 }
 
 
-@pytest.mark.parametrize("name", rarely(OWN))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OWN)
 def test_callbacks_of_ones_own_go_on_exactly(labs: dict[str, Lab], name: str) -> None:
     lab = labs["MLP"]
     flags = [*callback(f"tests.lab.{name}"), "--model.optimizer=SGD", "--model.lr=0.001"]

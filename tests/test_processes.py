@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import PROJECT, SHORT, rarely
+from tests.conftest import PROJECT, SHORT
 from tests.lab import HALF, Lab, children_of
 
 
@@ -34,9 +34,10 @@ def test_two_processes_train_as_one_with_the_same_batches(lab: Lab) -> None:
         torch.testing.assert_close(shared, alone, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("signum", "codes"),
-    rarely([(signal.SIGTERM, [143, 143]), (signal.SIGKILL, [1, -9])]),
+    [(signal.SIGTERM, [143, 143]), (signal.SIGKILL, [1, -9])],
 )
 def test_one_process_that_ends_ends_both_and_both_go_on(
     lab: Lab, signum: int, codes: list[int]

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from tests.chaos import Place
-from tests.conftest import rarely
+from tests.conftest import mark_slow
 from tests.lab import MODELS, WITH_CALLBACKS, Lab
 
 QUICK: list[Place] = [
@@ -28,7 +28,7 @@ PLACES: list[Place] = [
 ]
 
 
-@pytest.mark.parametrize(("where", "count"), rarely(PLACES, but=QUICK))
+@pytest.mark.parametrize(("where", "count"), mark_slow(PLACES, except_for=QUICK))
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     labs: dict[str, Lab], where: str, count: int
 ) -> None:
@@ -43,7 +43,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
 OTHERS = [kind for kind in MODELS if kind != "MLP"]
 
 
-@pytest.mark.parametrize("kind", rarely(OTHERS, but={"LayerNorm"}))
+@pytest.mark.parametrize("kind", mark_slow(OTHERS, except_for={"LayerNorm"}))
 def test_every_kind_of_training_goes_on_exactly(labs: dict[str, Lab], kind: str) -> None:
     lab = labs[kind]
     for place in [("on_train_batch_end", 18), ("on_train_batch_start", 31)]:

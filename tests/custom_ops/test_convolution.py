@@ -61,8 +61,9 @@ def test_agrees_with_pytorch(name: str, bias: bool) -> None:
     torch.testing.assert_close(grads, torch.autograd.grad(theirs, inputs, dout))
 
 
+@pytest.mark.parametrize("fast", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CASES)
-def test_first_and_second_derivatives(name: str) -> None:
+def test_first_and_second_derivatives(name: str, fast: bool) -> None:
     inputs, settings = case(name)
 
     def function(*inputs: Any) -> Tensor:
@@ -70,7 +71,12 @@ def test_first_and_second_derivatives(name: str) -> None:
 
     assert gradcheck(function, inputs, atol=1e-8, rtol=1e-6, check_forward_ad=True)
     assert gradgradcheck(
-        function, inputs, atol=1e-8, rtol=1e-6, check_fwd_over_rev=True, fast_mode=name != "all"
+        function,
+        inputs,
+        atol=1e-8,
+        rtol=1e-6,
+        check_fwd_over_rev=True,
+        fast_mode=fast and name != "all",
     )
 
 

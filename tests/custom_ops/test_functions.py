@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import custom_ops
 from custom_ops import conv2d, cross_entropy, elu, linear, softmax, softmax_cross_entropy
-from tests.conftest import rarely
+from tests.conftest import mark_slow
 
 # PyTorch says so where its own convolution copies; ours pads, too.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -199,7 +199,7 @@ def test_transforms(name: str, transform: str) -> None:
     torch.testing.assert_close(ours, TRANSFORMS[transform](scalar(reference))(*inputs))
 
 
-@pytest.mark.parametrize("name", rarely(FEW, but={"cross_entropy_soft"}))
+@pytest.mark.parametrize("name", mark_slow(FEW, except_for={"cross_entropy_soft"}))
 def test_compiles_in_one_graph(name: str) -> None:
     function, reference, inputs = CASES[name]
     torch._dynamo.reset()
@@ -210,9 +210,10 @@ def test_compiles_in_one_graph(name: str) -> None:
     torch.testing.assert_close(grads, torch.autograd.grad(theirs, inputs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "transform"),
-    rarely([("linear", "vmap_grad"), ("linear", "jvp"), ("elu_alpha", "jacrev_jacrev")]),
+    [("linear", "vmap_grad"), ("linear", "jvp"), ("elu_alpha", "jacrev_jacrev")],
 )
 def test_compiles_with_transforms_inside(name: str, transform: str) -> None:
     function, reference, inputs = CASES[name]

@@ -32,7 +32,7 @@ from torch.utils.checkpoint import checkpoint
 
 from custom_ops import LayerNorm, layer_norm
 from custom_ops.layer_norm import formula, function
-from tests.conftest import rarely
+from tests.conftest import mark_slow
 from tests.custom_ops.cases import VARIANTS, each_variant, normal, plain
 
 Norm = Callable[..., Tensor]
@@ -341,13 +341,17 @@ COMPILED: dict[str, Computation] = {
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("case", rarely(COMPILED, but={"affine", "none", "per_sample_gradients"}))
+@pytest.mark.parametrize(
+    "case", mark_slow(COMPILED, except_for={"affine", "none", "per_sample_gradients"})
+)
 def test_compiles_in_one_graph(case: str) -> None:
     assert_compiles(COMPILED[case], "aot_eager")
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("case", rarely(["affine", "none", "per_sample_gradients"], but=["affine"]))
+@pytest.mark.parametrize(
+    "case", mark_slow(["affine", "none", "per_sample_gradients"], except_for=["affine"])
+)
 def test_compiles_with_dynamic_shapes(case: str) -> None:
     assert_compiles(COMPILED[case], "aot_eager", dynamic=True)
 

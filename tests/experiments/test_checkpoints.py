@@ -15,7 +15,7 @@ from experiments.checkpoints import (
 )
 from experiments.errors import RunError
 from lightning_modules import MLP
-from tests.conftest import SHORT, Cli, rarely
+from tests.conftest import SHORT, Cli, mark_slow
 
 
 def model(
@@ -108,7 +108,7 @@ def test_a_file_of_something_else_is_named(content: Any, what: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "command", rarely(["validate", "test", "predict", "fit"], but=["test", "fit"])
+    "command", mark_slow(["validate", "test", "predict", "fit"], except_for=["test", "fit"])
 )
 def test_weights_that_are_not_numbers_are_used_for_nothing(
     command: str, fit: Cli, error_of: Callable[[list[str]], str], synthetic: list[str]

@@ -34,6 +34,7 @@ class Noted(Callback):
     def on_train_batch_end(self, *args):
         Noted.steps += 1
 """
+OWN = ("mynet", "beside", "mine")
 HIJACKED = "raise SystemExit('a library was hidden')"
 
 
@@ -49,10 +50,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (path / f"{name}.py").write_text(HIJACKED, encoding="utf-8")
     monkeypatch.chdir(path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    for name in ("mynet", "beside", "mine"):  # other tests call theirs so, too
+    for name in OWN:  # another test may have left one
         monkeypatch.delitem(sys.modules, name, raising=False)
     yield path
-    for name in ("mynet", "beside", "mine"):
+    for name in OWN:
         sys.modules.pop(name, None)
 
 
@@ -64,7 +65,7 @@ def test_models_and_callbacks_of_plain_modules_train_and_are_tested(
     assert sys.modules["mine"].Noted.steps == 4
     assert sys.path[-1] == str(here)
     sys.path.pop()
-    for name in ("mynet", "beside", "mine"):
+    for name in OWN:
         del sys.modules[name]
     assert "test/acc" in evaluate("test").summary  # the run's own configuration names them
 

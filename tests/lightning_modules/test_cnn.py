@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from lightning_modules import CNN
 from lightning_modules.cnn import PreActBlock
-from tests.conftest import rarely
+from tests.conftest import mark_slow
 
 
 def normalized(x: Tensor) -> Tensor:
@@ -77,7 +77,9 @@ def test_memory_format_changes_no_result(training: bool) -> None:
 AUTHORS = {"block_order": "bn_conv_relu", "final_norm": False}
 
 
-@pytest.mark.parametrize("options", rarely([{}, AUTHORS], but=[{}]), ids=["ours", "author's"])
+@pytest.mark.parametrize(
+    "options", mark_slow([{}, AUTHORS], except_for=[{}]), ids=["ours", "author's"]
+)
 def test_network_learns_a_small_batch(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = CNN(**options)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from datamodules import BatchSource
 from lightning_modules import CNN, MLP, Classifier, FastCNN, FineTuned, NumPyMLP
+from tests.conftest import mark_slow
 
 Model = Callable[[], Classifier]
 MODELS: dict[str, Model] = {
@@ -23,8 +24,7 @@ MODELS: dict[str, Model] = {
     "FineTuned": lambda: FineTuned("squeezenet1_1", image_size=32),
     "CNN": CNN,
 }
-SLOW = ("FineTuned", "CNN")
-QUICK = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in MODELS]
+QUICK = mark_slow(MODELS, except_for=MODELS.keys() - {"FineTuned", "CNN"})
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
@@ -76,9 +76,7 @@ def test_a_model_that_was_exported_computes_the_same(kind: str, way: str) -> Non
     torch.testing.assert_close(WAYS[way](model)(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(n, marks=[] if n == "MLP" else pytest.mark.slow) for n in MODELS]
-)
+@pytest.mark.parametrize("kind", mark_slow(MODELS, except_for={"MLP"}))
 @torch.no_grad()
 def test_torch_export_computes_the_same(kind: str) -> None:
     model = MODELS[kind]().eval()

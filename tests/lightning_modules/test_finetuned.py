@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from lightning_modules import FineTuned
-from tests.conftest import Cli, rarely
+from tests.conftest import Cli, mark_slow
 
 SMALL = ["--model=FineTuned", "--model.image_size=32", "--data.batch_size=20"]
 
@@ -53,7 +53,7 @@ def test_all_but_the_last_layer_comes_from_the_file(
     [
         ("vit_b_32", 128, "Expected 224 but got 128"),
         ("regnet_x_400mf", 128, ""),
-        *rarely(
+        *mark_slow(
             [
                 ("vit_b_32", 224, ""),
                 ("inception_v3", 128, "Kernel size: (5 x 5)"),
