@@ -504,6 +504,7 @@ def test_wrong_dtypes_and_classes_are_named() -> None:
         ({"label_smoothing": -0.1}, "label_smoothing from 0 to 1, got -0.1"),
         ({"label_smoothing": float("nan")}, "label_smoothing from 0 to 1, got nan"),
         ({"targets": ONE_HOT, "ignore_index": 3}, "no ignore_index with probabilities, got 3: lea"),
+        ({"targets": ONE_HOT, "ignore_index": 0}, "no ignore_index with probabilities, got 0: lea"),
     ],
 )
 def test_settings_of_the_loss_that_are_none_are_named(
@@ -543,6 +544,14 @@ def test_losses_at_the_edges_are_pytorchs(name: str, reduction: str) -> None:
         loss = function(x, targets, reduction=reduction, **settings)
         results.append((loss, *torch.autograd.grad(loss.sum(), x)))
     torch.testing.assert_close(*results, equal_nan=True)
+
+
+def test_a_single_class_may_be_ignored() -> None:
+    x = normal(2, 1).detach().requires_grad_()
+    loss = softmax_cross_entropy(x, torch.tensor([0, -100]), reduction="none")
+    (gradient,) = torch.autograd.grad(loss.sum(), x)
+    assert loss.tolist() == [0, 0]
+    assert gradient.tolist() == [[0], [0]]
 
 
 def test_an_ignored_sample_may_be_anything() -> None:
