@@ -24,16 +24,9 @@ import pandas as pd
 
 from experiments import pages, plots
 from experiments.config_files import expand_home, expand_homes, use_utf8
+from experiments.curves import is_loss
 from experiments.files import PARTIAL, reason_of
-from experiments.groups import (
-    Group,
-    doubts,
-    group_runs,
-    is_loss,
-    numbers,
-    table,
-    warnings_about,
-)
+from experiments.groups import Group, doubts, group_runs, numbers, table, warnings_about
 from experiments.record import CONFIG, METRICS, RECORD, experiment_name
 from experiments.runs import Run, read_run
 from experiments.texts import csv_cell, printable, shortened

@@ -63,27 +63,19 @@ class Group:
 
     def best(self) -> dict[int, float]:
         """The highest value of the curve by seed; the lowest of a loss."""
-        return self._of_curve(lambda curve: curve[_best(curve, self.curve)], of_best=True)
+        return self._by_seed(lambda run: self._at_best(run)[1])
 
     def best_steps(self) -> dict[int, float]:
         """The step of the best value, by seed."""
-        return self._of_curve(lambda curve: _best(curve, self.curve), of_best=True)
+        return self._by_seed(lambda run: self._at_best(run)[0])
 
     def last(self) -> dict[int, float]:
         """The last value of the curve, by seed."""
-        return self._of_curve(lambda curve: [*curve.values()][-1])
+        return self._by_seed(lambda run: next(reversed(run.curve(self.curve).values()), None))
 
-    def _of_curve(
-        self, of: Callable[[dict[int, float]], float], of_best: bool = False
-    ) -> dict[int, float]:
-        def value(run: Run) -> float | None:
-            curve = run.curve(self.curve)
-            since = run.fields.get("best_since")
-            if of_best and isinstance(since, int):  # before it, validations of something else
-                curve = {step: value for step, value in curve.items() if step > since}
-            return of(curve) if curve else None
-
-        return self._by_seed(value)
+    def _at_best(self, run: Run) -> tuple[int, float] | tuple[None, None]:
+        step = run.best_step(self.curve)
+        return (None, None) if step is None else (step, run.curve(self.curve)[step])
 
     def _by_seed(self, of: Callable[[Run], float | None]) -> dict[int, float]:
         """A value for each seed, the mean where it ran twice; runs without one count down from -1.
@@ -121,16 +113,6 @@ class Group:
         values = self.final()
         mean = statistics.fmean(values.values()) if values else math.nan
         return not values, mean if ascending else -mean, self.name
-
-
-def is_loss(metric: str) -> bool:
-    """Whether less of a metric is better."""
-    return "loss" in metric
-
-
-def _best(curve: Mapping[int, float], metric: str) -> int:
-    choose = min if is_loss(metric) else max
-    return choose(curve, key=lambda step: curve[step])
 
 
 def group_runs(runs: Sequence[Run], metric: str, curve: str, by_seed: bool = True) -> list[Group]:

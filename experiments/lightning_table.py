@@ -15,6 +15,8 @@ import torch
 from jsonargparse.typing import register_type
 from pytorch_lightning.accelerators import CUDAAccelerator
 
+from experiments.curves import CHOSEN_BY, direction
+
 # SWA's default is a device, which a configuration could not hold.
 register_type(torch.device, deserializer=torch.device)
 # What can't be written is an error of one line, see `experiments.checks.written_config`.
@@ -246,7 +248,13 @@ _KEYS = {
     "EarlyStopping": ("monitor", "mode"),
     "ModelCheckpoint": ("monitor", "mode", "every_n_train_steps", "every_n_epochs"),
 }
-_BEST_KEY = ("ModelCheckpoint", "val/acc", "max", None, None)  # of this project's own
+_BEST_KEY = (
+    "ModelCheckpoint",
+    CHOSEN_BY,
+    direction(CHOSEN_BY),
+    None,
+    None,
+)  # of this project's own
 _OUR_FILES = ("best", "last", "previous", "abandoned")
 
 

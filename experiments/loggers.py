@@ -15,6 +15,7 @@ import wandb
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from experiments.curves import direction
 from experiments.errors import RunError
 from experiments.record import RunRecord, experiment_name
 from experiments.summary import python, upload_command
@@ -180,8 +181,8 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
         except Exception as error:
             raise _cannot_start(self.mode, error) from error
         record.fields["wandb_id"] = self.experiment.id
-        self.experiment.define_metric("val/acc", summary="max")
-        self.experiment.define_metric("val/loss", summary="min")
+        for metric in ("val/acc", "val/loss"):
+            self.experiment.define_metric(metric, summary=direction(metric))
 
     def _open(self, config: Mapping[str, Any]) -> None:
         self.experiment.config.update(dict(config), allow_val_change=True)

@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from experiments.curves import curve_of
 from experiments.files import replacing
-from experiments.reader import is_number
 from experiments.texts import printable, shortened
 
 _DPI = 120
@@ -63,13 +63,8 @@ def curves(entries: Iterable[Mapping[str, Any]], path: Path, title: str) -> None
 
 
 def _draw(ax: Axes, entries: list[Mapping[str, Any]], key: str, **style: Any) -> None:
-    points = {
-        entry["step"]: entry[key]  # the latest of a step
-        for entry in entries
-        if is_number(entry.get("step")) and is_number(entry.get(key))
-    }
-    if points:
-        steps, values = zip(*sorted(points.items()), strict=True)
+    if points := curve_of(entries, key):
+        steps, values = zip(*points.items(), strict=True)
         label = f"{key.partition('/')[0].replace('_', ' ')} ({values[-1]:.3f})"
         ax.plot(steps, values, label=label, **style)
 

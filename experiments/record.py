@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
+from experiments.curves import CHOSEN_BY, is_better
 from experiments.environment import git_state, hardware, versions
 from experiments.errors import RunError
 from experiments.files import (
@@ -280,13 +281,10 @@ class RunRecord:
             if key in {"step", "seconds", "epoch"}:
                 continue
             self.summary[key] = value
-            is_comparable = (entry["step"] or 0) > self.fields.get("best_since", -1)
-            if key == "val/acc" and value is not None and is_comparable and value > self._best():
-                self.summary["best/val/acc"] = value
-                self.summary["best/step"] = entry["step"]
-
-    def _best(self) -> float:
-        return float(self.summary.get("best/val/acc", -math.inf))
+            counts = key == CHOSEN_BY and (entry["step"] or 0) > self.fields.get("best_since", -1)
+            best = f"best/{CHOSEN_BY}"
+            if counts and value is not None and is_better(value, self.summary.get(best), key):
+                self.summary.update({best: value, "best/step": entry["step"]})
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """Yields the entries of ``metrics.jsonl``, oldest first.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experiments.curves import best_step, curve_of
 from experiments.files import reason_of
 from experiments.reader import MOST_ENTRIES, is_number, read_config, read_log, read_record
 from experiments.record import CONFIG, METRICS, RECORD
@@ -60,13 +61,13 @@ class Run:
         return seed
 
     def curve(self, metric: str) -> dict[int, float]:
-        """Values of a metric by step, in the order of the steps; the latest where one has two."""
-        points = {
-            int(entry["step"]): float(entry[metric])
-            for entry in self.entries
-            if is_number(entry.get(metric)) and is_number(entry.get("step"))
-        }
-        return dict(sorted(points.items()))
+        """Values of a metric by step, see `experiments.curves.curve_of`."""
+        return curve_of(self.entries, metric)
+
+    def best_step(self, metric: str) -> int | None:
+        """The step of the best value of a metric; None where there is none that counts."""
+        since = self.fields.get("best_since")
+        return best_step(self.curve(metric), metric, since if isinstance(since, int) else None)
 
     def part_of_images(self, stage: str) -> str:
         """Says of how many images the figures of a stage are: ``20 of 200``; empty if of all."""

@@ -25,6 +25,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.trainer.call import _call_callback_hooks, _call_lightning_module_hook
 
 from experiments.checkpoints import ABANDONED, BEST, LAST, PREVIOUS, steps_behind
+from experiments.curves import CHOSEN_BY, direction
 from experiments.errors import RunError
 from experiments.files import is_in_folder, replacing, synced
 from experiments.record import RunRecord
@@ -35,8 +36,8 @@ def best_checkpoint() -> ModelCheckpoint:
     """Keeps the checkpoint with the best validation accuracy as ``best.ckpt``."""
     return ModelCheckpoint(
         filename=BEST,
-        monitor="val/acc",
-        mode="max",
+        monitor=CHOSEN_BY,
+        mode=direction(CHOSEN_BY),
         auto_insert_metric_name=False,
         enable_version_counter=False,
         save_on_train_epoch_end=False,  # at each validation

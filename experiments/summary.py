@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.checkpoints import BEST, LAST
+from experiments.curves import CHOSEN_BY
 from experiments.evaluations import Evaluation
 from experiments.record import RunRecord
 from experiments.texts import printable
@@ -96,7 +97,7 @@ def _results(record: RunRecord) -> list[tuple[str, str]]:
             )
         )
     if (step := summary.get("best/step")) is not None:
-        best = f"best acc {_number(summary.get('best/val/acc'))} at step {step:,}"
+        best = f"best acc {_number(summary.get(f'best/{CHOSEN_BY}'))} at step {step:,}"
         rows.append(("val", f"{_figures(record, 'val')}, {best}"))
     rows += [
         (stage, f"{_figures(record, stage)} ({_of_what(record, stage)})")
