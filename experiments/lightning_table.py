@@ -248,13 +248,8 @@ _KEYS = {
     "EarlyStopping": ("monitor", "mode"),
     "ModelCheckpoint": ("monitor", "mode", "every_n_train_steps", "every_n_epochs"),
 }
-_BEST_KEY = (
-    "ModelCheckpoint",
-    CHOSEN_BY,
-    direction(CHOSEN_BY),
-    None,
-    None,
-)  # of this project's own
+# Of this project's own, see `experiments.saving.best_checkpoint`.
+_BEST_KEY = ("ModelCheckpoint", CHOSEN_BY, direction(CHOSEN_BY), None, None)
 _OUR_FILES = ("best", "last", "previous", "abandoned")
 
 
