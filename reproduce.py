@@ -24,11 +24,14 @@ import yaml
 
 from cli import main as cli_main
 from datamodules.course import CourseOrder
-from experiments.claims import ARMS, CLAIMS, Arm, Claim, diverged
 from experiments.config_files import expand_home, use_utf8
 from experiments.environment import circumstances
 from experiments.naming import flags_of
-from experiments.reproduction import claims_named, data_of, keep, write_page
+from experiments.reproduction.arms import ARMS, Arm
+from experiments.reproduction.claims import CLAIMS, Claim, claims_named
+from experiments.reproduction.judges import diverged
+from experiments.reproduction.kept import data_of, keep
+from experiments.reproduction.page import write_page
 from experiments.runs import Run, flat, read_run
 from experiments.texts import printable
 

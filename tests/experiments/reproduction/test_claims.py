@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.claims import (
-    ARMS,
-    CLAIMS,
+from experiments.reproduction.arms import ARMS
+from experiments.reproduction.claims import CLAIMS
+from experiments.reproduction.judges import (
     AtLeast,
     Everywhere,
     Figure,

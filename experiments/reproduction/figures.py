@@ -1,0 +1,181 @@
+"""The figures of the reproduction's page: curves over seeds, differences, activations."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from experiments import pages, plots
+from experiments.reproduction.arms import ARMS, BATCH_SIZES, NORMS
+from experiments.reproduction.judges import Runs, values
+from experiments.reproduction.kept import CURVE
+from experiments.significance import difference
+
+# Their names, so that nothing else is removed before they are drawn again.
+_PICTURES = (
+    *("mlp_numpy", "mlp_deep", "cnn_report"),
+    *("ninety_one", "changes", "activations", "batch_sizes"),
+)
+
+
+def remove_figures(folder: Path) -> None:
+    """Removes the pictures that `draw_figures` has left in a folder, and nothing else."""
+    for name in _PICTURES:
+        (folder / f"{name}.png").unlink(missing_ok=True)
+
+
+def draw_figures(runs: Runs, folder: Path, seen: Mapping[int, float]) -> Iterable[pages.Block]:
+    """Draws what there are runs for.
+
+    Args:
+        runs: by arm and seed.
+        folder: where to write the pictures.
+        seen: share of the images of the report's CNN evaluations that had been trained on, by step.
+    """
+    figures = (
+        _curves(runs, "mlp_numpy", folder, "Figure 1 of the report: the NumPy MLP"),
+        _curves(runs, "mlp_deep", folder, "Figure 2: the best MLP"),
+        _curves(runs, "cnn_report", folder, "Figure 3: the author's CNN"),
+        _ninety_one(runs, folder, seen),
+        _changes(runs, folder),
+        _activations(runs, folder),
+        _batch_sizes(runs, folder),
+    )
+    return [figure for figure in figures if figure is not None]
+
+
+def _all(runs: Runs, arm: str, metric: str) -> list[dict[int, float]]:
+    found = [run.curve(metric) for run in runs.get(arm, {}).values()]
+    return [curve for curve in found if curve]
+
+
+def _curves(runs: Runs, arm: str, folder: Path, title: str) -> pages.Figure | None:
+    if not _all(runs, arm, "train/loss"):
+        return None
+    figure, (left, right) = plots.panels(2, title)
+    plots.band(left, _all(runs, arm, "train/loss"), "train loss", color="tab:blue")
+    plots.band(right, _all(runs, arm, CURVE), "test set", color="tab:red")
+    plots.band(right, _all(runs, arm, "train/acc"), "training batches", color="tab:blue", alpha=0.5)
+    left.set(xlabel="optimiser steps", ylabel="cross-entropy")
+    right.set(xlabel="optimiser steps", ylabel="accuracy")
+    left.legend()
+    right.legend()
+    plots.save(figure, folder / f"{arm}.png")
+    caption = f"{title}: mean and standard deviation over seeds, `{arm}`."
+    return pages.Figure(folder / f"{arm}.png", caption)
+
+
+def _ninety_one(runs: Runs, folder: Path, seen: Mapping[int, float]) -> pages.Figure | None:
+    """The same weights on the author's train stream and on the test set."""
+    if not _all(runs, "cnn_report", "val/acc"):
+        return None
+    figure, axes = plots.panels(2, "Where 91 % came from: the same weights, evaluated twice")
+    titles = {"cnn_report": "as its author built it", "cnn": "as specified"}
+    for ax, (arm, title) in zip(axes, titles.items(), strict=True):
+        stream, test = _all(runs, arm, "val/acc"), _all(runs, arm, CURVE)
+        plots.band(ax, stream, "his evaluation: the training stream", color="tab:blue", marker="o")
+        plots.band(ax, test, "test set", color="tab:red", marker="o")
+        ax.plot(*zip(*seen.items(), strict=True), color="grey", ls="--", label="share trained on")
+        ax.set(xlabel="optimiser steps", ylabel="accuracy", title=title, ylim=(0, 1.02))
+        ax.legend(loc="lower right")
+    plots.save(figure, folder / "ninety_one.png")
+    caption = (
+        "The author's script evaluates on images drawn from the training stream. The dashed line "
+        "is the share of them that had been trained on before: "
+        + ", ".join(f"{share:.1%} at {step}" for step, share in seen.items() if step % 1000 == 0)
+        + " (his order of images at seed 42, replayed without a network)."
+    )
+    return pages.Figure(folder / "ninety_one.png", caption)
+
+
+def _changes(runs: Runs, folder: Path) -> pages.Figure | None:
+    """What each change to the best MLP does to its test accuracy."""
+    best = values(runs, "mlp_deep")
+    rows = []
+    for name, arm in ARMS.items():
+        is_change = arm.configs[0] == "mlp_deep" and "ablations/protocol" in arm.configs
+        found = difference(values(runs, name), best) if is_change else None
+        if found is not None and name != "mlp_deep":
+            rows.append((found.mean, found, name))
+    if not rows:
+        return None
+    rows.sort(reverse=True)
+    figure, (ax,) = plots.panels(1, "Changes to the best MLP: difference of test accuracy")
+    figure.set_size_inches(8, 1 + 0.32 * len(rows))
+    for position, (mean, found, _) in enumerate(rows):
+        bars = [[mean - found.low], [found.high - mean]]
+        ax.errorbar([mean], [position], xerr=bars, fmt="o", color="tab:blue", capsize=3)
+    ax.axvline(0, color="black", linewidth=1)
+    ax.set_yticks(range(len(rows)), [name for *_, name in rows])
+    ax.invert_yaxis()
+    ax.set(xlabel="difference to `mlp_deep` with its 95 % interval".replace("`", ""))
+    plots.save(figure, folder / "changes.png")
+    caption = "Each change to `mlp_deep`, in pairs of the same seed, with 95 % intervals."
+    return pages.Figure(folder / "changes.png", caption)
+
+
+def _activations(runs: Runs, folder: Path) -> pages.Figure | None:
+    """Mean, spread and derivative of the activations, layer by layer."""
+    panels = {
+        "mean": "mean output",
+        "std": "standard deviation of the output",
+        "gradient": "mean derivative",
+    }
+    if not _all(runs, "mlp_deep", "activations/1/mean"):
+        return None
+    figure, axes = plots.panels(3, "Activations of the five hidden layers")
+    colors = {"mlp_deep": "tab:blue", "tanh": "tab:orange", "relu": "tab:green"}
+    for ax, (kind, label) in zip(axes, panels.items(), strict=True):
+        for arm, color in colors.items():
+            for last, style in ((False, "--"), (True, "-")):
+                layers = _layers(runs, arm, kind, last)
+                name = f"{'elu' if arm == 'mlp_deep' else arm}, {'trained' if last else 'initial'}"
+                plots.band(ax, layers, name, color=color, ls=style, marker="o", markersize=3)
+        ax.set(xlabel="hidden layer", ylabel=label, xticks=range(1, 6))
+    axes[0].legend(fontsize=7)
+    plots.save(figure, folder / "activations.png")
+    caption = "Tanh against ELU (section 2.2) and ReLU: mean and standard deviation over seeds."
+    return pages.Figure(folder / "activations.png", caption)
+
+
+def _layers(runs: Runs, arm: str, kind: str, last: bool) -> list[dict[int, float]]:
+    """A figure of the activations by layer, one mapping a run, before or after training."""
+    found = []
+    for run in runs.get(arm, {}).values():
+        curves = {layer: run.curve(f"activations/{layer}/{kind}") for layer in range(1, 6)}
+        found.append(
+            {
+                layer: curve[(max if last else min)(curve)]
+                for layer, curve in curves.items()
+                if curve
+            }
+        )
+    return found
+
+
+def _batch_sizes(runs: Runs, folder: Path) -> pages.Figure | None:
+    """Test accuracy by batch size, for each normalisation."""
+    found = {
+        norm: [
+            {size: value for size in BATCH_SIZES if (value := _at(runs, f"{norm}_{size}", seed))}
+            for seed in sorted(runs.get(f"{norm}_{BATCH_SIZES[-1]}", {}))
+        ]
+        for norm in NORMS
+    }
+    if not any(any(curves) for curves in found.values()):
+        return None
+    figure, (ax,) = plots.panels(1, "Batch against layer normalisation by batch size")
+    for norm, curves in found.items():
+        plots.band(ax, curves, f"{norm} normalisation", marker="o")
+    ax.set(xlabel="batch size", ylabel="test accuracy after two epochs", xscale="log")
+    ax.set_xticks(BATCH_SIZES, [str(size) for size in BATCH_SIZES])
+    ax.minorticks_off()
+    ax.legend()
+    plots.save(figure, folder / "batch_sizes.png")
+    caption = (
+        "The network of `mlp_deep` under SGD with momentum, two epochs, a learning rate in "
+        "proportion to the batch size (section 3.3): mean and standard deviation over seeds."
+    )
+    return pages.Figure(folder / "batch_sizes.png", caption)
+
+
+def _at(runs: Runs, arm: str, seed: int) -> float | None:
+    return values(runs, arm).get(seed)
