@@ -246,7 +246,7 @@ FAULTS = [
     ),
     ("datamodules/batches", "[self.rank :: self.world_size]", "[:: self.world_size]"),
     ("datamodules/batches", ".to(self.tensors[-1].device)", ""),
-    ("datamodules/batches", "(self.shuffle_seed, self.epoch)", "(self.shuffle_seed, 0)"),
+    ("datamodules/batches", "epoch = 0 if self.repeats else self.epoch", "epoch = 0"),
     (
         "datamodules/batches",
         "self._served, self._first = self._first, 0",
@@ -391,11 +391,15 @@ FAULTS = [
     ),
     ("experiments/evaluations", '| ({"folder": str(self.folder)} if self.folder else {})', ""),
     ("experiments/evaluations", "return not hashes or sha256 in hashes", "return True"),
-    ("experiments/evaluations", "if not inside or checkpoint.stem", "if checkpoint.stem"),
     (
         "experiments/evaluations",
-        "if not inside or checkpoint.stem not in {BEST, LAST}:",
-        "if not inside:",
+        "if not is_in_folder(checkpoint, record.path) or checkpoint.stem",
+        "if checkpoint.stem",
+    ),
+    (
+        "experiments/evaluations",
+        "record.path) or checkpoint.stem not in {BEST, LAST}:",
+        "record.path):",
     ),
     (
         "experiments/evaluations",

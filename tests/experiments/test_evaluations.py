@@ -10,7 +10,7 @@ import torch
 from cli import main
 from experiments.compare import main as compare
 from experiments.errors import RunError
-from experiments.evaluations import Evaluation, differences
+from experiments.evaluations import Evaluation, confirmed, differences
 from experiments.files import file_identity
 from experiments.record import RunRecord
 from experiments.runs import flat
@@ -132,6 +132,47 @@ def test_predictions_of_the_last_weights_leave_those_of_the_best(
     assert (runs / "l" / "predictions.csv").read_bytes() == of_best
     (other,) = (key for key in record.evaluations if key.startswith("predictions-"))
     assert (runs / "l" / other).read_bytes() != of_best
+
+
+def test_a_run_of_evaluations_keeps_other_weights_aside(do: Do, runs: Path) -> None:
+    of_file = [f"--config={runs}/a/config.yaml", "--trainer.logger=false"]
+    before = do("test", *of_file, f"--ckpt_path={runs}/a/best.ckpt", name="only")
+    assert before.evaluations["test"]["checkpoint"] == str(runs / "a" / "best.ckpt")
+    record = do("test", *of_file, f"--ckpt_path={runs}/b/best.ckpt", name="only")
+    assert figures(record) == figures(before)
+    (aside,) = record.evaluations.keys() - {"test"}
+    assert record.evaluations[aside]["checkpoint"] == str(runs / "b" / "best.ckpt")
+
+
+def test_weights_that_were_replaced_meanwhile_give_no_figure_of_the_run(runs: Path) -> None:
+    record = RunRecord.open(runs / "a")
+    best, sha256 = runs / "a" / "best.ckpt", record.fields["weights"]["best.ckpt"]
+    opened = Evaluation("test", best, sha256, 4, identity=file_identity(best))
+    assert confirmed(record, opened).is_of_run
+    shutil.copy(runs / "b" / "best.ckpt", best)
+    record.fields["weights"] = {"last.ckpt": sha256}  # the best ones by now
+    record.save()
+    assert confirmed(record, opened).is_of_run
+    del record.fields["weights"]  # a fit goes on with it
+    record.save()
+    assert not confirmed(record, opened).is_of_run
+
+
+def test_figures_are_aside_before_others_are_measured(
+    do: Do, data_dir: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_fit(runs, data_dir, *TINY, "--trainer.max_steps=6", name="l")
+    do("test", "--ckpt_path=last", name="l")
+
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MLP, "test_step", killed)
+    with pytest.raises(SystemExit):
+        do("test", name="l")
+    record = RunRecord.open(runs / "l")
+    assert not figures(record)
+    assert "test" not in record.evaluations
 
 
 def test_a_class_of_the_same_name_is_another() -> None:

@@ -8,7 +8,7 @@ from filelock import FileLock
 
 from experiments.environment import git_state, hardware, versions
 from experiments.errors import RunError
-from experiments.record import RECORD, RunRecord, run_folder, was_never_begun
+from experiments.record import RECORD, RunRecord, run_folder, was_never_begun, with_changes
 
 
 @pytest.fixture
@@ -96,6 +96,59 @@ def test_a_run_that_goes_back_keeps_what_its_fit_had_logged_until_then(record: R
     assert not (record.path / "predictions.csv").exists()
     record.resume("", {}, step=0)
     assert [*record.metrics()] == []
+
+
+def test_a_run_that_begins_anew_has_nothing_of_step_0(record: RunRecord) -> None:
+    record.log({"activations/1/mean": 0.5}, 0)
+    record.resume("", {}, step=0)
+    assert [*record.metrics()] == []
+
+
+def test_a_run_that_goes_on_keeps_no_evaluation_in_its_log(record: RunRecord) -> None:
+    record.log({"val/acc": 0.5}, 1)
+    record.log({"validate/acc": 0.6}, 1)
+    record.resume("", {}, step=1)
+    assert [entry.get("val/acc") for entry in record.metrics()] == [0.5]
+
+
+def test_time_counts_over_all_processes_of_a_run(record: RunRecord) -> None:
+    line = {"step": 1, "seconds": 1000.0, "val/acc": 0.5}
+    (record.path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    again = RunRecord.open(record.path)
+    again.resume("", {}, step=1)
+    assert 1000 <= again.seconds < 1100
+
+
+def test_a_new_run_has_nothing_of_an_evaluation_of_one_that_is_gone(tmp_path: Path) -> None:
+    old = RunRecord.create(tmp_path / "run", "", {})
+    old.note_evaluation("test", {"step": 1}, {"test/acc": 0.5})
+    old.save()
+    fields = RunRecord.open(RunRecord.create(tmp_path / "run", "", {}).path).fields
+    assert (fields["summary"], "evaluations" in fields) == ({}, False)
+
+
+def test_the_log_is_on_the_disk_when_a_checkpoint_is(
+    record: RunRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record.sync()  # nothing was logged yet
+    record.log({"val/acc": 0.5}, 1)
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_ino))
+    record.sync()
+    assert (record.path / "metrics.jsonl").stat().st_ino in synced
+
+
+def test_a_change_of_ones_own_wins_over_another_of_the_same() -> None:
+    before = {"a": 1, "b": {"c": 1}}
+    mine, theirs = {"a": 2, "b": {"c": 2}}, {"a": 3, "b": {"c": 3, "d": 4}}
+    assert with_changes(before, mine, theirs) == {"a": 2, "b": {"c": 2, "d": 4}}
+
+
+def test_a_record_that_leads_elsewhere_is_not_opened(record: RunRecord, tmp_path: Path) -> None:
+    (tmp_path / "theirs").touch()
+    (record.path / "metrics.jsonl").symlink_to(tmp_path / "theirs")
+    with pytest.raises(RunError, match=r"metrics\.jsonl is a symbolic link"):
+        RunRecord.open(record.path)
 
 
 def test_an_entry_of_another_process_waits_while_the_record_is_written(record: RunRecord) -> None:
