@@ -10,7 +10,7 @@ import torch
 from cli import main
 from experiments.compare import main as compare
 from experiments.errors import RunError
-from experiments.evaluations import Evaluation, confirmed, differences
+from experiments.evaluations import Evaluation, confirmed, differences, set_aside_others
 from experiments.files import file_identity
 from experiments.record import RunRecord
 from experiments.runs import flat
@@ -156,6 +156,14 @@ def test_weights_that_were_replaced_meanwhile_give_no_figure_of_the_run(runs: Pa
     del record.fields["weights"]  # a fit goes on with it
     record.save()
     assert not confirmed(record, opened).is_of_run
+
+
+def test_what_is_aside_already_stays_where_it_is(runs: Path) -> None:
+    record = RunRecord.open(runs / "a")
+    old = {"differs": {"weights": "x"}, "weights_sha256": "0", "checkpoint": "x", "acc": 0.5}
+    record.evaluations["test-1a2b3c4d"] = old
+    set_aside_others(record)
+    assert record.evaluations.keys() == {"test", "test-1a2b3c4d"}
 
 
 def test_figures_are_aside_before_others_are_measured(
