@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from experiments import files
 from experiments.errors import RunError
 from experiments.files import (
     appending,
@@ -388,3 +389,21 @@ def test_a_file_system_without_locks_is_written_to(
         pass
     replace_file(folder / "record.json", "new")
     assert (folder / "record.json").read_text() == "new"
+
+
+def test_a_partial_file_that_another_process_took_for_a_leftover_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, taken = files._lock, list[Path]()
+
+    def take_the_first(descriptor: int, wait: bool) -> bool:
+        if not taken:
+            (partial,) = tmp_path.iterdir()
+            partial.unlink()
+            taken.append(partial)
+        return lock(descriptor, wait)
+
+    monkeypatch.setattr(files, "_lock", take_the_first)
+    replace_file(tmp_path / "record.json", "{}")
+    assert taken
+    assert [path.name for path in tmp_path.iterdir()] == ["record.json"]

@@ -163,6 +163,16 @@ def test_each_way_out_of_a_run_is_refused(text: str, tmp_path: Path, ways_out: P
     assert not (tmp_path / "it_ran").exists()
 
 
+@pytest.mark.parametrize("text", ["x: {class_path: Boom}", "ckpt_path: later"])
+def test_nor_is_it_allowed_from_within_the_run(
+    text: str, ways_out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ways_out.parent)
+    ways_out.write_text(text, encoding="utf-8")
+    with pytest.raises(RunError, match="refused"):
+        check_run_config(ways_out, [])
+
+
 def test_what_the_command_gives_may_lead_anywhere(ways_out: Path) -> None:
     ways_out.write_text("data: {data_dir: /there}\nx: strange.Boom\n", encoding="utf-8")
     check_run_config(ways_out, ["--data.data_dir=/there", "--x=[strange.Boom]"])
