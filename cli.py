@@ -57,7 +57,9 @@ from experiments.parsing import RunParser, Seed, fail, prepare_arguments, user_e
 from experiments.processes import die_with_parent
 from experiments.progress import RunProgressBar
 from experiments.saving import best_checkpoint
-from experiments.session import RunSession, quiet_lightning
+from experiments.session.preparation import prepare
+from experiments.session.quiet import quiet_lightning
+from experiments.session.session import RunSession
 from experiments.stopping import Stopped
 from experiments.texts import printable
 from experiments.trust import TRUST_FLAG
@@ -207,9 +209,9 @@ class CIFAR10CLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         with user_errors():
-            session = RunSession.open(self, subcommand, self.experiment)
+            session = RunSession(prepare(self, subcommand, self.experiment))
         arguments: dict[str, Any] = self._prepare_subcommand_kwargs(subcommand)
-        session.run(arguments)
+        session.execute(arguments)
 
 
 def _has_bar(callbacks: Any) -> bool:

@@ -4,16 +4,47 @@ import logging
 from datetime import timedelta
 from typing import Any
 
-from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import EarlyStopping, StochasticWeightAveraging
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
+from experiments.checkpoints import LAST, load_checkpoint, weights_sha256
+from experiments.progress import TrainMonitor
 from experiments.record import RunRecord, Status
+from experiments.saving import is_averaged
 from experiments.stopping import time_limit
 
 _log = logging.getLogger(__name__)
 
 _MAX_TIME = "trainer.max_time"
+
+
+def note_fit(
+    record: RunRecord, trainer: Trainer, model: LightningModule, monitor: TrainMonitor
+) -> None:
+    """Writes into a record what a fit came to, and which checkpoint its tests take.
+
+    Args:
+        record: of the run; not saved here.
+        trainer: whose fit is over.
+        model: what was trained.
+        monitor: has watched the fit.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    averaging = any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks)
+    last = record.path / f"{LAST}.ckpt"
+    if averaging and last.is_file() and is_averaged(load_checkpoint(last)):
+        record.fields["chosen"] = LAST
+        _log.info(f"{LAST}.ckpt has the averaged weights: it is what tests take")
+    summary = record.summary
+    summary["train/steps"] = trainer.global_step
+    summary.update(monitor.figures)
+    summary["train/seconds"] = round(monitor.seconds, 3)
+    summary["train/weights_sha256"] = weights_sha256(model)
+    if monitor.seconds:
+        summary["train/images_per_s"] = round(monitor.images / monitor.seconds, 1)
+    if monitor.peak_gpu_bytes is not None:
+        summary["train/peak_gpu_mib"] = round(monitor.peak_gpu_bytes / 2**20)
 
 
 def note_outcome(trainer: Trainer, record: RunRecord) -> Status:

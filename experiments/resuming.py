@@ -158,12 +158,12 @@ class BestAnew(Callback):
     Where it still counts, checkpoint callbacks learn the run's present folder: Lightning drops the
     best checkpoint of a run that was moved or copied.
 
-    Attributes:
+    Args:
         is_anew: whether they must forget it; the first process knows.
     """
 
-    def __init__(self) -> None:
-        self.is_anew = False
+    def __init__(self, is_anew: bool = False) -> None:
+        self.is_anew = is_anew
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

@@ -1,6 +1,7 @@
 """Signals: a command stops between two batches, saved, and says so when it ends."""
 
 import contextlib
+import enum
 import os
 import signal
 import stat
@@ -52,6 +53,15 @@ def leave_signals_to_us(trainer: Trainer) -> None:
     connector.register_signal_handlers = lambda: None
 
 
+class Phase(enum.Enum):
+    """What a first signal lets go on to its end, in the words that say so."""
+
+    START = "the start"
+    BATCH = "this batch"
+    FIT = "the fit"
+    SUMMARY = "the summary"
+
+
 class StopSignals:
     """Takes SIGINT, SIGTERM, SIGHUP and SIGUSR1, until its context ends.
 
@@ -60,13 +70,12 @@ class StopSignals:
 
     Attributes:
         received: the signal that came, if any.
-        waits_for: what a first signal lets go on to its end, such as ``this batch``; empty if it
-            raises `Stopped` at once.
+        phase: what a first signal lets go on to its end; None if it raises `Stopped` at once.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self.waits_for = ""
+        self.phase: Phase | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -81,13 +90,13 @@ class StopSignals:
     ) -> None:
         self.give_back()
 
-    def take(self, waits_for: str = "") -> None:
+    def take(self, phase: Phase | None = None) -> None:
         """Takes the signals, unless they are ignored, as nohup has it with SIGHUP.
 
         Args:
-            waits_for: see the attribute.
+            phase: see the attribute.
         """
-        self.waits_for = waits_for
+        self.phase = phase
         for signum in _SIGNALS:
             before = self._before.setdefault(signum, signal.getsignal(signum))
             if before is not signal.SIG_IGN:
@@ -112,9 +121,9 @@ class StopSignals:
         first, self.received = self.received is None, signum
         if signum == getattr(signal, "SIGHUP", None):
             _leave_terminal()
-        if not first or not self.waits_for:
+        if not first or self.phase is None:
             raise Stopped(signum)
-        text = f"\nstopping after {self.waits_for}; once more to stop at once\n"
+        text = f"\nstopping after {self.phase.value}; once more to stop at once\n"
         with contextlib.suppress(OSError):  # not print: the signal may have come within one
             os.write(2, text.encode())
 
@@ -207,7 +216,7 @@ class StopBetweenBatches(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on the batch is awaited."""
         self.signals.check()
-        self.signals.waits_for = "this batch"
+        self.signals.phase = Phase.BATCH
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -240,7 +249,7 @@ class StopBetweenBatches(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on there is no batch to be awaited."""
-        self.signals.waits_for = "the fit"
+        self.signals.phase = Phase.FIT
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops where the signal came with the last batch, which is saved by now."""
@@ -269,7 +278,7 @@ class StopBetweenBatches(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Lets a signal stop at once what comes after a failure."""
-        self.signals.waits_for = ""
+        self.signals.phase = None
 
 
 def _last_checkpoints(trainer: Trainer) -> Iterator[LastCheckpoint]:

@@ -31,7 +31,7 @@ _FUNCTIONS = {
     "torch.save": "torch:save",  # a checkpoint is about to be written
     "os.fsync": "os:fsync",  # a file is written, and not in its place yet
     "Path.replace": "pathlib:Path.replace",  # ... and about to be
-    "weights_sha256": "experiments.session:weights_sha256",  # after the fit, outside of it
+    "weights_sha256": "experiments.outcome:weights_sha256",  # after the fit, outside of it
     "plots.curves": "experiments.plots:curves",  # all is over but for the summary
 }
 

@@ -311,7 +311,7 @@ def test_a_run_killed_after_it_went_back_goes_on_from_there(
 
     back = [f"--config={runs}/a/config.yaml", f"--ckpt_path={runs}/a/previous.ckpt"]
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr("experiments.session.skip_idle_hooks", die)
+        patch.setattr("experiments.session.session.skip_idle_hooks", die)
         do("fit", *back, "--model.lr=0.01", "--trainer.max_steps=8")
     assert weights(runs / "a" / "last.ckpt")["global_step"] == 2
     record = do("fit", "--resume")
@@ -359,7 +359,7 @@ def test_a_warm_start_that_is_killed_early_begins_warm_again(
     flags = [*TINY, "--trainer.max_steps=6", f"--ckpt_path={runs}/b/last.ckpt"]
     whole = short_fit(runs, data_dir, *flags, name="whole")
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr("experiments.session.skip_idle_hooks", die)
+        patch.setattr("experiments.session.session.skip_idle_hooks", die)
         short_fit(runs, data_dir, *flags, name="warm")
     (runs / "b").rename(runs / "c")
     message = error_of(["fit", f"--runs_dir={runs}", "--name=warm", "--resume"])

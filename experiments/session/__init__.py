@@ -1,0 +1,1 @@
+"""One command on one run: prepared, opened, run and closed."""

@@ -1,0 +1,96 @@
+"""What a command says at its start and its end, and what it leaves of the run."""
+
+import logging
+import shlex
+import sys
+
+from experiments import plots
+from experiments.callbacks import EvaluationReport, wandb_logger
+from experiments.checks import note_without_validation
+from experiments.evaluations import confirmed, set_aside, set_aside_others, weights_of
+from experiments.record import Status
+from experiments.session.opening import OpenRun
+from experiments.session.preparation import Prepared
+from experiments.summary import program, show, summary_table
+
+_log = logging.getLogger(__name__)
+
+
+def announce(prepared: Prepared, run: OpenRun | None) -> None:
+    """Says what is about to run, and whether a fit will have no best checkpoint."""
+    trainer, model = prepared.trainer, prepared.model
+    if run is not None and trainer.is_global_zero:
+        parameters = sum(p.numel() for p in model.parameters())
+        print(
+            f"{prepared.command} {run.record.name}: {type(model).__name__}, {parameters:,} "
+            f"parameters, on {trainer.strategy.root_device} in {trainer.precision}, "
+            f"seed {int(prepared.config.seed_everything)}",
+            file=sys.stderr,
+        )
+    if prepared.is_fit:
+        note_without_validation(trainer, prepared.data)
+
+
+def say_how_to_go_on(
+    prepared: Prepared, run: OpenRun | None, what: str, more_flags: str = ""
+) -> None:
+    """Says that a command stopped, and for a fit the command that goes on with it."""
+    if run is None or not prepared.is_fit:
+        _log.info(what)
+        return
+    places = {"--runs_dir": run.record.path.parent, "--name": run.record.name}
+    if prepared.config.runs_dir == "runs":
+        del places["--runs_dir"]
+    flags = shlex.join(str(word) for place in places.items() for word in place)
+    _log.info(
+        f"{what} after step {prepared.trainer.global_step:,}; go on with: "
+        f"{program()} fit {flags} --resume{more_flags}"
+    )
+
+
+def close(
+    prepared: Prepared,
+    run: OpenRun,
+    report: EvaluationReport | None,
+    outcome: Status,
+    seconds: float,
+) -> None:
+    """Writes the end of a command into the run's record and W&B, and prints its summary.
+
+    Args:
+        prepared: the command.
+        run: the run that it worked on.
+        report: has what was evaluated.
+        outcome: how the run ended, if it ends with the command.
+        seconds: how long the command's main part took.
+    """
+    record = run.record
+    if run.evaluation is not None and report is not None:
+        _save_evaluation(run, report)
+    if prepared.command != "predict":
+        plots.curves(record.metrics(), record.path / "curves.png", title=record.name)
+    if prepared.is_fit:
+        record.fields["weights"] = weights_of(record.path)
+        record.save()  # takes in what has been evaluated meanwhile
+        set_aside_others(record)
+    if run.changes_status:
+        record.finish(outcome)
+    if logger := wandb_logger(prepared.trainer):
+        best = {k: v for k, v in record.summary.items() if k.startswith(("best/", "train/"))}
+        logger.summarize(best)
+        logger.close(exit_code=0)
+    show(summary_table(record, prepared.command, seconds, run.evaluation))
+
+
+def _save_evaluation(run: OpenRun, report: EvaluationReport) -> None:
+    """Saves what was evaluated; aside, if a fit has replaced the weights meanwhile."""
+    opened, measured, record = run.evaluation, report.evaluation, run.record
+    assert opened is not None and measured is not None
+    run.evaluation = found = confirmed(record, measured)
+    if found is not measured:
+        set_aside(record, measured.key(record))
+    if opened.is_of_run and not found.is_of_run:
+        _log.info(f"a fit of {record.name} has replaced these weights meanwhile: kept aside")
+    record.save()
+    if found.is_of_run:
+        found.log(record)

@@ -1,0 +1,258 @@
+"""The run that a command works on: named, locked, and with a record, found or new."""
+
+import contextlib
+import itertools
+import os
+import time
+from pathlib import Path
+from typing import Any, cast
+
+from experiments.checkpoints import ABANDONED, newest_checkpoint
+from experiments.checks import check_space
+from experiments.errors import RunError
+from experiments.evaluations import Evaluation, Stage, differences, in_run, limit_of
+from experiments.files import file_identity, is_in_folder, remove_folder, writing
+from experiments.outcome import is_out_of_time
+from experiments.processes import PARENT_VARIABLE
+from experiments.record import CONFIG, RECORD, RunRecord, run_folder
+from experiments.resuming import (
+    RunLock,
+    changes_between,
+    check_room,
+    config_before,
+    go_back_to,
+    is_best_anew,
+    is_finished,
+    limits_changed,
+    make_room,
+    note_changes,
+)
+from experiments.runs import flat
+from experiments.session.preparation import Prepared
+from experiments.trust import remember
+
+_RUN_VARIABLE = "CIFAR10_LIGHTNING_RUN"  # tells the other processes of a run its name
+
+
+class OpenRun:
+    """A run that one command works on, until `release`.
+
+    Args:
+        prepared: the command, checked.
+
+    Attributes:
+        record: what is written about the run.
+        evaluation: what the command evaluates; None for a fit.
+        is_over: whether nothing is left to do.
+        is_best_anew: whether the best validation is to be one from now on.
+        changes_status: whether the run itself ends with the command, and not just an evaluation.
+    """
+
+    def __init__(self, prepared: Prepared) -> None:
+        self.prepared = prepared
+        self.evaluation: Evaluation | None = None
+        self.is_over = False
+        self.is_best_anew = False
+        self.changes_status = True
+        self._facts = prepared.facts()
+        self._lock: RunLock | None = None
+        self._owned: Path | None = None  # a folder in which there is nothing of before
+        try:
+            self.record = self._open()
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _open(self) -> RunRecord:
+        prepared, trainer = self.prepared, self.prepared.trainer
+        path = self._path()
+        if not trainer.is_global_zero:  # the first process writes the record
+            return RunRecord(path, {"summary": {}})
+        if trainer.world_size > 1 and not self._is_started_from_outside:
+            os.environ[PARENT_VARIABLE] = str(os.getpid())
+        record = self._open_fit(path) if prepared.is_fit else self._open_evaluation(path)
+        if prepared.is_fit or self.changes_status or prepared.config.trust_run:
+            remember(path / CONFIG)
+        return record
+
+    def config(self) -> dict[str, Any]:
+        """What W&B shows: the configuration, and what the record says of the run."""
+        changed = [again for again in self.record.fields.get("resumed", []) if again.get("changes")]
+        run = {**self._facts, "resumed": changed} if changed else self._facts
+        first = self.prepared.trainer.is_global_zero
+        return {**self.prepared.resolved, "run": run} if first else self.prepared.resolved
+
+    def abandon(self) -> None:
+        """Removes the folder of a run in which nothing ran: its name stays free."""
+        if self._owned is not None:
+            with contextlib.suppress(OSError):
+                remove_folder(self._owned)
+        self.release()
+
+    def release(self) -> None:
+        """Lets other processes train the run."""
+        if self._lock is not None:
+            self._lock.release()
+
+    # ---- its name ---------------------------------------------------------------------------
+
+    def _path(self) -> Path:
+        config, trainer = self.prepared.config, self.prepared.trainer
+        root = Path(config.runs_dir)
+        if config.name is not None:
+            return run_folder(root, config.name)
+        weights = self.prepared.weights
+        if weights is not None and (weights.path.parent / RECORD).is_file():
+            return weights.path.parent
+        several = self._is_started_from_outside and trainer.world_size > 1
+        if several and _RUN_VARIABLE not in os.environ:  # nor by Lightning
+            raise RunError("several processes must share one run: name it with --name")
+        name = os.environ.get(_RUN_VARIABLE) if trainer.global_rank else None
+        os.environ[_RUN_VARIABLE] = name = name or self._reserve_name(root)
+        return root / name
+
+    @property
+    def _is_started_from_outside(self) -> bool:
+        """Whether the processes of this run are started by another program, such as torchrun."""
+        environment = getattr(self.prepared.trainer.strategy, "cluster_environment", None)
+        return environment is not None and environment.creates_processes_externally
+
+    def _reserve_name(self, root: Path) -> str:
+        """Names the run after what it is and makes its folder: no other process gets that name."""
+        parts = [self.prepared.experiment]
+        if self._facts["data"] == "synthetic":
+            parts.append("synthetic")
+        parts += [f"s{self.prepared.config.seed_everything}", time.strftime("%Y%m%d-%H%M%S")]
+        stem = "-".join(parts)
+        for count in itertools.count(1):
+            name = f"{stem}-{count}" if count > 1 else stem
+            try:
+                with writing(root, "name another with --runs_dir, or mend its permissions"):
+                    root.mkdir(parents=True, exist_ok=True)
+                    (root / name).mkdir()
+            except RunError as error:
+                if isinstance(error.__cause__, FileExistsError) and (root / name).is_dir():
+                    continue
+                raise
+            self._owned = root / name
+            return name
+        raise AssertionError("unreachable")
+
+    # ---- a fit ------------------------------------------------------------------------------
+
+    def _open_fit(self, path: Path) -> RunRecord:
+        prepared, overwrite = self.prepared, self.prepared.config.overwrite
+        # Weights of another run only start a new one: they must not overwrite the run named.
+        inside = self._is_inside(path)
+        resuming = inside or self._begins_again(path)
+        check_space(path, prepared.model, resuming)
+        if not resuming:
+            check_room(path, overwrite)
+        self._take_lock(path)
+        self._check_weights_are_the_same(path)
+        weights = prepared.weights
+        if weights is not None and not (inside and (path / RECORD).is_file()):
+            self._facts["started_from"] = {
+                "checkpoint": str(weights.path),
+                "step": weights.step,
+                "weights_sha256": weights.sha256,
+            }
+        if resuming and (path / RECORD).is_file():
+            return self._go_on(RunRecord.open(path))
+        if not resuming:
+            make_room(path, overwrite)
+            self._owned = path
+        return RunRecord.create(path, prepared.written, self._facts, prepared.typed)
+
+    def _go_on(self, record: RunRecord) -> RunRecord:
+        prepared, weights = self.prepared, self.prepared.weights
+        self._check_data(record)
+        before, asked = config_before(record), flat(prepared.resolved)
+        if prepared.config.resume:
+            self.is_over = is_finished(record, before, asked) or is_out_of_time(
+                record, before, asked
+            )
+            if self.is_over:
+                return record
+        changes = changes_between(before, asked)
+        note_changes(changes)
+        step = weights.step if weights else 0
+        anew = is_best_anew(record.path, step, changes, limits_changed(before, asked))
+        entries = weights.entries if weights and self._is_inside(record.path) else 0
+        record.resume(prepared.written, self._facts, step, prepared.typed, changes, anew, entries)
+        go_back_to(weights.path if weights else None, record.path, anew)
+        self.is_best_anew = anew
+        return record
+
+    def _is_inside(self, run: Path) -> bool:
+        """Whether the checkpoint is one of this run."""
+        weights = self.prepared.weights
+        if weights is None or weights.path.stem == ABANDONED:  # that way begins another run
+            return False
+        return is_in_folder(weights.path, run)
+
+    def _begins_again(self, path: Path) -> bool:
+        """Whether a run is to go on that was left before its first checkpoint."""
+        return bool(self.prepared.config.resume) and (path / RECORD).is_file()
+
+    def _take_lock(self, path: Path) -> None:
+        was_there = path.exists()
+        self._lock = RunLock(path)
+        self._lock.acquire()
+        if not was_there:
+            self._owned = path
+
+    def _check_weights_are_the_same(self, path: Path) -> None:
+        """Refuses to go on from what another process has replaced before this one had the lock."""
+        weights = self.prepared.weights
+        if weights is None:
+            same = not self._begins_again(path) or newest_checkpoint(path) is None
+        else:
+            same = file_identity(weights.path) == weights.identity
+        if not same:
+            raise RunError(f"another process has just trained run {path.name}: try again")
+
+    def _check_data(self, record: RunRecord) -> None:
+        theirs, ours = record.fields.get("data"), self._facts["data"]
+        if self.prepared.command != "predict" and theirs != ours:
+            raise RunError(f"run {record.name} is on {theirs} data, but {ours} data is asked for")
+
+    # ---- an evaluation ----------------------------------------------------------------------
+
+    def _open_evaluation(self, path: Path) -> RunRecord:
+        prepared, weights = self.prepared, self.prepared.weights
+        assert weights is not None
+        stage = cast("Stage", prepared.command)
+        limit = limit_of(stage)
+        if getattr(prepared.trainer, limit) == 0:
+            raise ValueError(f"trainer.{limit} must be positive, got 0")
+        is_new = self.changes_status = not (path / RECORD).is_file()
+        if is_new:
+            self._take_lock(path)
+            record = RunRecord.create(path, prepared.written, self._facts, prepared.typed)
+        else:
+            record = RunRecord.open(path)
+            self._check_data(record)
+        predict_dir = prepared.data.predict_dir
+        found = Evaluation(
+            stage,
+            weights.path,
+            weights.sha256,
+            weights.step,
+            {} if is_new else self._differences(record, stage),
+            Path(predict_dir).resolve() if predict_dir and stage == "predict" else None,
+            () if is_new else weights.identity,
+        )
+        self.evaluation = found if is_new else in_run(record, found)
+        return record
+
+    def _differences(self, record: RunRecord, stage: Stage) -> dict[str, Any]:
+        """The settings of an evaluation that are not the run's and change its figures."""
+        trainer, data, limit = self.prepared.trainer, self.prepared.data, limit_of(stage)
+        loader = {
+            "validate": data.val_dataloader,
+            "test": data.test_dataloader,
+            "predict": data.predict_dataloader,
+        }[stage]
+        ours = {**flat(self.prepared.resolved), f"trainer.{limit}": getattr(trainer, limit)}
+        return differences(stage, ours, config_before(record), len(loader()))

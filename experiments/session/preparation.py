@@ -1,0 +1,267 @@
+"""All that can be wrong with a command, found before anything is written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import Namespace
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from datamodules import CIFAR10DataModule
+from experiments.checkpoints import (
+    BEST,
+    LAST,
+    TrainingSettings,
+    check_model,
+    check_training,
+    checkpoint_sha256,
+    find_checkpoint,
+    load_checkpoint,
+    newest_checkpoint,
+    state_sha256,
+    training_settings,
+)
+from experiments.checks import (
+    check_averaging,
+    check_devices,
+    check_fit,
+    check_progress,
+    check_validation,
+    read_back,
+    take_precision,
+    written_config,
+)
+from experiments.errors import RunError
+from experiments.evaluations import chosen_checkpoint
+from experiments.files import file_identity
+from experiments.record import RECORD, RunRecord, run_folder
+from experiments.resuming import choose_run
+from experiments.saving import entries_of
+from experiments.stopping import leave_signals_to_us, take_over_max_time
+from lightning_modules import Classifier
+
+if TYPE_CHECKING:
+    from pytorch_lightning.cli import LightningCLI
+
+# Of this command alone: one that takes the run's configuration later must not take these.
+OF_THIS_COMMAND = {
+    "ckpt_path": None,
+    "name": None,
+    "overwrite": False,
+    "resume": False,
+    "trust_run": False,
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The checkpoint that a command starts from or evaluates, as it was when it was read.
+
+    Attributes:
+        path: the file.
+        sha256: of its weights.
+        step: optimiser steps behind them.
+        entries: how many entries the log of its fit had; None if it does not say.
+        identity: which file it was, see `experiments.files.file_identity`.
+    """
+
+    path: Path
+    sha256: str
+    step: int
+    entries: int | None
+    identity: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A command of which data, model, checkpoint and trainer fit together.
+
+    Attributes:
+        command: fit, validate, test or predict.
+        experiment: what runs of it are called.
+        typed: the command line.
+        config: its configuration.
+        written: the same as the run keeps it, YAML.
+        resolved: and as that reads.
+        trainer: with the callbacks of the configuration.
+        model: not trained yet.
+        data: set up.
+        weights: what it starts from or evaluates, if anything.
+    """
+
+    command: str
+    experiment: str
+    typed: str
+    config: Namespace
+    written: str
+    resolved: dict[str, Any]
+    trainer: Trainer
+    model: Classifier
+    data: CIFAR10DataModule
+    weights: Weights | None
+
+    @property
+    def is_fit(self) -> bool:
+        """Whether it trains."""
+        return self.command == "fit"
+
+    @property
+    def keeps_nothing(self) -> bool:
+        """Whether it is Lightning's ``fast_dev_run``, which has no run."""
+        return bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+    def facts(self) -> dict[str, Any]:
+        """What a record and W&B say of the command besides its configuration."""
+        optimizer = self.resolved["model"].get("init_args", {}).get("optimizer") or {}
+        facts: dict[str, Any] = {
+            "job_type": self.command,
+            "model": type(self.model).__name__,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "optimizer": str(optimizer.get("class_path", "")).rpartition(".")[2],
+            "lr": optimizer.get("init_args", {}).get("lr"),
+            "seed": int(self.config.seed_everything),  # W&B would make a string of a `Seed`
+            "data": self.data.resolved_source,
+        }
+        if self.data.is_set_up:
+            sets = {"train": self.data.train_set, "val": self.data.val_set}
+            sets["test"] = self.data.test_set
+            facts["images"] = {name: len(images.labels) for name, images in sets.items()}
+        return facts
+
+
+def prepare(cli: "LightningCLI", command: str, experiment: str) -> Prepared:
+    """Checks data, model, checkpoint and trainer, each by itself and together.
+
+    Args:
+        cli: the parsed command line with its data, model and trainer.
+        command: fit, validate, test or predict.
+        experiment: what runs of it are called.
+
+    Raises:
+        DatasetError: if the data is missing or corrupted.
+        RunError: if the run or the checkpoint can't be used as asked.
+        ValueError: if data, model and checkpoint do not fit together.
+    """
+    config, model, data = cli.config[command], cli.model, cli.datamodule
+    resumes = command == "fit" and config.resume
+    checkpoint = _to_resume(config, experiment) if resumes else _asked_for(config, command)
+    settings = _check_trainer(cli.trainer, model, config, command, checkpoint is not None)
+    _set_up(data, command)
+    _keep_no_best_without_validation(cli.trainer, data)
+    if command == "fit":
+        check_validation(cli.trainer, data, model)
+        check_averaging(cli.trainer, model, data)
+    weights = None
+    if checkpoint is not None:
+        weights = _load(checkpoint, cli, command, settings, resumes)
+    ours, theirs = int(model.hparams["num_classes"]), len(data.label_names)
+    if ours != theirs:
+        raise ValueError(f"model.num_classes is {ours}, but the data has {theirs} classes")
+    if command == "fit":
+        cli.trainer.callbacks.append(TrainingSettings(settings))  # type: ignore[attr-defined]
+    parser: Any = cli._parser(command)
+    kept = config.clone()
+    for key, value in OF_THIS_COMMAND.items():
+        kept[key] = value
+    written = written_config(parser, kept)
+    resolved = read_back(parser, written)
+    typed: str = getattr(cli, "command_line", "")
+    return Prepared(
+        command, experiment, typed, config, written, resolved, cli.trainer, model, data, weights
+    )
+
+
+def _check_trainer(
+    trainer: Trainer, model: Classifier, config: Namespace, command: str, goes_on: bool
+) -> dict[str, Any]:
+    """Checks the trainer, for itself and with the model; returns the settings of the training."""
+    leave_signals_to_us(trainer)
+    take_over_max_time(trainer)
+    check_devices(trainer)
+    take_precision(trainer, model)
+    model.check_trainer(trainer)
+    if command == "fit":
+        check_fit(trainer, config.test_after_fit)
+        model.prepare_fit(goes_on=goes_on)
+        if config.save_every_min <= 0:
+            raise ValueError(f"save_every_min must be positive, got {config.save_every_min}")
+    return training_settings(model)  # a bad learning rate is an error here
+
+
+def _set_up(data: CIFAR10DataModule, command: str) -> None:
+    if command == "predict" and data.predict_dir is not None:
+        data.images_to_predict  # noqa: B018 - an unreadable one is an error here
+    else:
+        data.prepare_data()
+        data.setup()
+
+
+def _load(
+    checkpoint: Path, cli: "LightningCLI", command: str, settings: dict[str, Any], resumes: bool
+) -> Weights:
+    """Checks that a checkpoint fits model, training and data, and what it is."""
+    identity = file_identity(checkpoint)
+    content = load_checkpoint(checkpoint)
+    check_model(checkpoint, content, cli.model)
+    if command == "fit":
+        check_training(checkpoint, content, settings)
+    if (name := type(cli.datamodule).__qualname__) in content:
+        cli.datamodule.load_state_dict(content[name])
+    if command == "fit" and not resumes:
+        check_progress(checkpoint, content, cli.trainer, cli.datamodule)
+    sha256, step = state_sha256(content["state_dict"]), int(content["global_step"])
+    return Weights(checkpoint, sha256, step, entries_of(content), identity)
+
+
+def _asked_for(config: Namespace, command: str) -> Path | None:
+    """The checkpoint that ``--ckpt_path`` and ``--name`` mean; evaluations must have one."""
+    asked = config.ckpt_path
+    if asked is None and command == "fit":
+        return None
+    if config.overwrite:
+        raise RunError("--overwrite replaces a run, --ckpt_path starts from one: leave one out")
+    if asked is None and config.name is None:
+        raise RunError(
+            f"{command} of which weights? Name a run with --name (its best checkpoint is "
+            "taken) or a file with --ckpt_path; random weights are never evaluated"
+        )
+    if asked not in {None, BEST, LAST}:
+        return Path(asked)
+    if config.name is None:
+        raise RunError(f"--ckpt_path {asked} of which run? Name it with --name")
+    record = RunRecord.open(run_folder(Path(config.runs_dir), config.name))
+    return find_checkpoint(record.path, asked or chosen_checkpoint(record))
+
+
+def _to_resume(config: Namespace, experiment: str) -> Path | None:
+    """The newest checkpoint of the run that ``--resume`` means, or what it is to start from."""
+    if config.overwrite:
+        raise RunError("--overwrite replaces a run, --resume goes on with it: leave one out")
+    root = Path(config.runs_dir)
+    config.name = config.name or choose_run(root, experiment, int(config.seed_everything))
+    if config.name is not None:
+        run = run_folder(root, config.name)
+        if (run / RECORD).is_file():
+            return newest_checkpoint(run) or _start_of(RunRecord.open(run), config.ckpt_path)
+    return Path(config.ckpt_path) if config.ckpt_path else None
+
+
+def _start_of(record: RunRecord, asked: str | None) -> Path | None:
+    """The checkpoint that a run began with, which was killed before its first own one."""
+    began = record.fields.get("started_from")
+    if asked or began is None:
+        return Path(asked) if asked else None
+    path = Path(str(began.get("checkpoint")))
+    if not path.is_file() or checkpoint_sha256(path) != began.get("weights_sha256"):
+        raise RunError(
+            f"run {record.name} began with the weights of {path}, which are not there any more: "
+            "name where they are with --ckpt_path, or begin anew with --overwrite true"
+        )
+    return path
+
+
+def _keep_no_best_without_validation(trainer: Trainer, data: CIFAR10DataModule) -> None:
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and not data.val_size:
+            callback.monitor, callback.save_top_k = None, 0
