@@ -1,8 +1,6 @@
-"""What a run keeps besides its metrics: reports, predictions, how it ended."""
+"""What a run keeps besides its metrics: reports and predictions."""
 
-import contextlib
 import csv
-import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,19 +12,12 @@ from torch import Tensor
 
 from datamodules import CIFAR10DataModule
 from experiments import plots
-from experiments.errors import RunError
-from experiments.evaluations import Evaluation, confirmed, weights_of
+from experiments.evaluations import Evaluation, confirmed
 from experiments.files import replacing
-from experiments.loggers import WandbLogger
-from experiments.record import RunRecord, Status
-from experiments.stopping import Stopped
+from experiments.loggers import wandb_logger
+from experiments.record import RunRecord
 from experiments.texts import csv_cell
 from lightning_modules import Classifier
-
-
-def wandb_logger(trainer: Trainer) -> WandbLogger | None:
-    """The trainer's W&B logger, if it has one."""
-    return next((log for log in trainer.loggers if isinstance(log, WandbLogger)), None)
 
 
 class EvaluationReport(Callback):
@@ -223,54 +214,6 @@ def write_predictions(
             truth = [csv_cell(label or "")] if known else []
             figures = [f"{value:.6f}" for value in (row[best], *row)]
             writer.writerow([csv_cell(name), *truth, classes[best], *figures])
-
-
-class RunStatus(Callback):
-    """Writes into the record, and tells W&B, when a run fails or is interrupted.
-
-    Args:
-        record: the run's record.
-        changes_status: whether the run itself fails, and not just an evaluation of it.
-    """
-
-    def __init__(self, record: RunRecord, changes_status: bool = True) -> None:
-        self.record = record
-        self.changes_status = changes_status
-        self._is_marked = False
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Marks the run."""
-        self.ended_by(exception, trainer)
-
-    def ended_by(self, exception: BaseException, trainer: Trainer) -> None:
-        """Marks the run, unless it has been: not all that ends one comes within the trainer.
-
-        Args:
-            exception: what ended it.
-            trainer: the trainer, for its loggers.
-        """
-        if not trainer.is_global_zero or self._is_marked:
-            return
-        self._is_marked = True
-        status, code = _how_it_ended(exception)
-        if self.changes_status and self.record.fields["status"] == "running":
-            self.record.fields["error"] = repr(exception)
-            with contextlib.suppress(Exception):  # a damaged one, perhaps the very reason
-                self.record.fields["weights"] = weights_of(self.record.path)
-            with contextlib.suppress(OSError, RunError):  # a full disk, perhaps the very reason
-                self.record.finish(status)
-        if logger := wandb_logger(trainer):
-            logger.close(exit_code=code, preempted=status == "preempted")
-
-
-def _how_it_ended(exception: BaseException) -> tuple[Status, int]:
-    if isinstance(exception, Stopped):
-        return ("preempted" if exception.preempts else "interrupted"), exception.status
-    if isinstance(exception, KeyboardInterrupt):
-        return "interrupted", 128 + signal.SIGINT
-    return "failed", 1
 
 
 def datamodule_of(trainer: Trainer) -> CIFAR10DataModule:

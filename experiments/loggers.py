@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import pytorch_lightning.loggers
 import wandb
+from pytorch_lightning import Trainer
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -326,3 +327,8 @@ def _check_account() -> None:
             f"W&B needs an account to log online: {reason}; set WANDB_API_KEY, run wandb login, "
             "or log offline with --trainer.logger.mode offline"
         )
+
+
+def wandb_logger(trainer: Trainer) -> WandbLogger | None:
+    """The trainer's W&B logger, if it has one."""
+    return next((log for log in trainer.loggers if isinstance(log, WandbLogger)), None)

@@ -1,6 +1,8 @@
-"""How a fit ended that no error ended: at its limit of steps, or before it, and why."""
+"""How a command ended: by an error, a signal, at its limit of steps or before it, and why."""
 
+import contextlib
 import logging
+import signal
 from datetime import timedelta
 from typing import Any
 
@@ -9,10 +11,13 @@ from pytorch_lightning.callbacks import EarlyStopping, StochasticWeightAveraging
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 from experiments.checkpoints import LAST, load_checkpoint, weights_sha256
+from experiments.errors import RunError
+from experiments.evaluations import weights_of
+from experiments.loggers import wandb_logger
 from experiments.progress import TrainMonitor
 from experiments.record import RunRecord, Status
 from experiments.saving import is_averaged
-from experiments.stopping import time_limit
+from experiments.stopping import Stopped, time_limit
 
 _log = logging.getLogger(__name__)
 
@@ -108,3 +113,51 @@ def _reason(callback: EarlyStopping) -> str:
         f"{callback.divergence_threshold}",
         EarlyStoppingReason.NON_FINITE_METRIC: "is not finite",
     }[callback.stopping_reason]
+
+
+class RunStatus(Callback):
+    """Writes into the record, and tells W&B, when a run fails or is interrupted.
+
+    Args:
+        record: the run's record.
+        changes_status: whether the run itself fails, and not just an evaluation of it.
+    """
+
+    def __init__(self, record: RunRecord, changes_status: bool = True) -> None:
+        self.record = record
+        self.changes_status = changes_status
+        self._is_marked = False
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Marks the run."""
+        self.ended_by(exception, trainer)
+
+    def ended_by(self, exception: BaseException, trainer: Trainer) -> None:
+        """Marks the run, unless it has been: not all that ends one comes within the trainer.
+
+        Args:
+            exception: what ended it.
+            trainer: the trainer, for its loggers.
+        """
+        if not trainer.is_global_zero or self._is_marked:
+            return
+        self._is_marked = True
+        status, code = _how_it_ended(exception)
+        if self.changes_status and self.record.fields["status"] == "running":
+            self.record.fields["error"] = repr(exception)
+            with contextlib.suppress(Exception):  # a damaged one, perhaps the very reason
+                self.record.fields["weights"] = weights_of(self.record.path)
+            with contextlib.suppress(OSError, RunError):  # a full disk, perhaps the very reason
+                self.record.finish(status)
+        if logger := wandb_logger(trainer):
+            logger.close(exit_code=code, preempted=status == "preempted")
+
+
+def _how_it_ended(exception: BaseException) -> tuple[Status, int]:
+    if isinstance(exception, Stopped):
+        return ("preempted" if exception.preempts else "interrupted"), exception.status
+    if isinstance(exception, KeyboardInterrupt):
+        return "interrupted", 128 + signal.SIGINT
+    return "failed", 1

@@ -5,9 +5,10 @@ import shlex
 import sys
 
 from experiments import plots
-from experiments.callbacks import EvaluationReport, wandb_logger
+from experiments.callbacks import EvaluationReport
 from experiments.checks import note_without_validation
 from experiments.evaluations import confirmed, set_aside, set_aside_others, weights_of
+from experiments.loggers import wandb_logger
 from experiments.record import Status
 from experiments.session.opening import OpenRun
 from experiments.session.preparation import Prepared

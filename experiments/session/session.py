@@ -10,14 +10,14 @@ from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
 from pytorch_lightning.utilities.model_summary.model_summary import ModelSummary
 
-from experiments.callbacks import EvaluationReport, PredictionWriter, RunStatus, wandb_logger
+from experiments.callbacks import EvaluationReport, PredictionWriter
 from experiments.checkpoints import BEST, LAST, find_checkpoint, load_checkpoint, state_sha256
 from experiments.cluster import requeue
 from experiments.errors import RunError, UsageError, is_of_user
 from experiments.evaluations import Evaluation, chosen_checkpoint
-from experiments.loggers import RecordLogger
+from experiments.loggers import RecordLogger, wandb_logger
 from experiments.messages import one_line
-from experiments.outcome import note_fit, note_outcome
+from experiments.outcome import RunStatus, note_fit, note_outcome
 from experiments.processes import LostProcessError, other_processes
 from experiments.progress import TrainMonitor
 from experiments.record import RunRecord, Status
