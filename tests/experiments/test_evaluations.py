@@ -10,7 +10,7 @@ import torch
 from cli import main
 from experiments.compare import main as compare
 from experiments.errors import RunError
-from experiments.evaluations import Evaluation, confirmed, differences, set_aside_others
+from experiments.evaluations import Evaluation, confirmed, differences, in_run, set_aside_others
 from experiments.files import file_identity
 from experiments.record import RunRecord
 from experiments.runs import flat
@@ -156,6 +156,16 @@ def test_weights_that_were_replaced_meanwhile_give_no_figure_of_the_run(runs: Pa
     del record.fields["weights"]  # a fit goes on with it
     record.save()
     assert not confirmed(record, opened).is_of_run
+
+
+@pytest.mark.parametrize("which", ["b/previous.ckpt", "a/best.ckpt"])
+def test_other_weights_are_no_figure_of_a_run_that_has_none_yet(which: str, runs: Path) -> None:
+    record = RunRecord.open(runs / "b")
+    assert not record.evaluations
+    for _ in range(2):
+        found = in_run(record, Evaluation("test", runs / which, "0", 2))
+        assert not found.is_of_run
+        record.fields.pop("weights", None)  # as of a run that was killed
 
 
 def test_what_is_aside_already_stays_where_it_is(runs: Path) -> None:
