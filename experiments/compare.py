@@ -34,7 +34,8 @@ from experiments.groups import (
     table,
     warnings_about,
 )
-from experiments.record import CONFIG, METRICS, RECORD, experiment_name
+from experiments.identity import experiment_name
+from experiments.record import CONFIG, METRICS, RECORD
 from experiments.runs import Run, read_run
 from experiments.texts import csv_cell, printable, shortened
 from experiments.wandb_runs import find_wandb_files, read_wandb

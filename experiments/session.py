@@ -73,6 +73,7 @@ from experiments.evaluations import (
     weights_of,
 )
 from experiments.files import file_identity, is_in_folder, remove_folder, writing
+from experiments.identity import changes_between
 from experiments.loggers import RecordLogger
 from experiments.messages import one_line
 from experiments.outcome import is_out_of_time, note_outcome
@@ -82,7 +83,6 @@ from experiments.record import CONFIG, RECORD, RunRecord, Status, run_folder
 from experiments.resuming import (
     BestAnew,
     RunLock,
-    changes_between,
     check_room,
     choose_run,
     config_before,
