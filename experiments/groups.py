@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.identity import experiment_name, kind_of, of_the_experiment
+from experiments.identity import MAX_TIME, experiment_name, kind_of, of_the_experiment
 from experiments.runs import Run
 from experiments.significance import FEWEST, Difference, difference
 from experiments.texts import shortened
@@ -149,8 +149,9 @@ def _way(run: Run) -> dict[str, Any]:
 
     Its data may be either of two with ``source: auto``. One that began with the weights of another,
     or whose settings were changed on the way, is no repeat of one that had its last configuration
-    from the start.
+    from the start; nor is one that a time limit has stopped a repeat of one that came to its end.
     """
+    stopped = str(run.fields.get("stopped_by"))
     begun = (run.fields.get("started_from") or {}).get("weights_sha256")
     changed = []
     for again in run.fields.get("resumed") or []:
@@ -163,6 +164,7 @@ def _way(run: Run) -> dict[str, Any]:
         "data found": run.fields.get("data"),
         "started from": str(begun)[:8] if begun else None,
         "changed on resume": changed or None,
+        "stopped by": stopped if stopped.startswith(MAX_TIME) else None,
     }
 
 

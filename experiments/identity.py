@@ -1,7 +1,6 @@
-"""Whether two runs are of the same experiment: what every setting means for that, in one table.
+"""Whether two runs are of the same experiment: what each setting means for it, in one table.
 
-Settings go by their flat keys, as a run's configuration is read: ``model.norm``, not
-``model.init_args.norm``.
+Settings go by flat keys: ``model.norm``, not ``model.init_args.norm`` (see `runs.flat`).
 """
 
 import functools
@@ -15,6 +14,7 @@ from typing import Any
 # What people write for the learning rate, and where configurations have it.
 LEARNING_RATE = "model.lr"
 LEARNING_RATE_LONG = "model.init_args.optimizer.init_args.lr"
+MAX_TIME = "trainer.max_time"  # what stopped a run begins so if it was this limit
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ TABLE: tuple[tuple[str, Kind], ...] = (
     (r"seed_everything", Kind(name=False, group=False)),
     (r"data\.seed", Kind(group=False)),
     # A run may go on beyond its limits.
-    (r"trainer\.max_(steps|epochs|time(\.\w+)?)", Kind(resume=False)),
+    (r"trainer\.max_(steps|epochs)", Kind(resume=False)),
+    (r"trainer\.max_time(\.\w+)?", Kind(group=False, resume=False)),  # unless it stopped the run
     (r"trainer\.(accelerator|devices|strategy|num_nodes|log_every_n_steps)", Kind(name=False)),
     (r"data\.predict_dir", Kind(name=False)),
     # The images; a name says by itself that they were generated.

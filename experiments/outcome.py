@@ -8,12 +8,11 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
+from experiments.identity import MAX_TIME
 from experiments.record import RunRecord, Status
 from experiments.stopping import time_limit
 
 _log = logging.getLogger(__name__)
-
-_MAX_TIME = "trainer.max_time"
 
 
 def note_outcome(trainer: Trainer, record: RunRecord) -> Status:
@@ -28,7 +27,7 @@ def note_outcome(trainer: Trainer, record: RunRecord) -> Status:
     """
     limit = time_limit(trainer)
     if limit is not None and limit.is_over:
-        record.fields["stopped_by"] = f"{_MAX_TIME} {timedelta(seconds=limit.seconds)} is used up"
+        record.fields["stopped_by"] = f"{MAX_TIME} {timedelta(seconds=limit.seconds)} is used up"
         return "interrupted"
     if trainer.should_stop:
         record.fields["stopped_by"] = reason = _who_stopped(trainer)
@@ -45,14 +44,12 @@ def is_out_of_time(record: RunRecord, before: dict[str, Any], config: dict[str, 
         config: the one asked for, flat.
     """
     reason = str(record.fields.get("stopped_by"))
-    had, gets = (
-        {key: value for key, value in flat.items() if key.startswith(_MAX_TIME)}
-        for flat in (before, config)
-    )
-    if not reason.startswith(_MAX_TIME) or had != gets:
+    limits = [key for key in {*before, *config} if key.startswith(MAX_TIME)]
+    changed = any(before.get(key) != config.get(key) for key in limits)
+    if changed or not reason.startswith(MAX_TIME):
         return False
     _log.info(
-        f"{reason} by run {record.name}: raise --{_MAX_TIME}, or end it with --{_MAX_TIME} null"
+        f"{reason} by run {record.name}: raise --{MAX_TIME}, or end it with --{MAX_TIME} null"
     )
     return True
 

@@ -19,8 +19,6 @@ from experiments.runs import flat_config, read_run
 
 _log = logging.getLogger(__name__)
 
-_LIMITS = ("trainer.max_steps", "trainer.max_epochs")
-
 
 def choose_run(root: Path, name: str, seed: int) -> str | None:
     """Finds the newest unfinished run of the same experiment and seed, where none is named.
@@ -83,7 +81,8 @@ def is_finished(record: RunRecord, before: dict[str, Any], config: dict[str, Any
 
 def limits_changed(before: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Whether a run is to be shorter or longer than it was."""
-    return any(before.get(name) != config.get(name) for name in _LIMITS)
+    limits = ("trainer.max_steps", "trainer.max_epochs")
+    return any(before.get(name) != config.get(name) for name in limits)
 
 
 def note_changes(changes: Mapping[str, Any]) -> None:

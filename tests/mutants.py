@@ -291,6 +291,8 @@ FAULTS = [
     ("experiments/groups", "statistics.fmean(several)", "several[0]"),
     ("experiments/groups", "-position if run.seed is None else run.seed", "run.seed or 0"),
     ("experiments/groups", "count > 1]", "count > 2]"),
+    ("experiments/groups", "stopped if stopped.startswith(MAX_TIME) else None", "None"),
+    ("experiments/groups", "stopped if stopped.startswith(MAX_TIME) else None", "stopped"),
     ("experiments/groups", "choose = min if is_loss(metric) else max", "choose = max"),
     (
         "experiments/record",
@@ -359,6 +361,7 @@ FAULTS = [
     ("experiments/identity", "LEARNING_RATE_LONG if key == LEARNING_RATE else key", "key"),
     ("experiments/identity", "name if len(name) <= _LONGEST else", "name[:_LONGEST] or"),
     ("experiments/identity", 'flag == f"--{LEARNING_RATE}"', "flag.startswith(LEARNING_RATE, 2)"),
+    ("experiments/identity", "(group=False, resume=False)),  # unless", "(resume=False)),  #"),
     ("experiments/identity", "if kind_of(key).name\n", ""),
     ("experiments/identity", " if kind_of(key).group}", "}"),
     ("experiments/identity", " and kind_of(key).resume", ""),

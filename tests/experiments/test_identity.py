@@ -56,7 +56,7 @@ STATED = {
     "trainer.enable_autolog_hparams": "resume claim",
     "trainer.max_steps": "name group claim",
     "trainer.max_epochs": "name group claim",
-    "trainer.max_time": "name group claim",
+    "trainer.max_time": "name claim",  # what it has stopped is told apart all the same
     "trainer.accelerator": "group resume claim",
     "trainer.devices": "group resume claim",
     "trainer.strategy": "group resume claim",
@@ -85,7 +85,7 @@ NOT_IN_A_CONFIGURATION = {
     "config": "claim",
     "print_config": "group resume claim",
     "run.data": "claim",  # of W&B's
-    "trainer.max_time.hours": "name group claim",
+    "trainer.max_time.hours": "name claim",
     "model.weights": "name group resume claim figures",
     "model.lr_scheduler.start": OTHERS,
     "data.data_dirs": OTHERS,
