@@ -38,7 +38,7 @@ class Kind:
     validation: bool = False
 
 
-_CIRCUMSTANCE = Kind(name=False, group=False, resume=False)
+_CIRCUMSTANCE = Kind(name=False, group=False, resume=False, claim=False)
 # Patterns of keys; the first that matches counts.
 TABLE: tuple[tuple[str, Kind], ...] = (
     # Where a run lies, how it is started and watched; `run` is what W&B has of its record.
