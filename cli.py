@@ -47,11 +47,11 @@ from experiments.config_files import check_encodings, expand_homes, texts_of, us
 from experiments.environment import fast_precision
 from experiments.errors import RunError, UsageError
 from experiments.help import COMMANDS, DESCRIPTION
+from experiments.identity import experiment_of
 from experiments.lightning_table import check_lightning
 from experiments.loggers import keep_environment
 from experiments.memory import keep_freed_memory
 from experiments.messages import one_line, show_notes
-from experiments.naming import experiment_of
 from experiments.own_modules import see_modules_here
 from experiments.parsing import RunParser, Seed, fail, prepare_arguments, user_errors
 from experiments.processes import die_with_parent

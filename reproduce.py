@@ -26,7 +26,7 @@ from cli import main as cli_main
 from datamodules.course import CourseOrder
 from experiments.config_files import expand_home, use_utf8
 from experiments.environment import circumstances
-from experiments.naming import flags_of
+from experiments.identity import flags_of, flat_key, not_as_asked
 from experiments.reproduction.arms import ARMS, Arm
 from experiments.reproduction.claims import CLAIMS, Claim, claims_named
 from experiments.reproduction.judges import diverged
@@ -243,41 +243,14 @@ def _quiet() -> Iterator[None]:
 
 def _differs(arm: Arm, seed: int, run: Run, passed: list[str]) -> list[str]:
     """In what a run's configuration is not what the experiment's files and flags say."""
-    asked: dict[str, object] = dict(_UNSAID)
+    asked: dict[str, object] = {}
     for name in arm.configs:
         asked |= flat(
             yaml.safe_load((PROJECT / f"configs/{name}.yaml").read_text(encoding="utf-8"))
         )
-    for flag in [*arm.flags, *passed]:
-        key, equals, value = flag.removeprefix("--").partition("=")
-        if equals:
-            key = key.replace("init_args.", "")
-            key = "model.optimizer.lr" if key == "model.lr" else key
-            asked[key] = yaml.safe_load(value)
-    asked["seed_everything"] = seed
-    known = run.config
-    ignored = {"trainer.callbacks"}  # the arm's own
-    if asked.get("trainer.precision") is None:  # chosen by the hardware; the run has the choice
-        ignored.add("trainer.precision")
-    return [
-        f"{key} {known[key]}, asked for {value}"
-        for key, value in asked.items()
-        if key in known and key not in ignored and not _same(known[key], value)
-    ]
-
-
-# What a run has where neither its files nor a flag say anything: a flag left out is seen, too.
-_UNSAID = {
-    "data.source": "cifar10",
-    **dict.fromkeys(f"trainer.limit_{kind}_batches" for kind in ("train", "val", "test")),
-}
-
-
-def _same(found: object, asked: object) -> bool:
-    try:
-        return float(found) == float(asked)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return str(found) == str(asked)
+    flags = flags_of([*arm.flags, *passed])
+    asked |= {flat_key(key): yaml.safe_load(value) for key, value in flags}
+    return not_as_asked(run.config, {**asked, "seed_everything": seed})
 
 
 def find_runs(root: Path) -> dict[str, dict[int, Run]]:

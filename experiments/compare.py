@@ -27,7 +27,8 @@ from experiments.config_files import expand_home, expand_homes, use_utf8
 from experiments.curves import is_loss
 from experiments.files import PARTIAL, reason_of
 from experiments.groups import Group, doubts, group_runs, numbers, table, warnings_about
-from experiments.record import CONFIG, METRICS, RECORD, experiment_name
+from experiments.identity import experiment_name
+from experiments.record import CONFIG, METRICS, RECORD
 from experiments.runs import Run, read_run
 from experiments.texts import csv_cell, printable, shortened
 from experiments.wandb_runs import find_wandb_files, read_wandb

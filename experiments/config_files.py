@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from experiments.files import read_bytes
+from experiments.identity import flat_key
 from experiments.reader import LARGEST_CONFIG
 
 _PLAIN = "tag:yaml.org,2002:"
@@ -24,10 +25,6 @@ _MERGE, _TEXT, _NUMBER = (f"{_PLAIN}{kind}" for kind in ("merge", "str", "int"))
 _MOST_NODES = 100_000  # a file of nested aliases can mean billions
 # Keys as error lines name them: "unknown key 'x'", "x: expected int", "x must be positive".
 _KEY = re.compile(r"(?:unknown key '([\w.]+)'|([\w.]+)(?::| must be| is not))")
-
-# What people write for the learning rate, and where configurations have it.
-LEARNING_RATE = "model.lr"
-LEARNING_RATE_LONG = "model.init_args.optimizer.init_args.lr"
 
 # A path that begins at a home: ~ or ~/runs, or another user's, ~ada/runs.
 _HOME = re.compile(r"~|~[^/\\]*[/\\].*", re.DOTALL)
@@ -176,12 +173,12 @@ def lines_of_keys(path: Path) -> dict[str, str]:
     for key, value in node.value:
         if key.value == "trainer" and not isinstance(value, yaml.MappingNode):
             raise ValueError(f"{path}, line {_line(key)}: trainer: expected options below it")
-    dotted = {without_init_args(str(key.value)) for key, _ in node.value if "." in key.value}
+    dotted = {flat_key(str(key.value)) for key, _ in node.value if "." in key.value}
     found: dict[str, str] = {}
     for count, (written, number) in enumerate(_keys(node, path, "", ())):
         if count > _MOST_NODES:
             raise ValueError(f"{path}: no configuration: too many aliases")
-        key, place = without_init_args(written), f"{path}, line {number}"
+        key, place = flat_key(written), f"{path}, line {number}"
         if key in dotted and key in found:
             raise ValueError(f"{place}: {key!r} is there twice, first in {found[key]}: keep one")
         found[key] = place
@@ -221,11 +218,6 @@ def _line(node: yaml.Node) -> int:
     return int(node.start_mark.line) + 1
 
 
-def without_init_args(key: str) -> str:
-    """A key as people write it: ``model.init_args.norm`` is ``model.norm``."""
-    return key.replace(".init_args.", ".")
-
-
 def place_of(message: str, lines: Mapping[str, str]) -> str:
     """Finds the line of a config file that an error line is about.
 
@@ -238,8 +230,6 @@ def place_of(message: str, lines: Mapping[str, str]) -> str:
     """
     if not (found := _KEY.match(message)):
         return ""
-    key = without_init_args(found[1] or found[2])
-    if key == LEARNING_RATE:
-        key = without_init_args(LEARNING_RATE_LONG)
+    key = flat_key(found[1] or found[2])
     places = {line for name, line in lines.items() if f".{name}".endswith(f".{key}")}
     return lines.get(key) or (places.pop() if len(places) == 1 else "")

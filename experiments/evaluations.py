@@ -7,7 +7,6 @@ aside, under a name of its own: it must not replace the run's.
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,21 +15,11 @@ from typing import Any, Literal
 from experiments.checkpoints import BEST, LAST, checkpoint_sha256
 from experiments.errors import RunError
 from experiments.files import file_identity, is_in_folder
+from experiments.identity import kind_of
 from experiments.record import EVALUATED, RunRecord
 
 Stage = Literal["validate", "test", "predict"]
 
-# Settings that change what an evaluation gives; those of validation images change only its own.
-_OF_A_FIGURE = re.compile(
-    r"model(\.(?!(optimizer|lr_scheduler|lr_interval|label_smoothing)(\.|$)).*)?"
-    r"|data(\.(source|normalization|synthetic_images))?|trainer\.precision"
-)
-_OF_VALIDATION = re.compile(r"data\.(val_size|split_seed)")
-_LIMITS = {
-    "validate": "limit_val_batches",
-    "test": "limit_test_batches",
-    "predict": "limit_predict_batches",
-}
 _PICTURES = {
     "test": ("confusion_test", "mistakes_test"),
     "validate": ("confusion_validate",),
@@ -149,9 +138,10 @@ def differences(
         key: [runs.get(key), ours.get(key)]
         for key in sorted({*ours, *runs} if runs else ())
         if ours.get(key) != runs.get(key)
-        and (_OF_A_FIGURE.fullmatch(key) or (stage == "validate" and _OF_VALIDATION.fullmatch(key)))
+        and (kind_of(key).figures or (stage == "validate" and kind_of(key).validation))
+        and not key.startswith(("trainer.limit_", "trainer.overfit_"))  # they are counted below
     }
-    key = f"trainer.{_LIMITS[stage]}"
+    key = f"trainer.{limit_of(stage)}"
     if runs and is_limited(ours.get(key), batches) and ours.get(key) != runs.get(key):
         found[key] = [runs.get(key), ours.get(key)]
     return found
@@ -159,12 +149,7 @@ def differences(
 
 def limit_of(stage: Stage) -> str:
     """The trainer's option that leaves images of a command out."""
-    return _LIMITS[stage]
-
-
-def changes_figures(key: str) -> bool:
-    """Whether a setting decides what given weights make of given images."""
-    return bool(_OF_A_FIGURE.fullmatch(key))
+    return f"limit_{'val' if stage == 'validate' else stage}_batches"
 
 
 def is_limited(limit: float | None, batches: int) -> bool:

@@ -3,7 +3,6 @@
 import functools
 import json
 import math
-import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -12,22 +11,10 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.record import experiment_name
-from experiments.runs import CIRCUMSTANCES, Run
+from experiments.identity import MAX_TIME, experiment_name, kind_of, of_the_experiment
+from experiments.runs import Run
 from experiments.significance import FEWEST, Difference, difference
 from experiments.texts import shortened
-
-# What else may differ between runs of one experiment.
-_NOT_OF_THE_EXPERIMENT = re.compile(
-    rf"{CIRCUMSTANCES}|run\..*|data\.download|trainer\.(default_root_dir|enable_.*)"
-)
-_SEEDS = {"seed_everything", "data.seed"}
-_CALLBACKS = "trainer.callbacks"
-_DATA = "data found"
-_START = "started from"
-_CHANGED = "changed on resume"
-# Callbacks that look on; others, such as an average of the weights, make another experiment.
-_LOOKS_ON = re.compile(r"\w*(ProgressBar|Monitor|Summary|Statistics)|CurveOnTest")
 
 
 @dataclass(frozen=True)
@@ -126,7 +113,7 @@ def group_runs(runs: Sequence[Run], metric: str, curve: str, by_seed: bool = Tru
     """
     found: dict[str, list[Run]] = {}
     for run in runs:
-        key = _text(_experiment(run))
+        key = _text({**of_the_experiment(run.config), **_way(run)})
         alone = not (by_seed and run.config)
         found.setdefault(f"{run.path}" if alone else key, []).append(run)
     groups = []
@@ -139,27 +126,28 @@ def group_runs(runs: Sequence[Run], metric: str, curve: str, by_seed: bool = Tru
     return groups
 
 
-def _experiment(run: Run) -> dict[str, Any]:
-    # The data that was found: `source: auto` may be either.
-    return {**_of_the_experiment(run.config), _DATA: run.fields.get("data"), **_way(run)}
-
-
 def _way(run: Run) -> dict[str, Any]:
-    """How a run has come to its configuration, where that makes it another experiment.
+    """What makes a run another experiment though its configuration is the same.
 
-    A run that began with the weights of another, or whose settings were changed on the way, is no
-    repeat of one that had its last configuration from the start.
+    Its data may be either of two with ``source: auto``. One that began with the weights of another,
+    or whose settings were changed on the way, is no repeat of one that had its last configuration
+    from the start; nor is one that a time limit has stopped a repeat of one that came to its end.
     """
-    start = run.fields.get("started_from")
-    begun = start.get("weights_sha256") if isinstance(start, dict) else None
-    resumed = run.fields.get("resumed")
+    stopped = str(run.fields.get("stopped_by"))
+    begun = (run.fields.get("started_from") or {}).get("weights_sha256")
     changed = []
-    for again in resumed if isinstance(resumed, list) else []:
-        changes = again.get("changes") if isinstance(again, dict) else None
-        kept = _of_the_experiment(changes, callbacks=False) if isinstance(changes, dict) else {}
+    for again in run.fields.get("resumed") or []:
+        changes = again.get("changes")
+        changes = changes if isinstance(changes, dict) else {}
+        kept = {key: change for key, change in changes.items() if kind_of(key).group}
         if kept:
             changed.append({"step": again.get("step"), **kept})
-    return {_START: str(begun)[:8] if begun else None, _CHANGED: changed or None}
+    return {
+        "data found": run.fields.get("data"),
+        "started from": str(begun)[:8] if begun else None,
+        "changed on resume": changed or None,
+        "stopped by": stopped if stopped.startswith(MAX_TIME) else None,
+    }
 
 
 def _text(value: Any) -> str:
@@ -174,33 +162,6 @@ def _with_floats(value: Any) -> Any:
         return [_with_floats(entry) for entry in value]
     is_plain_int = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if is_plain_int and abs(value) < 2**53 else value
-
-
-def _of_the_experiment(config: Mapping[str, Any], callbacks: bool = True) -> dict[str, Any]:
-    """What of a configuration decides how well a network learns, but for the seed.
-
-    Args:
-        config: flat.
-        callbacks: whether to leave out those that look on.
-    """
-    kept = {
-        key: value
-        for key, value in config.items()
-        if not _NOT_OF_THE_EXPERIMENT.fullmatch(key) and key not in _SEEDS
-    }
-    return {**kept, _CALLBACKS: _active(kept.get(_CALLBACKS) or [])} if callbacks else kept
-
-
-def _active(callbacks: Any) -> list[Any] | None:
-    """The callbacks that take part in a training, by class and arguments."""
-    found = []
-    for entry in callbacks if isinstance(callbacks, list) else [callbacks]:
-        name = str(entry.get("class_path") if isinstance(entry, dict) else entry)
-        name = name.rpartition(".")[2]
-        if not _LOOKS_ON.fullmatch(name):
-            arguments = entry.get("init_args") if isinstance(entry, dict) else None
-            found.append({name: arguments} if arguments else name)
-    return found or None
 
 
 def _common_name(names: Sequence[str]) -> str:
@@ -224,8 +185,8 @@ def differing(groups: Sequence[Group], everything: bool = False) -> list[str]:
 
 def _shown(group: Group, everything: bool) -> Mapping[str, Any]:
     """What is shown of a group's configuration, and on what data its runs were."""
-    config = group.config if everything else _of_the_experiment(group.config)
-    found = {_DATA: group.data, **_way(group.runs[0])}
+    config = group.config if everything else of_the_experiment(group.config)
+    found = _way(group.runs[0])
     return {**found, **config, **found}
 
 

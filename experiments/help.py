@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from jsonargparse import DefaultHelpFormatter
 
+from experiments.identity import LEARNING_RATE, LEARNING_RATE_LONG
+
 DESCRIPTION = "Train, test and compare models on CIFAR-10; every run keeps itself in runs/<name>/."
 COMMANDS = {
     "fit": "Train a model, or go on with one (--ckpt_path last).",
@@ -45,12 +47,12 @@ examples:
   python cli.py test --name RUN
   python cli.py predict --name RUN --data.predict_dir FOLDER
 """
-_MORE = """
+_MORE = f"""
 more:
   --model.help MLP             options of a model (MLP, NumPyMLP, CNN, FastCNN)
   --data.help                  options of the data
   --help_all                   every option, with all of Lightning's Trainer
-  --model.lr X                 short for --model.init_args.optimizer.init_args.lr X
+  --{LEARNING_RATE} X                 short for --{LEARNING_RATE_LONG} X
 """
 
 

@@ -18,7 +18,8 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from experiments.curves import direction
 from experiments.errors import RunError
-from experiments.record import RunRecord, experiment_name
+from experiments.identity import experiment_name
+from experiments.record import RunRecord
 from experiments.summary import python, upload_command
 
 _log = logging.getLogger(__name__)

@@ -12,6 +12,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 from pytorch_lightning.utilities import rank_zero_only
 
 from datamodules import CIFAR10DataModule
+from experiments.identity import LEARNING_RATE
 from experiments.texts import printable
 from lightning_modules import Classifier
 
@@ -102,7 +103,7 @@ def one_line(message: str, keys: Iterable[str] = ()) -> str:
     given = re.search(r"(?:Given value|dot import path string): (.+)", message)
     reasons = [r for r in reasons if not r.startswith("expected")] or reasons  # a class's own
     of_parser = all(r.startswith("expected") and ", got " not in r for r in reasons)
-    if key == "model.lr":
+    if key == LEARNING_RATE:
         reasons = [r for r in reasons if "the name of a class" not in r] or reasons
     if key == "model":
         models = ", ".join(sorted(known.__name__ for known in Classifier.__subclasses__()))
@@ -117,7 +118,7 @@ def _full_key(key: str) -> str:
         return f"data.{key}"
     if any(key in signature(known).parameters for known in project_classes()):
         return f"model.{key}"
-    return "model.lr" if key == "lr" else key
+    return LEARNING_RATE if f"model.{key}" == LEARNING_RATE else key
 
 
 def _unknown_key(argument: str, keys: Iterable[str]) -> str:

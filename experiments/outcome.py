@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from experiments.checkpoints import LAST, load_checkpoint, weights_sha256
 from experiments.errors import RunError
 from experiments.evaluations import weights_of
+from experiments.identity import MAX_TIME
 from experiments.loggers import wandb_logger
 from experiments.progress import TrainMonitor
 from experiments.record import RunRecord, Status
@@ -20,8 +21,6 @@ from experiments.saving import is_averaged
 from experiments.stopping import Stopped, time_limit
 
 _log = logging.getLogger(__name__)
-
-_MAX_TIME = "trainer.max_time"
 
 
 def note_fit(
@@ -64,7 +63,7 @@ def note_outcome(trainer: Trainer, record: RunRecord) -> Status:
     """
     limit = time_limit(trainer)
     if limit is not None and limit.is_over:
-        record.fields["stopped_by"] = f"{_MAX_TIME} {timedelta(seconds=limit.seconds)} is used up"
+        record.fields["stopped_by"] = f"{MAX_TIME} {timedelta(seconds=limit.seconds)} is used up"
         return "interrupted"
     if trainer.should_stop:
         record.fields["stopped_by"] = reason = _who_stopped(trainer)
@@ -81,14 +80,12 @@ def is_out_of_time(record: RunRecord, before: dict[str, Any], config: dict[str, 
         config: the one asked for, flat.
     """
     reason = str(record.fields.get("stopped_by"))
-    had, gets = (
-        {key: value for key, value in flat.items() if key.startswith(_MAX_TIME)}
-        for flat in (before, config)
-    )
-    if not reason.startswith(_MAX_TIME) or had != gets:
+    limits = [key for key in {*before, *config} if key.startswith(MAX_TIME)]
+    changed = any(before.get(key) != config.get(key) for key in limits)
+    if changed or not reason.startswith(MAX_TIME):
         return False
     _log.info(
-        f"{reason} by run {record.name}: raise --{_MAX_TIME}, or end it with --{_MAX_TIME} null"
+        f"{reason} by run {record.name}: raise --{MAX_TIME}, or end it with --{MAX_TIME} null"
     )
     return True
 

@@ -14,15 +14,10 @@ from jsonargparse.typing import restricted_number_type
 from pytorch_lightning.cli import LightningArgumentParser
 
 from experiments.checkpoints import BEST, LAST
-from experiments.config_files import (
-    LEARNING_RATE,
-    LEARNING_RATE_LONG,
-    lines_of_keys,
-    place_of,
-    without_init_args,
-)
+from experiments.config_files import lines_of_keys, place_of
 from experiments.errors import UsageError, is_of_user
 from experiments.help import COMMANDS, MainHelpFormatter, ShortHelpFormatter, closing, title
+from experiments.identity import LEARNING_RATE, expand_learning_rate, flat_key
 from experiments.messages import one_line, project_classes
 from experiments.record import CONFIG, RunRecord, run_folder
 from experiments.texts import printable
@@ -84,7 +79,7 @@ def prepare_arguments(args: list[str] | None) -> list[str]:
     """
     given = sys.argv[1:] if args is None else args
     _check_order(given)
-    arguments = _expand_switches([_expand_learning_rate(argument) for argument in given])
+    arguments = _expand_switches(list(map(expand_learning_rate, given)))
     configs = _values(arguments, "-c", "--config")
     names = _values(arguments, "--name")
     goes_on = {BEST, LAST} & set(_values(arguments, "--ckpt_path")) or _resumes(arguments)
@@ -103,7 +98,7 @@ def prepare_arguments(args: list[str] | None) -> list[str]:
     if own is not None and own.is_file() and not _is_on(arguments, TRUST_FLAG):
         check_run_config(own, given)
     for argument in arguments:  # a flag beats a config
-        _LINES.pop(without_init_args(argument.removeprefix("--").partition("=")[0]), None)
+        _LINES.pop(flat_key(argument.removeprefix("--").partition("=")[0]), None)
     return arguments[:1] + _in_order(arguments[1:])
 
 
@@ -111,12 +106,6 @@ def _check_order(arguments: list[str]) -> None:
     commands = [argument for argument in arguments if argument in COMMANDS]
     if commands and arguments[0].startswith("-"):
         raise ValueError(f"options come after the command: {commands[0]} {arguments[0]} ...")
-
-
-def _expand_learning_rate(argument: str) -> str:
-    flag, equals, value = argument.partition("=")
-    short = f"--{LEARNING_RATE}"
-    return f"--{LEARNING_RATE_LONG}{equals}{value}" if flag == short else argument
 
 
 def _expand_switches(arguments: list[str]) -> list[str]:

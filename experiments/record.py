@@ -43,8 +43,6 @@ METRICS = "metrics.jsonl"
 CONFIG = "config.yaml"
 EVALUATED = ("test", "validate")  # commands whose figures are not the fit's
 
-# What names of runs end in: a seed, a time, a count of the same time.
-_SEED_AND_TIME = re.compile(r"(-s\d+)?(-\d{8}-\d{6}(-\d+)?)?$")
 _OF_WEIGHTS = ("curves.png", "confusion_*.png", "mistakes_*.png", "predictions*.csv")
 _OF_THE_END = (
     "error",
@@ -371,11 +369,6 @@ def run_folder(root: Path, name: str) -> Path:
     if len(os.fsencode(name)) > _LONGEST_NAME:
         raise RunError(f"--name is {len(os.fsencode(name))} bytes long; {_LONGEST_NAME} at most")
     return root / name
-
-
-def experiment_name(name: str) -> str:
-    """The name that runs of one experiment share: a run's name without seed and time."""
-    return _SEED_AND_TIME.sub("", name) or name
 
 
 def _known_runs(root: Path) -> str:

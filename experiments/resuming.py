@@ -1,7 +1,6 @@
 """Which run ``--resume`` means, whether anything is left to do, and that one process does it."""
 
 import logging
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,20 +12,12 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from experiments.checkpoints import ABANDONED, BEST, LAST, PREVIOUS, steps_behind
 from experiments.errors import RunError
-from experiments.evaluations import changes_figures
 from experiments.files import LOCK, RECORD_LOCK, check_folder, is_in_folder, replacing, writing
-from experiments.record import CONFIG, RECORD, RunRecord, experiment_name, was_never_begun
-from experiments.runs import CIRCUMSTANCES, flat_config, read_run
+from experiments.identity import experiment_name, kind_of
+from experiments.record import CONFIG, RECORD, RunRecord, was_never_begun
+from experiments.runs import flat_config, read_run
 
 _log = logging.getLogger(__name__)
-
-_LIMITS = ("trainer.max_steps", "trainer.max_epochs")
-_OF_VALIDATION = re.compile(
-    r"data(\.(val_size|split_seed|source|synthetic_images))?"
-    r"|trainer\.(limit_val_batches|overfit_batches)"
-)
-_ALL_LIMITS = "|".join(map(re.escape, (*_LIMITS, "trainer.max_time"))) + r"(\.\w+)?"
-_WITHOUT_EFFECT = re.compile(rf"{CIRCUMSTANCES}|{_ALL_LIMITS}")
 
 
 def choose_run(root: Path, name: str, seed: int) -> str | None:
@@ -34,7 +25,7 @@ def choose_run(root: Path, name: str, seed: int) -> str | None:
 
     Args:
         root: the folder of all runs.
-        name: of the experiment (see `experiments.naming.experiment_of`).
+        name: of the experiment (see `experiments.identity.experiment_of`).
         seed: the seed of everything.
 
     Returns:
@@ -88,18 +79,10 @@ def is_finished(record: RunRecord, before: dict[str, Any], config: dict[str, Any
     return True
 
 
-def changes_between(before: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """In what a run that goes on differs from what it was: settings, each as it was and is now."""
-    return {
-        name: [before[name], config.get(name)]
-        for name in sorted(before)
-        if before[name] != config.get(name) and not _WITHOUT_EFFECT.fullmatch(name)
-    }
-
-
 def limits_changed(before: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Whether a run is to be shorter or longer than it was."""
-    return any(before.get(name) != config.get(name) for name in _LIMITS)
+    limits = ("trainer.max_steps", "trainer.max_epochs")
+    return any(before.get(name) != config.get(name) for name in limits)
 
 
 def note_changes(changes: Mapping[str, Any]) -> None:
@@ -118,13 +101,13 @@ def is_best_anew(run: Path, step: int, changes: Mapping[str, Any], longer: bool)
     Args:
         run: the run's folder.
         step: optimiser steps behind the checkpoint that it goes on from.
-        changes: see `changes_between`.
+        changes: see `experiments.identity.changes_between`.
         longer: see `limits_changed`.
     """
     best = run / f"{BEST}.ckpt"
     if not best.is_file():
         return False
-    if any(_OF_VALIDATION.fullmatch(name) or changes_figures(name) for name in changes):
+    if any(kind_of(key).figures or kind_of(key).validation for key in changes):
         return True
     return bool(changes or longer) and steps_behind(best) > step
 

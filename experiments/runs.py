@@ -14,11 +14,6 @@ from experiments.reader import MOST_ENTRIES, is_number, read_config, read_log, r
 from experiments.record import CONFIG, METRICS, RECORD
 from experiments.texts import shortened
 
-# What may differ without another experiment: where a run lies, how it is started and watched.
-CIRCUMSTANCES = (
-    r"name|config|overwrite|resume|trust_run|save_every_min|ckpt_path|runs_dir|test_after_fit|data\.data_dir"
-    r"|trainer\.logger.*"
-)
 _LONGEST_NOTE = 1_000  # characters
 STALE_S = 600  # a run that has not written for so long is not running
 

@@ -20,6 +20,7 @@ from platformdirs import user_state_path
 
 from datamodules.files import FOLDER, is_made
 from experiments.errors import RunError
+from experiments.identity import flat_key
 from experiments.reader import parse_yaml, read_config
 from experiments.runs import flat
 
@@ -52,7 +53,7 @@ def check_run_config(path: Path, arguments: Sequence[str]) -> None:
     if _hash(path) in _known():
         return
     named = {found for argument in arguments for found in _IMPORT_PATH.findall(argument)}
-    given = {_short(argument.lstrip("-").partition("=")[0]) for argument in arguments}
+    given = {flat_key(argument.lstrip("-").partition("=")[0].rstrip("+")) for argument in arguments}
     for key, reason in _problems(path, named, given):
         raise RunError(
             f"{path}: {key} {reason}: refused, as nobody here wrote it; if you trust where the run "
@@ -99,7 +100,7 @@ def _problems(path: Path, named: set[str], given: set[str]) -> Iterator[tuple[st
     """
     tree = read_config(path)
     for key, value in _leaves(tree, ""):
-        short, last = _short(key), key.rpartition(".")[2].rstrip("+")
+        short, last = flat_key(key.rstrip("+")), key.rpartition(".")[2].rstrip("+")
         if short in _NOT_USED:
             continue
         if short in {"config", "ckpt_path"} or _is_file(value, path.parent):
@@ -180,7 +181,3 @@ def _has_data(value: str, tree: Mapping[str, Any]) -> bool:
 
 def _inside(value: str, run: Path) -> bool:
     return Path(value).expanduser().resolve().is_relative_to(run.resolve())
-
-
-def _short(key: str) -> str:
-    return key.replace(".init_args.", ".").rstrip("+")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.files import open_regular, reason_of
+from experiments.identity import MAX_TIME
 from experiments.reader import LARGEST_LOG, MOST_ENTRIES, check_record, parse_json
 from experiments.runs import STALE_S, Run, flat
 
@@ -136,6 +137,9 @@ def _run(path: Path, records: list[dict[str, Any]], now: float) -> Run:
     fields["data"] = data if isinstance(data, str) else None
     fields["started_from"] = {"weights_sha256": run.config.get(f"{_START}.weights_sha256")}
     fields["resumed"] = run.config.get("run.resumed")
+    # W&B does not say what has stopped a run: its time limit, if it had one, may have.
+    limits = {k: v for k, v in run.config.items() if k.startswith(MAX_TIME) and v is not None}
+    fields["stopped_by"] = ", ".join(f"{key} {limit}" for key, limit in limits.items()) or None
     fields["summary"] = flat(fields["summary"])
     check_record({**fields, "name": run.name})
     if run.status == "running" and path.stat().st_mtime < now - STALE_S:

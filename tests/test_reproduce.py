@@ -67,6 +67,8 @@ def test_what_exists_is_neither_run_again_nor_replaced(
     after = written(root)
     assert after.items() > before.items()
     assert len(after) == 2
+    small("--only", "small-init", "--seeds=2", "--data.data_dir=~/elsewhere")  # the same images
+    assert written(root) == after
     with pytest.raises(SystemExit):
         small("--only", "small-init", "--seeds=1", "--trainer.gradient_clip_val", "0.5")
     assert "(trainer.gradient_clip_val None, asked for 0.5)" in capsys.readouterr().err

@@ -12,12 +12,12 @@ from experiments.checks import check_space
 from experiments.errors import RunError
 from experiments.evaluations import Evaluation, Stage, differences, in_run, limit_of
 from experiments.files import file_identity, is_in_folder, remove_folder, writing
+from experiments.identity import changes_between
 from experiments.outcome import is_out_of_time
 from experiments.processes import PARENT_VARIABLE
 from experiments.record import CONFIG, RECORD, RunRecord, run_folder
 from experiments.resuming import (
     RunLock,
-    changes_between,
     check_room,
     config_before,
     go_back_to,

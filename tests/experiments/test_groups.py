@@ -7,6 +7,7 @@ import pytest
 
 from experiments.groups import Group, doubts, group_runs
 from experiments.runs import Run
+from experiments.wandb_runs import read_wandb
 
 
 def run(seed: int | None, value: float | None, curve: list[float], number: int = 0) -> Run:
@@ -51,3 +52,43 @@ def test_runs_without_a_seed_stay_apart() -> None:
 def test_the_order_of_the_runs_changes_nothing() -> None:
     runs = run(1, 0.4, []), run(1, 0.6, [], 1), run(2, 0.9, [])
     assert group(*runs).final() == group(*reversed(runs)).final()
+
+
+def limited(seed: int, limit: str | None, stopped_by: str | None = None) -> Run:
+    found = run(seed, 0.5, [])
+    found.config["trainer.max_time"] = limit
+    found.fields["stopped_by"] = stopped_by
+    return found
+
+
+def grouped(*runs: Run) -> list[list[int | None]]:
+    return [[run.seed for run in found.runs] for found in group_runs(runs, "test/acc", "val/acc")]
+
+
+def test_a_time_limit_that_stopped_nothing_makes_no_other_experiment() -> None:
+    early = limited(2, "00:02:00:00", "EarlyStopping: val/acc is not finite")
+    late = limited(3, None, "EarlyStopping: val/acc has not been better")
+    assert grouped(limited(0, None), limited(1, "00:01:00:00"), early, late) == [[0, 1, 2, 3]]
+
+
+def test_a_run_that_its_time_limit_stopped_is_no_repeat() -> None:
+    hour, two = (f"trainer.max_time {hours}:00:00 is used up" for hours in (1, 2))
+    stopped = [limited(seed, "00:01:00:00", hour) for seed in (1, 2)]
+    longer = limited(3, "00:02:00:00", two)
+    assert grouped(limited(0, "00:01:00:00"), *stopped, longer) == [[0], [1, 2], [3]]
+
+
+def test_what_w_and_b_has_of_a_run_with_a_time_limit_stays_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits = [None, "00:01:00:00", {"hours": 1}, {"minutes": 1}, {"minutes": 1}]
+
+    def records(path: Path) -> list[dict[str, Any]]:
+        tree = {"seed_everything": (seed := int(path.stem)), "trainer": {"max_time": limits[seed]}}
+        update = {"type": "run", "run": {"run_id": path.stem, "config": {"update": tree}}}
+        return [update, {"type": "exit", "exit": {}}]
+
+    monkeypatch.setattr("experiments.wandb_runs._records", records)
+    runs = read_wandb([Path(f"{seed}.wandb") for seed in range(len(limits))], 0.0)
+    assert [run.note for run in runs] == [""] * len(limits)
+    assert grouped(*runs) == [[0], [1], [2], [3, 4]]
