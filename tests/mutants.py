@@ -77,8 +77,8 @@ FAULTS = [
     ("muon", 'group["weight_decay"] / group["peak_lr"]', 'group["weight_decay"] / group["lr"]'),
     (
         "muon",
-        "torch._foreach_add(gradients, buffers, alpha=momentum)",
-        "torch._foreach_add(gradients, buffers)",
+        "foreach_add(gradients, buffers, alpha=momentum)",
+        "foreach_add(gradients, buffers)",
     ),
     ("muon", "tall = len(matrix) > matrix.shape[1]", "tall = False"),
     ("muon", "return x.T if tall else x", "return x"),
