@@ -73,6 +73,7 @@ from experiments.evaluations import (
     weights_of,
 )
 from experiments.files import file_identity, is_in_folder, remove_folder, writing
+from experiments.lightning_seam import leave_signals_to_us
 from experiments.loggers import RecordLogger
 from experiments.messages import one_line
 from experiments.outcome import is_out_of_time, note_outcome
@@ -106,7 +107,6 @@ from experiments.stopping import (
     StopBetweenBatches,
     Stopped,
     StopSignals,
-    leave_signals_to_us,
     order_of,
     take_over_max_time,
 )
@@ -117,7 +117,7 @@ from lightning_modules import Classifier
 _log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from pytorch_lightning.cli import LightningCLI
+    from experiments.lightning_seam import CommandLine
 
 # Not of the run: a later command that takes the run's configuration must not take these.
 _OF_ONE_COMMAND = {
@@ -148,7 +148,7 @@ class RunSession:
 
     def __init__(
         self,
-        cli: "LightningCLI",
+        cli: "CommandLine",
         subcommand: str,
         experiment: str,
         checkpoint: Path | None,
@@ -182,7 +182,7 @@ class RunSession:
     # ---- before -------------------------------------------------------------------------------
 
     @classmethod
-    def open(cls, cli: "LightningCLI", subcommand: str, experiment: str) -> "RunSession":
+    def open(cls, cli: "CommandLine", subcommand: str, experiment: str) -> "RunSession":
         """Checks data and checkpoint, then opens the run's folder, record and W&B run.
 
         Raises:
@@ -237,7 +237,7 @@ class RunSession:
         if not session.trainer.fast_dev_run:  # type: ignore[attr-defined]
             session._signals.take("the start")  # from here on there is a record to be marked
             try:
-                session._open_record(cli._parser(subcommand))
+                session._open_record(cli.command_parser(subcommand))
             except BaseException:
                 session._abandon()
                 session._signals.give_back()
