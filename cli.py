@@ -54,6 +54,7 @@ from experiments.memory import keep_freed_memory
 from experiments.messages import one_line, show_notes
 from experiments.naming import experiment_of
 from experiments.own_modules import see_modules_here
+from experiments.parser_seam import options_of, take_as
 from experiments.parsing import RunParser, Seed, fail, prepare_arguments, user_errors
 from experiments.processes import die_with_parent
 from experiments.progress import RunProgressBar
@@ -133,10 +134,10 @@ class CIFAR10CLI(CommandLine):
             help="End fit with a test of the best checkpoint on validation.",
         )
         parser.set_defaults({"data": "CIFAR10DataModule"})
-        for action in parser._actions:
-            if action.dest.startswith("trainer.limit_"):
+        for option in options_of(parser):
+            if option.dest.startswith("trainer.limit_"):
                 # Lightning's float | int makes 1.0, all batches, of 1, one batch.
-                action._typehint = int | float | None  # type: ignore[attr-defined]
+                take_as(option, int | float | None)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses the arguments, short forms included."""
