@@ -48,11 +48,13 @@ from experiments.environment import fast_precision
 from experiments.errors import RunError, UsageError
 from experiments.help import COMMANDS, DESCRIPTION
 from experiments.identity import experiment_of
+from experiments.lightning_seam import CommandLine
 from experiments.lightning_table import check_lightning
 from experiments.loggers import keep_environment
 from experiments.memory import keep_freed_memory
 from experiments.messages import one_line, show_notes
 from experiments.own_modules import see_modules_here
+from experiments.parser_seam import options_of, take_as
 from experiments.parsing import RunParser, Seed, fail, prepare_arguments, user_errors
 from experiments.processes import die_with_parent
 from experiments.progress import RunProgressBar
@@ -75,7 +77,7 @@ from lightning_modules import (  # noqa: F401 - known by short name
 _log = logging.getLogger("cli")  # __name__ is __main__ when this file is run
 
 
-class CIFAR10CLI(LightningCLI):
+class CIFAR10CLI(CommandLine):
     """LightningCLI whose runs have a name, a folder, a record and a checkpoint to be found by."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -134,10 +136,10 @@ class CIFAR10CLI(LightningCLI):
             help="End fit with a test of the best checkpoint on validation.",
         )
         parser.set_defaults({"data": "CIFAR10DataModule"})
-        for action in parser._actions:
-            if action.dest.startswith("trainer.limit_"):
+        for option in options_of(parser):
+            if option.dest.startswith("trainer.limit_"):
                 # Lightning's float | int makes 1.0, all batches, of 1, one batch.
-                action._typehint = int | float | None  # type: ignore[attr-defined]
+                take_as(option, int | float | None)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses the arguments, short forms included."""
@@ -164,33 +166,30 @@ class CIFAR10CLI(LightningCLI):
         if prints or not arguments or {arguments[0]} != self._commands:
             return parser.parse_args(arguments)
         command = arguments[0]
-        parsed = self._parser(command).parse_args(arguments[1:])
+        parsed = self.command_parser(command).parse_args(arguments[1:])
         outer = {"config": None, "subcommand": command, command: parsed}
         return Namespace(**outer)  # type: ignore[no-untyped-call]
 
-    def _dump_config(self) -> None:
-        """Writes the configuration for hyperparameters; Lightning would check it again first."""
-        if not hasattr(self, "config_dump"):
-            command = self.config.subcommand
-            written = written_config(self._parser(command), self.config[command])
-            self.config_dump = yaml.safe_load(written)
+    def written_settings(self) -> dict[str, Any]:
+        """The configuration, for hyperparameters; Lightning would check it again first."""
+        command = self.config.subcommand
+        written = written_config(self.command_parser(command), self.config[command])
+        settings: dict[str, Any] = yaml.safe_load(written)
+        return settings
 
     def _keep_environment(self) -> None:
         """Lets the run's own configuration say what W&B takes from the environment."""
         keep_environment(self.config[self.config.subcommand].trainer.logger)
 
-    def _parse_ckpt_path(self) -> None:
-        """Leaves the configuration alone: Lightning would let a checkpoint's values beat flags."""
-
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer; what is wrong with them is the user's to know."""
         with user_errors():
-            check_lightning(self._get(self.config, "trainer"))
+            check_lightning(self.config[self.config.subcommand].trainer)
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer with this project's bar and checkpoint, unless they are off."""
-        config = self._get(self.config_init, "trainer")
+        config = self.config_init[self.config.subcommand].trainer
         if config.precision is None and self.model.takes_half_precision:
             self._choose_precision(config)
         callbacks: list[Callback] = []
@@ -204,14 +203,14 @@ class CIFAR10CLI(LightningCLI):
     def _choose_precision(self, config: Any) -> None:
         """Takes the precision that is fastest here; the run's own config then holds it."""
         config.precision = fast_precision(config.accelerator)
-        self._get(self.config, "trainer").precision = config.precision
+        self.config[self.config.subcommand].trainer.precision = config.precision
         _log.info(f"{config.precision} is fastest here; --trainer.precision chooses another")
 
-    def _run_subcommand(self, subcommand: str) -> None:
+    def run_command(self, command: str) -> None:
+        """Runs a command, on one run."""
         with user_errors():
-            session = RunSession(prepare(self, subcommand, self.experiment))
-        arguments: dict[str, Any] = self._prepare_subcommand_kwargs(subcommand)
-        session.execute(arguments)
+            session = RunSession(prepare(self, command, self.experiment))
+        session.execute(self.arguments_of(command))
 
 
 def _has_bar(callbacks: Any) -> bool:

@@ -17,6 +17,8 @@ from torch.autograd import Function, forward_ad
 from torch.autograd.function import FunctionCtx
 from torch.overrides import handle_torch_function, has_torch_function
 
+from custom_ops.torch_seam import forward_mode, scripted_as, transforms_active, unsafe_view
+
 _Functional = TypeVar("_Functional", bound=Callable[..., Tensor])
 
 
@@ -55,7 +57,7 @@ class DerivedFunction(Function):
         def jvp(ctx: Context, *tangents: Any) -> Tensor:
             # PyTorch switches forward mode off in here, which loses the derivatives of an outer
             # jvp. Switched on again, only this level's own tangents must be taken off.
-            with forward_ad._set_fwd_grad_enabled(True):
+            with forward_mode():
                 return cls.tangent(ctx, tuple(map(_primal, ctx.saved_tensors)), *tangents)
 
         def forward(ctx: Context, *inputs: Any) -> Tensor:
@@ -79,7 +81,7 @@ def apply(function: type[DerivedFunction], *inputs: Any) -> Tensor:
     torch.compile refuses a Function with a `jvp`, and torch 2.15 compiles nested `torch.func`
     transforms of any Function to wrong numbers; there PyTorch differentiates `forward` itself.
     """
-    transforming = torch._C._are_functorch_transforms_active()
+    transforming = transforms_active()
     if torch.compiler.is_compiling():
         call = function.forward if transforming else function.apply
     else:
@@ -107,7 +109,7 @@ def overridable(function: _Functional) -> _Functional:
             "torch.compile"
         )
 
-    call.__prepare_scriptable__ = refuse  # type: ignore[attr-defined]  # torch.jit.script calls it
+    scripted_as(call, refuse)
     return cast(_Functional, call)
 
 
@@ -130,7 +132,7 @@ class LinearFunction(DerivedFunction):
         if bias is None:
             return x @ weight.t()
         # One rounding; in half types the sum of a rounded product and b would be a second one.
-        return reshaped(torch.addmm(bias, _matrix(x), weight.t()), [*x.shape[:-1], len(weight)])
+        return unsafe_view(torch.addmm(bias, _matrix(x), weight.t()), [*x.shape[:-1], len(weight)])
 
     @staticmethod
     def setup_context(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -343,11 +345,6 @@ class _SummedContext(Context):
 def _matrix(x: Tensor) -> Tensor:
     """X with its leading dimensions as one, also where they are none or empty."""
     return x.reshape(x.shape[:-1].numel(), x.shape[-1])
-
-
-def reshaped(y: Tensor, shape: list[int]) -> Tensor:
-    """Y, contiguous, in another shape, and no view: those of a Function resist in-place changes."""
-    return torch.ops.aten._unsafe_view(y, shape)  # type: ignore[no-any-return]
 
 
 def _primal(x: Tensor) -> Tensor:

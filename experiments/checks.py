@@ -19,6 +19,7 @@ from torch import nn
 from datamodules import CIFAR10DataModule
 from experiments.checkpoints import schedule_of
 from experiments.errors import RunError
+from experiments.lightning_seam import asks_at_end_of_epoch, start_of_averaging
 from experiments.stopping import time_limit
 from lightning_modules.schedules import steps_of_fit
 
@@ -139,7 +140,7 @@ def _asks_at_end_of_epoch(callback: Any, trainer: Trainer) -> bool:
         return False
     settings: Any = trainer
     by_epoch = settings.val_check_interval == 1.0 and settings.check_val_every_n_epoch == 1
-    asked = callback._check_on_train_epoch_end
+    asked = asks_at_end_of_epoch(callback)
     return by_epoch if asked is None else asked
 
 
@@ -238,7 +239,7 @@ def check_averaging(trainer: Trainer, model: nn.Module, data: CIFAR10DataModule)
     if StochasticWeightAveraging.pl_module_contains_batch_norm(cast(LightningModule, model)):
         problem = "spoils the weights of a model with batch normalisation; take EMAWeightAveraging"
     epochs, epoch = trainer.max_epochs or -1, _batches_of_an_epoch(trainer, data)
-    start = averaging[0]._swa_epoch_start
+    start = start_of_averaging(averaging[0])
     if epochs > 0 and 0 <= trainer.max_steps < steps_of_fit(trainer, epoch, ignore_max_steps=True):
         problem = (
             f"averages when the last epoch is over, but trainer.max_steps {trainer.max_steps} "

@@ -3,9 +3,8 @@
 from argparse import SUPPRESS, Action
 from collections.abc import Sequence
 
-from jsonargparse import DefaultHelpFormatter
-
 from experiments.identity import LEARNING_RATE, LEARNING_RATE_LONG
+from experiments.parser_seam import OpenHelpFormatter
 
 DESCRIPTION = "Train, test and compare models on CIFAR-10; every run keeps itself in runs/<name>/."
 COMMANDS = {
@@ -56,16 +55,16 @@ more:
 """
 
 
-class ShortHelpFormatter(DefaultHelpFormatter):
+class ShortHelpFormatter(OpenHelpFormatter):
     """Formats this project's own texts, without types and lists of classes."""
 
-    def _get_help_string(self, action: Action) -> str:
-        text = COMMANDS.get(action.dest) or _OPTIONS.get(action.dest)
+    def text_of(self, option: Action) -> str:
+        """This project's text of an option, if it has one."""
+        text = COMMANDS.get(option.dest) or _OPTIONS.get(option.dest)
         if text is None:
-            help_string: str = super()._get_help_string(action)
-            return help_string
-        plain = isinstance(action.default, str | int | float)
-        known = plain and action.default != SUPPRESS
+            return super().text_of(option)
+        plain = isinstance(option.default, str | int | float)
+        known = plain and option.default != SUPPRESS
         return text + (" (default: %(default)s)" if known else "")
 
     def add_argument(self, action: Action) -> None:

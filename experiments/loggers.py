@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import pytorch_lightning.loggers
 import wandb
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers.logger import Logger
@@ -19,6 +18,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from experiments.curves import direction
 from experiments.errors import RunError
 from experiments.identity import experiment_name
+from experiments.lightning_seam import OpenWandbLogger
 from experiments.record import RunRecord
 from experiments.summary import python, upload_command
 
@@ -85,7 +85,7 @@ class RecordLogger(Logger):
         """Does nothing: the record holds the whole configuration already."""
 
 
-class WandbLogger(pytorch_lightning.loggers.WandbLogger):
+class WandbLogger(OpenWandbLogger):
     """Lightning's W&B logger, offline by default, bounded in time, and never fatal to training.
 
     The run's folder holds W&B's files, its name is the run's, and every process that works on the
@@ -144,7 +144,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
                 "silent": True,
             },
         )
-        self._wandb_init.pop("anonymous", None)  # Lightning's; W&B warns that it has no effect
+        self.init_arguments.pop("anonymous", None)  # Lightning's; W&B warns that it has no effect
         self._broken = False
         self._count_steps: Callable[[], int] | None = None
 
@@ -166,13 +166,13 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
                 _log.warning(
                     f"{variable} is not used: W&B's name and folder are the run's, see {flag}"
                 )
-        self._wandb_init.update(dir=str(record.path), name=record.name)
-        self._wandb_init["id"] = record.fields.get("wandb_id")
-        self._save_dir = str(record.path)
+        self.keep_in(str(record.path))
+        arguments = self.init_arguments
+        arguments.update(name=record.name, id=record.fields.get("wandb_id"))
         labels = _labels(record)
-        labels["tags"] += self._wandb_init.pop("tags", None) or []
+        labels["tags"] += arguments.pop("tags", None) or []
         for key, value in labels.items():
-            self._wandb_init[key] = self._wandb_init.get(key) or value
+            arguments[key] = arguments.get(key) or value
         os.environ.setdefault("WANDB_DATA_DIR", str(record.path / "wandb"))
         try:
             self._open(config)
@@ -191,9 +191,8 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
 
     def _go_offline(self, record: RunRecord, config: Mapping[str, Any], error: Exception) -> None:
         """Logs into files what the server does not take: no training waits for it."""
-        self.mode = self._wandb_init["mode"] = "offline"
-        self._offline = True
-        self._experiment = None
+        self.mode = "offline"
+        self.begin_offline()
         _log.warning(
             f"W&B's server does not answer ({_one_line(error)}): logging offline; upload with: "
             f"{upload_command(record)}"
@@ -227,7 +226,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             exit_code: marks the run finished (0) or failed (anything else).
             preempted: marks a run that was told to go, and will go on, as preempted.
         """
-        if self._experiment is None:
+        if not self.is_open:
             return
         warned, self._broken = self._broken, False  # end also what failed before
         started = time.monotonic()
@@ -242,7 +241,7 @@ class WandbLogger(pytorch_lightning.loggers.WandbLogger):
             _log.warning(
                 f"W&B's server may lack the end of this run; upload it with: {self._sync_command}"
             )
-        self._experiment = None
+        self.forget()
 
     @property
     def _sync_command(self) -> str:

@@ -19,6 +19,7 @@ from experiments.errors import UsageError, is_of_user
 from experiments.help import COMMANDS, MainHelpFormatter, ShortHelpFormatter, closing, title
 from experiments.identity import LEARNING_RATE, expand_learning_rate, flat_key
 from experiments.messages import one_line, project_classes
+from experiments.parser_seam import groups_of, options_of
 from experiments.record import CONFIG, RunRecord, run_folder
 from experiments.texts import printable
 from experiments.trust import TRUST_FLAG, check_run_config
@@ -165,21 +166,21 @@ class RunParser(LightningArgumentParser):
 
     def _known_keys(self) -> set[str]:
         """Every key of this parser, of its subcommands, and of this project's classes."""
-        keys = {action.dest for action in self._actions}
-        for action in self._actions:
-            if isinstance(action.choices, dict):
-                for parser in action.choices.values():
-                    keys |= {found.dest for found in parser._actions}
+        keys = {option.dest for option in options_of(self)}
+        for option in options_of(self):
+            if isinstance(option.choices, dict):
+                for parser in option.choices.values():
+                    keys |= {found.dest for found in options_of(parser)}
         keys.add(LEARNING_RATE)
         return keys.union(*(inspect.signature(known).parameters for known in project_classes()))
 
     def format_help(self, *args: Any) -> str:
         """Formats the help without the rarer options and without their usage."""
-        of_command = any(action.dest == "trainer" for action in self._actions)
+        of_command = any(option.dest == "trainer" for option in options_of(self))
         if of_command:
             self.usage = f"{self.prog.replace(' [options]', '')} [--config FILE ...] [options]"
-        for group in self._action_groups:
-            group.title = title(group._group_actions, group.title)
+        for group, options in groups_of(self):
+            group.title = title(options, group.title)
         self.formatter_class = ShortHelpFormatter if of_command else MainHelpFormatter
         try:
             return super().format_help(*args) + closing(of_command)

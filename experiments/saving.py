@@ -22,12 +22,12 @@ from pytorch_lightning.callbacks import (
     StochasticWeightAveraging,
 )
 from pytorch_lightning.loggers.logger import DummyLogger
-from pytorch_lightning.trainer.call import _call_callback_hooks, _call_lightning_module_hook
 
 from experiments.checkpoints import ABANDONED, BEST, LAST, PREVIOUS, steps_behind
 from experiments.curves import CHOSEN_BY, direction
 from experiments.errors import RunError
 from experiments.files import is_in_folder, replacing, synced
+from experiments.lightning_seam import allow_validation, note_steps, put_off_validation
 from experiments.record import RunRecord
 from lightning_modules.classifier import DIVERGED
 
@@ -148,7 +148,7 @@ def settle(
     evaluated = loops["epoch_loop.val_loop.batch_progress"]
     for name in ("total", "current"):
         evaluated[name] = dict.fromkeys(evaluated[name], evaluated[name]["ready"])
-    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"]
+    note_steps(loops, checkpoint["global_step"])
     for state in loops["state_dict"].get("combined_loader", []):
         state["batches"] = batch
     checkpoint["epoch"] = epoch
@@ -281,11 +281,11 @@ class SettledProgress(Callback):
         restored, self._restored = self._restored, {}
         loop: Any = trainer.fit_loop.epoch_loop
         if loop.restarting:
-            loop._should_check_val_fx = lambda fetcher: False
+            put_off_validation(trainer)
             # Lightning forgets this where a schedule has asked for the number of steps before.
             done = loop.batch_progress.current.completed
-            for source in trainer.fit_loop._combined_loader.flattened:  # type: ignore[union-attr]
-                source.load_state_dict({"batches": done})
+            source: Any = trainer.train_dataloader
+            source.load_state_dict({"batches": done})
         if _is_within_an_epoch(trainer):
             _begin_epoch_again(trainer)
         for name, is_trained in restored.get("frozen_or_not", {}).items():
@@ -296,8 +296,7 @@ class SettledProgress(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Lets validations come again."""
-        loop: Any = trainer.fit_loop.epoch_loop
-        vars(loop).pop("_should_check_val_fx", None)
+        allow_validation(trainer)
 
 
 def _is_within_an_epoch(trainer: Trainer) -> bool:
@@ -322,8 +321,9 @@ def _begin_epoch_again(trainer: Trainer) -> None:
     states = [copy.deepcopy(holder.state_dict()) for holder in holders]
     loggers, trainer.loggers = trainer.loggers, [DummyLogger()]
     try:
-        _call_callback_hooks(trainer, "on_train_epoch_start")
-        _call_lightning_module_hook(trainer, "on_train_epoch_start")
+        for callback in told:
+            callback.on_train_epoch_start(trainer, model)
+        model.on_train_epoch_start()
     finally:
         trainer.loggers = loggers
     for holder, state in zip(holders, states, strict=True):

@@ -12,6 +12,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.profilers import PassThroughProfiler
 
+from experiments.lightning_seam import give_step_arguments, pass_over
 from lightning_modules import Classifier
 
 _STEP_HOOKS = (
@@ -37,8 +38,7 @@ class NoProfiler(PassThroughProfiler):
 def skip_idle_hooks(trainer: Trainer, model: Classifier) -> None:
     """Lets the trainer pass over the hooks of a step that callbacks and model don't override.
 
-    Lightning calls what is callable: an idle hook becomes None. Nothing is left out that anyone
-    wrote, and a profiler that was asked for stays.
+    Nothing is left out that anyone wrote, and a profiler that was asked for stays.
 
     Args:
         trainer: with all of its callbacks.
@@ -56,14 +56,9 @@ def skip_idle_hooks(trainer: Trainer, model: Classifier) -> None:
         settings.profiler = NoProfiler()
     if settings.gradient_clip_val is None:
         _skip_if_idle(model, LightningModule, "configure_gradient_clipping")
-    settings.fit_loop.epoch_loop._build_kwargs = _step_arguments
+    give_step_arguments(trainer)  # those of every `Classifier.training_step`
 
 
 def _skip_if_idle(owner: Any, base: type, hook: str) -> None:
     if getattr(type(owner), hook) is getattr(base, hook) and hook not in vars(owner):
-        object.__setattr__(owner, hook, None)
-
-
-def _step_arguments(kwargs: Any, batch: Any, batch_idx: int) -> dict[str, Any]:
-    """What every ``Classifier.training_step`` takes; Lightning inspects its signature for it."""
-    return {"batch": batch, "batch_idx": batch_idx}
+        pass_over(owner, hook)

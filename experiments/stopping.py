@@ -43,16 +43,6 @@ class Stopped(BaseException):
         self.requeues = name == "SIGUSR1"
 
 
-def leave_signals_to_us(trainer: Trainer) -> None:
-    """Has Lightning take no signal.
-
-    At SIGTERM it would talk to other processes from within the handler, which may wait for ever,
-    and end with status 0; at SIGUSR1 it would save and requeue in its own way (see `cluster`).
-    """
-    connector: Any = trainer._signal_connector
-    connector.register_signal_handlers = lambda: None
-
-
 class Phase(enum.Enum):
     """What a first signal lets go on to its end, in the words that say so."""
 
@@ -179,8 +169,10 @@ class TimeLimit(Timer):
             state_dict = {"time_elapsed": {"train": state_dict["seconds"]}}
         super().load_state_dict(state_dict)
 
-    def _check_time_remaining(self, trainer: Trainer) -> None:
-        """Stops nothing."""
+    # In these a `Timer` stops the fit.
+    on_fit_start = Callback.on_fit_start
+    on_train_batch_end = Callback.on_train_batch_end
+    on_train_epoch_end = Callback.on_train_epoch_end
 
 
 def take_over_max_time(trainer: Trainer) -> None:
@@ -241,7 +233,7 @@ class StopBetweenBatches(Callback):
         limit = time_limit(trainer)
         if limit is None or not agreed(trainer, int(limit.is_used_up)):
             return
-        if trainer.fit_loop._can_stop_early:  # min_steps and min_epochs come first
+        if _may_stop(trainer):
             for callback in _last_checkpoints(trainer):
                 callback.save(trainer)
             limit.is_over = trainer.should_stop = True
@@ -279,6 +271,13 @@ class StopBetweenBatches(Callback):
     ) -> None:
         """Lets a signal stop at once what comes after a failure."""
         self.signals.phase = None
+
+
+def _may_stop(trainer: Trainer) -> bool:
+    """Whether the least steps and epochs that were asked for are over."""
+    steps, epochs = trainer.min_steps or 0, trainer.min_epochs or 0
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    return trainer.global_step >= steps and progress.processed >= epochs
 
 
 def _last_checkpoints(trainer: Trainer) -> Iterator[LastCheckpoint]:

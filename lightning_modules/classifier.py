@@ -31,7 +31,11 @@ def is_log_step(trainer: Trainer) -> bool:
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     if every < 1 or trainer.global_step % every:
         return False
-    return not trainer.fit_loop.epoch_loop._should_accumulate()  # as Lightning's own logging asks
+    batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    if batches % trainer.accumulate_grad_batches == 0:
+        return True
+    is_last = trainer.is_last_batch or batches == trainer.num_training_batches
+    return is_last and not trainer.strategy.handles_gradient_accumulation
 
 
 def _lost(*args: Any) -> Any:
@@ -125,8 +129,11 @@ class Classifier(LightningModule, ABC):
         self._seed = np.uint64(torch.initial_seed())  # may be more than TorchScript's integers hold
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Sets an attribute; Lightning sets this one 30 times a step, and it is no parameter."""
-        if name == "_current_fx_name":
+        """Sets an attribute; Lightning sets the name of its hook 34 times a step.
+
+        `torch.nn.Module` takes a microsecond each time to see that a text is no parameter.
+        """
+        if (value is None or type(value) is str) and name in self.__dict__:
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
@@ -134,6 +141,13 @@ class Classifier(LightningModule, ABC):
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
         """Computes logits ``(B, num_classes)`` from images ``(B, 3, 32, 32)``."""
+
+    def trainer_if_any(self) -> Trainer | None:
+        """The trainer, or None before there is one, where `trainer` is an error."""
+        try:
+            return self.trainer if self.fabric is None else None
+        except RuntimeError:
+            return None
 
     def check_trainer(self, trainer: Trainer) -> None:
         """Refuses a trainer that this model can't be run by; called before anything is written.
@@ -351,7 +365,8 @@ class Classifier(LightningModule, ABC):
 
     def _steps_of_fit(self) -> int | None:
         """Optimiser steps of the whole fit; None before there is a trainer."""
-        steps = steps_of_fit(self._trainer) if self._trainer else None
+        trainer = self.trainer_if_any()
+        steps = steps_of_fit(trainer) if trainer else None
         if steps == math.inf:
             raise ValueError(
                 "a schedule over the whole fit needs its end: set --trainer.max_steps or max_epochs"

@@ -154,7 +154,8 @@ class FastCNN(Classifier):
 
     def _progress(self) -> float:
         """The part of training that is over."""
-        return 0.0 if self._trainer is None else self._trainer.global_step / self._steps
+        trainer = self.trainer_if_any()
+        return 0.0 if trainer is None else trainer.global_step / self._steps
 
     # ---- evaluation -----------------------------------------------------------------------------
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from custom_ops.torch_seam import foreach_add, foreach_add_, foreach_mul_
+
 # Quintic iteration that takes singular values from (0, 1] to about 1 in few steps [1]_.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -104,9 +106,9 @@ class Muon(Optimizer):
         gradients: list[Any] = [p.grad for p in params]
         if group["weight_decay"] and group["peak_lr"]:
             decay = group["weight_decay"] / group["peak_lr"]
-            gradients = torch._foreach_add(gradients, params, alpha=decay)  # type: ignore[assignment]
+            gradients = foreach_add(gradients, params, alpha=decay)  # type: ignore[assignment]
         updates = self._nesterov(params, gradients, group["sgd_momentum"])
-        torch._foreach_add_(params, updates, alpha=-group["lr"])
+        foreach_add_(params, updates, alpha=-group["lr"])
 
     def _nesterov(
         self, params: list[Tensor], gradients: list[Any], momentum: float
@@ -115,9 +117,9 @@ class Muon(Optimizer):
             if not self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(gradient)
         buffers = [self.state[p]["momentum"] for p in params]
-        torch._foreach_mul_(buffers, momentum)
-        torch._foreach_add_(buffers, gradients)
-        return list(torch._foreach_add(gradients, buffers, alpha=momentum))
+        foreach_mul_(buffers, momentum)
+        foreach_add_(buffers, gradients)
+        return list(foreach_add(gradients, buffers, alpha=momentum))
 
 
 def orthogonalize(matrix: Tensor, iterations: int = 3) -> Tensor:

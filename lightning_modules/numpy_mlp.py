@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import ReduceLROnPlateau
+from pytorch_lightning.utilities.compile import to_uncompiled
 from torch import Tensor, nn
 
 from custom_ops import numpy_ops
@@ -39,6 +40,15 @@ class NumPyLinear(nn.Module):
         """Hands the gradients that NumPy computed to the Parameters."""
         self.weight.grad = torch.from_numpy(self.op.grad_weight)
         self.bias.grad = torch.from_numpy(self.op.grad_bias)
+
+
+def _was_compiled(model: Classifier) -> bool:
+    """Whether the model had been compiled; it is no more."""
+    try:
+        to_uncompiled(model)
+    except ValueError:
+        return False
+    return True
 
 
 class NumPyMLP(Classifier):
@@ -91,7 +101,7 @@ class NumPyMLP(Classifier):
             raise ValueError("NumPyMLP computes with NumPy: run it with --trainer.accelerator cpu")
         if trainer.precision != "32-true":
             raise ValueError("NumPyMLP computes in float32: leave --trainer.precision at 32-true")
-        if self._compiler_ctx is not None:
+        if _was_compiled(self):
             raise ValueError(f"{_NOT_TRACED}: leave torch.compile out")
         for name, default in (("gradient_clip_val", None), ("accumulate_grad_batches", 1)):
             if getattr(trainer, name) != default:
@@ -138,9 +148,10 @@ class NumPyMLP(Classifier):
             dout = operation.backward(dout)
         for layer in self.linears:
             layer.take_gradients()  # type: ignore[operator]
-        if self._trainer and self._trainer.world_size > 1:  # what torch does for its own gradients
+        trainer = self.trainer_if_any()
+        if trainer and trainer.world_size > 1:  # what torch does for its own gradients
             for weight in self.parameters():
-                weight.grad = self._trainer.strategy.reduce(weight.grad, reduce_op="mean")
+                weight.grad = trainer.strategy.reduce(weight.grad, reduce_op="mean")
         self.optimizers().step()  # type: ignore[union-attr]
         self._step_schedule("step")
         self.note(loss, logits, labels)

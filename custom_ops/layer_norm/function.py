@@ -14,13 +14,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._jit_internal import BroadcastingList1  # as in torch.nn.functional: an int or a list
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 from torch.compiler import is_compiling, is_exporting
 from torch.overrides import handle_torch_function, has_torch_function
 
 from custom_ops.functions import Context
 from custom_ops.layer_norm import formula, kernels
+from custom_ops.torch_seam import (
+    BroadcastingList1,
+    no_function_will_do,
+    scripted_as,
+    traces_gradients,
+    transforming,
+)
 
 _Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, None, None]
 
@@ -80,7 +86,7 @@ class LayerNormFunction(Function):
         if not (needs_x or needs_weight):
             return None, None, formula.grad_bias(dy, ndim), None, None
         x, weight, statistics = ctx.saved_tensors
-        if torch.is_grad_enabled() or _transforming():  # create_graph, or a transform of backward
+        if torch.is_grad_enabled() or transforming():  # create_graph, or a transform of backward
             return _differentiable_gradients(dy, x, weight, eps, ndim, needs)
         dx, dweight, dbias = _backward(dy, x, weight, statistics, ndim, needs)
         return (
@@ -210,10 +216,10 @@ def layer_norm(
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
         x = _float(x)
         weight, bias = (None if p is None else _float(p) for p in (weight, bias))
-    if is_compiling() or _transforming() or not plain:
+    if is_compiling() or transforming() or not plain:
         kernels.check(x, weight, bias, len(row))  # the operators check for themselves
         return _layer_norm_anywhere(x, weight, bias, eps, len(row))
-    if x.is_cpu or torch._C._get_tracing_state() is not None:
+    if x.is_cpu or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return _layer_norm(x, weight, bias, len(row), eps)  # type: ignore[no-any-return]
     if not torch.is_grad_enabled():
         return _forward(x, weight, bias, len(row), eps)[0]  # type: ignore[no-any-return]
@@ -239,7 +245,7 @@ def _scripted(
     return formula.forward(x, weight, bias, len(row), eps)
 
 
-layer_norm.__prepare_scriptable__ = lambda: _scripted  # type: ignore[attr-defined]
+scripted_as(layer_norm, lambda: _scripted)
 
 
 def _float(t: Tensor) -> Tensor:
@@ -253,35 +259,13 @@ def _layer_norm_anywhere(
     """Layer normalisation under a compiler, under a transform or of a tensor subclass."""
     function: type[Function] | None = None
     if not is_compiling():
-        function = None if _no_function_will_do() else _TransformedLayerNorm
+        function = None if no_function_will_do() else _TransformedLayerNorm
     elif x.is_cpu and type(x) in _PLAIN_TYPES and not is_exporting():
         # A compiler can fuse elementary operations; alone on the CPU, they do not reach a kernel.
         # But a compiled kernel has no second derivatives, and takes no tensor twice.
-        first_order = not (_transforming() or torch._dynamo.config.trace_autograd_ops)
+        first_order = not (transforming() or traces_gradients())
         twice = x is weight or x is bias or (weight is bias and bias is not None)
         function = LayerNormFunction if first_order and not twice else None
     if function is None:
         return formula.forward(x, weight, bias, ndim, eps)
     return function.apply(x, weight, bias, eps, ndim)  # type: ignore[no-any-return]
-
-
-# The only two that use private names of PyTorch. Should these go, every call takes the formula:
-# slower, and as right.
-
-
-def _transforming() -> bool:
-    """Whether a transform of `torch.func` or forward-mode differentiation is going on."""
-    try:
-        return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    except AttributeError:
-        return True
-
-
-def _no_function_will_do() -> bool:
-    """Whether in a jvp of a jvp, to which a Function's tangents are constants, or functionalize."""
-    try:
-        kinds = torch._C._functorch.TransformType
-        levels = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
-        return levels.count(kinds.Jvp) > 1 or kinds.Functionalize in levels
-    except AttributeError:
-        return True

@@ -35,14 +35,15 @@ from experiments.checks import (
 from experiments.errors import RunError
 from experiments.evaluations import chosen_checkpoint
 from experiments.files import file_identity
+from experiments.lightning_seam import leave_signals_to_us
 from experiments.record import RECORD, RunRecord, run_folder
 from experiments.resuming import choose_run
 from experiments.saving import entries_of
-from experiments.stopping import leave_signals_to_us, take_over_max_time
+from experiments.stopping import take_over_max_time
 from lightning_modules import Classifier
 
 if TYPE_CHECKING:
-    from pytorch_lightning.cli import LightningCLI
+    from experiments.lightning_seam import CommandLine
 
 # Of this command alone: one that takes the run's configuration later must not take these.
 OF_THIS_COMMAND = {
@@ -130,7 +131,7 @@ class Prepared:
         return facts
 
 
-def prepare(cli: "LightningCLI", command: str, experiment: str) -> Prepared:
+def prepare(cli: "CommandLine", command: str, experiment: str) -> Prepared:
     """Checks data, model, checkpoint and trainer, each by itself and together.
 
     Args:
@@ -160,7 +161,7 @@ def prepare(cli: "LightningCLI", command: str, experiment: str) -> Prepared:
         raise ValueError(f"model.num_classes is {ours}, but the data has {theirs} classes")
     if command == "fit":
         cli.trainer.callbacks.append(TrainingSettings(settings))  # type: ignore[attr-defined]
-    parser: Any = cli._parser(command)
+    parser = cli.command_parser(command)
     kept = config.clone()
     for key, value in OF_THIS_COMMAND.items():
         kept[key] = value
@@ -198,7 +199,7 @@ def _set_up(data: CIFAR10DataModule, command: str) -> None:
 
 
 def _load(
-    checkpoint: Path, cli: "LightningCLI", command: str, settings: dict[str, Any], resumes: bool
+    checkpoint: Path, cli: "CommandLine", command: str, settings: dict[str, Any], resumes: bool
 ) -> Weights:
     """Checks that a checkpoint fits model, training and data, and what it is."""
     identity = file_identity(checkpoint)

@@ -42,7 +42,7 @@ def norm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Nor
         monkeypatch.setattr(function, "_backward", kernels.backward)
         return by_function
     if request.param == "transformed":
-        monkeypatch.setattr(function, "_transforming", lambda: True)
+        monkeypatch.setattr(function, "transforming", lambda: True)
     return by_formula if request.param == "formula" else layer_norm
 
 

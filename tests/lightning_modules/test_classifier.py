@@ -231,7 +231,7 @@ def test_the_place_of_a_step_decides_what_it_draws() -> None:
     def seed_at(seed: int = 1, epoch: int = 0, batch: int = 0, rank: int = 0) -> int:
         torch.manual_seed(seed)
         net: Any = MLP(hidden_units=[2])
-        net._trainer = SimpleNamespace(current_epoch=epoch, global_rank=rank)
+        net.trainer = SimpleNamespace(current_epoch=epoch, global_rank=rank)
         torch.rand(7)
         net.on_train_batch_start(None, batch)
         return torch.initial_seed()

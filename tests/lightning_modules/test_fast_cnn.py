@@ -108,7 +108,7 @@ def test_the_frozen_bias_gets_no_gradient_in_training(
 ) -> None:
     model: Any = FastCNN(**SMALL, whiten_bias_until=0.5).train(training)
     place = {"global_step": 5, "current_epoch": 0, "global_rank": 0}
-    model._trainer, model._steps = SimpleNamespace(world_size=processes, **place), 10
+    model.trainer, model._steps = SimpleNamespace(world_size=processes, **place), 10
     images = torch.randn(2, 3, 32, 32)
     model.on_train_batch_start((images,), 0)
     model(images).sum().backward()
@@ -120,7 +120,7 @@ def test_images_grow_early_in_training(fit: Cli, monkeypatch: pytest.MonkeyPatch
     forward = FastCNN.forward
 
     def noting(self: FastCNN, images: Tensor) -> Tensor:
-        if self.training and self._trainer is not None and self._trainer.training:
+        if self.training and (trainer := self.trainer_if_any()) is not None and trainer.training:
             sizes.append(images.shape[-1])
         return forward(self, images)
 
@@ -148,7 +148,7 @@ def test_filters_of_a_checkpoint_are_not_made_anew() -> None:
     model: Any = FastCNN(**SMALL)
     model.whiten_with(torch.randn(50, 3, 16, 16))
     before = model.whiten.weight.clone()
-    model._trainer = SimpleNamespace(max_steps=10, max_epochs=-1)  # it has no data to whiten with
+    model.trainer = SimpleNamespace(max_steps=10, max_epochs=-1)  # it has no data to whiten with
     model.on_train_start()
     assert torch.equal(model.whiten.weight, before)
 

@@ -150,7 +150,7 @@ def test_the_mathematics_is_numpy_ops(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_other_devices_are_refused() -> None:
     model = NumPyMLP(hidden_units=[])
-    model._trainer = SimpleNamespace(  # type: ignore[assignment]
+    model.trainer = SimpleNamespace(  # type: ignore[assignment]
         strategy=SimpleNamespace(root_device=torch.device("cuda", 0)), barebones=False
     )
     with pytest.raises(ValueError, match=r"--trainer.accelerator cpu$"):
@@ -195,7 +195,7 @@ def test_processes_take_the_mean_of_their_gradients(monkeypatch: pytest.MonkeyPa
         return torch.zeros_like(gradient)
 
     model: Any = NumPyMLP(hidden_units=[2])
-    model._trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(reduce=reduce))
+    model.trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(reduce=reduce))
     monkeypatch.setattr(model, "optimizers", lambda: SGD(model.parameters(), lr=1.0))
     monkeypatch.setattr(model, "lr_schedulers", lambda: None)
     before = [weight.clone() for weight in model.parameters()]
