@@ -62,7 +62,7 @@ from experiments.saving import best_checkpoint
 from experiments.session.preparation import prepare
 from experiments.session.quiet import quiet_lightning
 from experiments.session.session import RunSession
-from experiments.stopping import Stopped
+from experiments.signals import Stopped
 from experiments.texts import printable
 from experiments.trust import TRUST_FLAG
 from lightning_modules import (  # noqa: F401 - known by short name

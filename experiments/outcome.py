@@ -18,7 +18,8 @@ from experiments.loggers import wandb_logger
 from experiments.progress import TrainMonitor
 from experiments.record import RunRecord, Status
 from experiments.saving import is_averaged
-from experiments.stopping import Stopped, time_limit
+from experiments.signals import Stopped
+from experiments.stopping import time_limit
 
 _log = logging.getLogger(__name__)
 

@@ -26,9 +26,9 @@ from experiments.saving import AtomicCheckpointIO, LastCheckpoint, SettledProgre
 from experiments.session.closing import announce, close, say_how_to_go_on
 from experiments.session.opening import OpenRun
 from experiments.session.preparation import OF_THIS_COMMAND, Prepared
-from experiments.session.quiet import silence_expected_warnings
-from experiments.slim import skip_idle_hooks
-from experiments.stopping import Phase, StopBetweenBatches, Stopped, StopSignals, order_of
+from experiments.session.quiet import silence_expected_warnings, skip_idle_hooks
+from experiments.signals import Phase, Stopped, StopSignals
+from experiments.stopping import StopBetweenBatches, order_of
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.profilers import SimpleProfiler
 
 from datamodules import BatchSource
-from experiments.slim import NoProfiler, skip_idle_hooks
+from experiments.session.quiet import NoProfiler, skip_idle_hooks
 from lightning_modules import MLP
 
 
