@@ -42,29 +42,29 @@ from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from datamodules import CIFAR10DataModule
-from experiments.checks import written_config
-from experiments.config_files import check_encodings, expand_homes, texts_of, use_utf8
-from experiments.environment import fast_precision
+from experiments.checkpoints.saving import best_checkpoint
+from experiments.command_line.config_files import check_encodings, expand_homes, texts_of, use_utf8
+from experiments.command_line.help import COMMANDS, DESCRIPTION
+from experiments.command_line.lightning_table import check_lightning
+from experiments.command_line.messages import one_line, show_notes
+from experiments.command_line.own_modules import see_modules_here
+from experiments.command_line.parser_seam import options_of, take_as
+from experiments.command_line.parsing import RunParser, Seed, fail, prepare_arguments, user_errors
 from experiments.errors import RunError, UsageError
-from experiments.help import COMMANDS, DESCRIPTION
 from experiments.identity import experiment_of
 from experiments.lightning_seam import CommandLine
-from experiments.lightning_table import check_lightning
-from experiments.loggers import keep_environment
-from experiments.memory import keep_freed_memory
-from experiments.messages import one_line, show_notes
-from experiments.own_modules import see_modules_here
-from experiments.parser_seam import options_of, take_as
-from experiments.parsing import RunParser, Seed, fail, prepare_arguments, user_errors
-from experiments.processes import die_with_parent
-from experiments.progress import RunProgressBar
-from experiments.saving import best_checkpoint
+from experiments.monitoring.loggers import keep_environment
+from experiments.monitoring.progress import RunProgressBar
+from experiments.process.allocator import keep_freed_memory
+from experiments.process.processes import die_with_parent
+from experiments.process.signals import Stopped
+from experiments.records.environment import fast_precision
+from experiments.records.trust import TRUST_FLAG
+from experiments.session.checks import written_config
 from experiments.session.preparation import prepare
 from experiments.session.quiet import quiet_lightning
 from experiments.session.session import RunSession
-from experiments.signals import Stopped
 from experiments.texts import printable
-from experiments.trust import TRUST_FLAG
 from lightning_modules import (  # noqa: F401 - known by short name
     CNN,
     MLP,

@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.config_files import expand_home, use_utf8
+from experiments.command_line.config_files import expand_home, use_utf8
 from experiments.identity import flags_of
 from experiments.reproduction.claims import Claim, claims_named
 from experiments.reproduction.kept import data_of, keep

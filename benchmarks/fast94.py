@@ -27,9 +27,9 @@ from torch.nn import functional as F
 
 from cli import main as cli_main
 from datamodules import CIFAR10DataModule
-from experiments.config_files import expand_home
-from experiments.environment import circumstances, fast_precision
-from experiments.record import RECORD, RunRecord
+from experiments.command_line.config_files import expand_home
+from experiments.records.environment import circumstances, fast_precision
+from experiments.records.record import RECORD, RunRecord
 from lightning_modules import FastCNN, LinearSchedule, Muon
 from lightning_modules.fast_cnn import WHITENING_IMAGES
 

@@ -37,8 +37,8 @@ from torch.nn import functional as F
 
 from custom_ops import layer_norm
 from custom_ops.layer_norm import formula
-from experiments.config_files import expand_home
-from experiments.environment import circumstances
+from experiments.command_line.config_files import expand_home
+from experiments.records.environment import circumstances
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # (shape of x, dimensions of a row): of the report's networks, of transformers, of a CNN.

@@ -30,8 +30,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, ToTensor
 
 from datamodules import AugmentedImages, BatchSource
-from experiments.config_files import expand_home
-from experiments.environment import circumstances
+from experiments.command_line.config_files import expand_home
+from experiments.records.environment import circumstances
 
 RESULT = Path(__file__).resolve().parent / "results" / "loader.json"
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)

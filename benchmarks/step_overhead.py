@@ -39,9 +39,9 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from cli import main as cli_main
 from datamodules import CIFAR10DataModule
-from experiments.config_files import expand_home
-from experiments.environment import circumstances
-from experiments.record import RunRecord
+from experiments.command_line.config_files import expand_home
+from experiments.records.environment import circumstances
+from experiments.records.record import RunRecord
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULT = PROJECT / "benchmarks" / "results" / "step_overhead.json"

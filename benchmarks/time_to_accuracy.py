@@ -16,10 +16,10 @@ from typing import Any
 
 import matplotlib as mpl
 
-from experiments.config_files import expand_home
-from experiments.environment import circumstances
+from experiments.command_line.config_files import expand_home
 from experiments.errors import RunError
-from experiments.record import RunRecord
+from experiments.records.environment import circumstances
+from experiments.records.record import RunRecord
 
 mpl.use("Agg")  # no display needed
 from matplotlib import pyplot as plt

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from experiments.errors import RunError
-    from experiments.loggers import RecordLogger, WandbLogger
-    from experiments.probes import ActivationStatistics, CurveOnTest
-    from experiments.record import RunRecord
+    from experiments.monitoring.loggers import RecordLogger, WandbLogger
+    from experiments.monitoring.probes import ActivationStatistics, CurveOnTest
+    from experiments.records.record import RunRecord
 
 __all__ = [
     "ActivationStatistics",
@@ -18,12 +18,12 @@ __all__ = [
     "WandbLogger",
 ]
 _HOMES = {
-    "ActivationStatistics": "probes",
-    "CurveOnTest": "probes",
-    "RecordLogger": "loggers",
+    "ActivationStatistics": "monitoring.probes",
+    "CurveOnTest": "monitoring.probes",
+    "RecordLogger": "monitoring.loggers",
     "RunError": "errors",
-    "RunRecord": "record",
-    "WandbLogger": "loggers",
+    "RunRecord": "records.record",
+    "WandbLogger": "monitoring.loggers",
 }
 
 

@@ -22,16 +22,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments import pages, plots
-from experiments.config_files import expand_home, expand_homes, use_utf8
-from experiments.curves import is_loss
-from experiments.files import PARTIAL, reason_of
-from experiments.groups import Group, doubts, group_runs, numbers, table, warnings_about
+from experiments.analysis import pages, plots
+from experiments.analysis.groups import Group, doubts, group_runs, numbers, table, warnings_about
+from experiments.analysis.wandb_runs import find_wandb_files, read_wandb
+from experiments.command_line.config_files import expand_home, expand_homes, use_utf8
 from experiments.identity import experiment_name
-from experiments.record import CONFIG, METRICS, RECORD
-from experiments.runs import Run, read_run
+from experiments.records.curves import is_loss
+from experiments.records.files import PARTIAL, reason_of
+from experiments.records.record import CONFIG, METRICS, RECORD
+from experiments.records.runs import Run, read_run
 from experiments.texts import csv_cell, printable, shortened
-from experiments.wandb_runs import find_wandb_files, read_wandb
 
 _FORMATS = ("table", "md", "csv", "json", "html")
 _METRICS = ("test/acc", "val/acc", "train/acc")

@@ -31,8 +31,8 @@ _FUNCTIONS = {
     "torch.save": "torch:save",  # a checkpoint is about to be written
     "os.fsync": "os:fsync",  # a file is written, and not in its place yet
     "Path.replace": "pathlib:Path.replace",  # ... and about to be
-    "weights_sha256": "experiments.outcome:weights_sha256",  # after the fit, outside of it
-    "plots.curves": "experiments.plots:curves",  # all is over but for the summary
+    "weights_sha256": "experiments.session.outcome:weights_sha256",  # after the fit, outside of it
+    "plots.curves": "experiments.analysis.plots:curves",  # all is over but for the summary
 }
 
 
@@ -183,7 +183,7 @@ def _obey(order: dict[str, Any], out: int, err: int) -> None:
             # Of tests in the background of a script, or under nohup, some are ignored.
             signal.signal(getattr(signal, name), signal.SIG_DFL)
         sys.argv = [str(PROJECT / "cli.py"), *order["args"]]
-        plots: Any = importlib.import_module("experiments.plots")
+        plots: Any = importlib.import_module("experiments.analysis.plots")
         for picture in PICTURES:
             setattr(plots, picture, draw_a_dot)
         if order["at"]:
@@ -202,7 +202,7 @@ def _obey(order: dict[str, Any], out: int, err: int) -> None:
         os._exit(code)
 
 
-# What `experiments.plots` draws of a run: half of the time of a short one.
+# What `experiments.analysis.plots` draws of a run: half of the time of a short one.
 PICTURES = ("curves", "confusion_matrix", "image_grid")
 _DOT = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg=="

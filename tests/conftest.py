@@ -18,7 +18,7 @@ from tests.chaos import PICTURES, Zygote, draw_a_dot
 # The process that hands out the tests need not wait for the command line, which takes seconds to
 # import: functions here import it themselves.
 if TYPE_CHECKING:
-    from experiments.record import RunRecord
+    from experiments.records.record import RunRecord
     from tests.lab import Lab
 
 # Before torch is imported: on tiny tensors and a busy machine, threads wait for each other.
@@ -110,7 +110,7 @@ def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets every picture be a dot."""
     for picture in PICTURES:
-        monkeypatch.setattr(f"experiments.plots.{picture}", draw_a_dot)
+        monkeypatch.setattr(f"experiments.analysis.plots.{picture}", draw_a_dot)
 
 
 def small(data_dir: Path) -> list[str]:
@@ -142,7 +142,7 @@ def short_fit(
 def run_cli(args: list[str], run: Path) -> "RunRecord":
     """Runs the real command line in this process and returns the record of a run."""
     from cli import main
-    from experiments.record import RunRecord
+    from experiments.records.record import RunRecord
 
     main(args)
     return RunRecord.open(run)

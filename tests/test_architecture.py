@@ -32,7 +32,7 @@ MODULES = [
 SEAMS = {
     "custom_ops/torch_seam.py",
     "experiments/lightning_seam.py",
-    "experiments/parser_seam.py",
+    "experiments/command_line/parser_seam.py",
 }
 ELSEWHERE = [
     path

@@ -17,7 +17,7 @@ import datamodules.cifar10
 from cli import main
 from datamodules.files import make_synthetic, read_test
 from experiments.errors import RunError
-from experiments.record import RunRecord
+from experiments.records.record import RunRecord
 from lightning_modules import MLP
 from tests.conftest import IMAGES, Cli, draw_nothing, mark_slow, short_fit
 

@@ -11,7 +11,7 @@ from torchvision import models
 from wandb.sdk.lib.wbauth import unauthenticate_session
 
 from cli import main
-from experiments.record import RunRecord
+from experiments.records.record import RunRecord
 from tests.conftest import PROJECT, SHORT, mark_slow
 
 CONFIGS = sorted(

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.resuming import RunLock
+from experiments.session.resuming import RunLock
 from tests.chaos import Place
 from tests.conftest import PROJECT, SHORT, Cli, mark_slow
 from tests.lab import Lab, stand_in_for_scontrol

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datamodules import BatchSource
 from datamodules.augment import AugmentedImages
-from experiments.record import RunRecord
+from experiments.records.record import RunRecord
 from lightning_modules import CNN, MLP, Classifier, Muon
 from tests.conftest import SHORT, Cli, mark_slow
 from tests.lab import MODELS

@@ -1,7 +1,7 @@
 """Everything that the installed Lightning offers works, also killed and resumed, or is refused.
 
-`experiments.lightning_table` decides; what a new version of Lightning adds fails here until it is
-decided there, and has a case here if it works.
+`experiments.command_line.lightning_table` decides; what a new version of Lightning adds fails here
+until it is decided there, and has a case here if it works.
 """
 
 import inspect
@@ -24,11 +24,11 @@ from pytorch_lightning import Trainer, callbacks, loggers, plugins, profilers, s
 from pytorch_lightning.accelerators import AcceleratorRegistry
 from pytorch_lightning.strategies import Strategy, StrategyRegistry
 
-from experiments import lightning_table as table
-from experiments.lightning_table import check_lightning, refusal
-from experiments.record import RunRecord
-from experiments.saving import is_averaged
-from experiments.stopping import TimeLimit
+from experiments.checkpoints.saving import is_averaged
+from experiments.command_line import lightning_table as table
+from experiments.command_line.lightning_table import check_lightning, refusal
+from experiments.records.record import RunRecord
+from experiments.session.stopping import TimeLimit
 from lightning_modules import Classifier
 from tests.chaos import Ended, Place
 from tests.conftest import Cli, mark_slow

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from cli import main
-from experiments import environment
-from experiments.record import RunRecord, with_changes
-from experiments.resuming import RunLock, make_room
-from experiments.runs import read_run
+from experiments.records import environment
+from experiments.records.record import RunRecord, with_changes
+from experiments.records.runs import read_run
+from experiments.session.resuming import RunLock, make_room
 from lightning_modules import MLP
 from tests.conftest import SHORT, Cli, short_fit
 from tests.lab import Lab

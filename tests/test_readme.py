@@ -10,7 +10,7 @@ import reproduce
 import start
 from cli import main
 from experiments import compare
-from experiments.record import RunRecord
+from experiments.records.record import RunRecord
 from tests.conftest import PROJECT, SHORT, short_fit
 
 README = (PROJECT / "README.md").read_text()

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from experiments import pages, plots
+from experiments.analysis import pages, plots
+from experiments.analysis.significance import difference
 from experiments.reproduction.arms import ARMS, BATCH_SIZES, NORMS
 from experiments.reproduction.judges import Runs, values
 from experiments.reproduction.kept import CURVE
-from experiments.significance import difference
 
 # Their names, so that nothing else is removed before they are drawn again.
 _PICTURES = (

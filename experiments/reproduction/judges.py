@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from experiments.runs import Run
-from experiments.significance import (
+from experiments.analysis.significance import (
     FEWEST,
     Difference,
     difference,
     mean_interval,
     prediction_interval,
 )
+from experiments.records.runs import Run
 
 ACCURACY = "test/acc"
 CHANCE = 0.1

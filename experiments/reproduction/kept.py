@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from experiments.files import replace_file
-from experiments.reader import check_record, read_json
+from experiments.records.files import replace_file
+from experiments.records.reader import check_record, read_json
+from experiments.records.runs import Run
 from experiments.reproduction.arms import ARMS
 from experiments.reproduction.judges import ACCURACY, Runs
-from experiments.runs import Run
 
 _T = TypeVar("_T")
 CURVE = "test_curve/acc"

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments import pages
-from experiments.files import replace_file
+from experiments.analysis import pages
+from experiments.records.files import replace_file
+from experiments.records.runs import Run
 from experiments.reproduction.arms import ARMS
 from experiments.reproduction.claims import CLAIMS, Claim
 from experiments.reproduction.figures import draw_figures, remove_figures
 from experiments.reproduction.judges import Runs, diverged, spread, values
 from experiments.reproduction.kept import data_of, read_kept
-from experiments.runs import Run
 
 
 def write_page(folder: Path, title: str, seen: Mapping[int, float]) -> Runs:

@@ -12,12 +12,12 @@ from pathlib import Path
 import yaml
 
 from datamodules.course import CourseOrder
-from experiments.environment import circumstances
 from experiments.identity import flags_of, flat_key, not_as_asked
+from experiments.records.environment import circumstances
+from experiments.records.runs import Run, flat, read_run
 from experiments.reproduction.arms import ARMS, Arm
 from experiments.reproduction.claims import CLAIMS, Claim
 from experiments.reproduction.judges import Runs, diverged
-from experiments.runs import Run, flat, read_run
 from experiments.texts import printable
 
 PROJECT = Path(__file__).resolve().parents[2]

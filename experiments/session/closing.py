@@ -4,15 +4,15 @@ import logging
 import shlex
 import sys
 
-from experiments import plots
-from experiments.callbacks import EvaluationReport
-from experiments.checks import note_without_validation
-from experiments.evaluations import confirmed, set_aside, set_aside_others, weights_of
-from experiments.loggers import wandb_logger
-from experiments.record import Status
+from experiments.analysis import plots
+from experiments.checkpoints.evaluations import confirmed, set_aside, set_aside_others, weights_of
+from experiments.monitoring.callbacks import EvaluationReport
+from experiments.monitoring.loggers import wandb_logger
+from experiments.monitoring.summary import program, show, summary_table
+from experiments.records.record import Status
+from experiments.session.checks import note_without_validation
 from experiments.session.opening import OpenRun
 from experiments.session.preparation import Prepared
-from experiments.summary import program, show, summary_table
 
 _log = logging.getLogger(__name__)
 

@@ -7,16 +7,19 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-from experiments.checkpoints import ABANDONED, newest_checkpoint
-from experiments.checks import check_space
+from experiments.checkpoints.evaluations import Evaluation, Stage, differences, in_run, limit_of
+from experiments.checkpoints.loading import ABANDONED, newest_checkpoint
 from experiments.errors import RunError
-from experiments.evaluations import Evaluation, Stage, differences, in_run, limit_of
-from experiments.files import file_identity, is_in_folder, remove_folder, writing
 from experiments.identity import changes_between
-from experiments.outcome import is_out_of_time
-from experiments.processes import PARENT_VARIABLE
-from experiments.record import CONFIG, RECORD, RunRecord, run_folder
-from experiments.resuming import (
+from experiments.process.processes import PARENT_VARIABLE
+from experiments.records.files import file_identity, is_in_folder, remove_folder, writing
+from experiments.records.record import CONFIG, RECORD, RunRecord, run_folder
+from experiments.records.runs import flat
+from experiments.records.trust import remember
+from experiments.session.checks import check_space
+from experiments.session.outcome import is_out_of_time
+from experiments.session.preparation import Prepared
+from experiments.session.resuming import (
     RunLock,
     check_room,
     config_before,
@@ -27,9 +30,6 @@ from experiments.resuming import (
     make_room,
     note_changes,
 )
-from experiments.runs import flat
-from experiments.session.preparation import Prepared
-from experiments.trust import remember
 
 _RUN_VARIABLE = "CIFAR10_LIGHTNING_RUN"  # tells the other processes of a run its name
 

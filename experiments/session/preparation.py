@@ -9,7 +9,8 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from datamodules import CIFAR10DataModule
-from experiments.checkpoints import (
+from experiments.checkpoints.evaluations import chosen_checkpoint
+from experiments.checkpoints.loading import (
     BEST,
     LAST,
     TrainingSettings,
@@ -22,7 +23,12 @@ from experiments.checkpoints import (
     state_sha256,
     training_settings,
 )
-from experiments.checks import (
+from experiments.checkpoints.saving import entries_of
+from experiments.errors import RunError
+from experiments.lightning_seam import leave_signals_to_us
+from experiments.records.files import file_identity
+from experiments.records.record import RECORD, RunRecord, run_folder
+from experiments.session.checks import (
     check_averaging,
     check_devices,
     check_fit,
@@ -32,14 +38,8 @@ from experiments.checks import (
     take_precision,
     written_config,
 )
-from experiments.errors import RunError
-from experiments.evaluations import chosen_checkpoint
-from experiments.files import file_identity
-from experiments.lightning_seam import leave_signals_to_us
-from experiments.record import RECORD, RunRecord, run_folder
-from experiments.resuming import choose_run
-from experiments.saving import entries_of
-from experiments.stopping import take_over_max_time
+from experiments.session.resuming import choose_run
+from experiments.session.stopping import take_over_max_time
 from lightning_modules import Classifier
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Weights:
         sha256: of its weights.
         step: optimiser steps behind them.
         entries: how many entries the log of its fit had; None if it does not say.
-        identity: which file it was, see `experiments.files.file_identity`.
+        identity: which file it was, see `experiments.records.files.file_identity`.
     """
 
     path: Path

@@ -10,25 +10,31 @@ from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
 from pytorch_lightning.utilities.model_summary.model_summary import ModelSummary
 
-from experiments.callbacks import EvaluationReport, PredictionWriter
-from experiments.checkpoints import BEST, LAST, find_checkpoint, load_checkpoint, state_sha256
-from experiments.cluster import requeue
+from experiments.checkpoints.evaluations import Evaluation, chosen_checkpoint
+from experiments.checkpoints.loading import (
+    BEST,
+    LAST,
+    find_checkpoint,
+    load_checkpoint,
+    state_sha256,
+)
+from experiments.checkpoints.saving import AtomicCheckpointIO, LastCheckpoint, SettledProgress
+from experiments.command_line.messages import one_line
 from experiments.errors import RunError, UsageError, is_of_user
-from experiments.evaluations import Evaluation, chosen_checkpoint
-from experiments.loggers import RecordLogger, wandb_logger
-from experiments.messages import one_line
-from experiments.outcome import RunStatus, note_fit, note_outcome
-from experiments.processes import LostProcessError, other_processes
-from experiments.progress import TrainMonitor
-from experiments.record import RunRecord, Status
-from experiments.resuming import BestAnew
-from experiments.saving import AtomicCheckpointIO, LastCheckpoint, SettledProgress
+from experiments.monitoring.callbacks import EvaluationReport, PredictionWriter
+from experiments.monitoring.loggers import RecordLogger, wandb_logger
+from experiments.monitoring.progress import TrainMonitor
+from experiments.process.cluster import requeue
+from experiments.process.processes import LostProcessError, other_processes
+from experiments.process.signals import Phase, Stopped, StopSignals
+from experiments.records.record import RunRecord, Status
 from experiments.session.closing import announce, close, say_how_to_go_on
 from experiments.session.opening import OpenRun
+from experiments.session.outcome import RunStatus, note_fit, note_outcome
 from experiments.session.preparation import OF_THIS_COMMAND, Prepared
 from experiments.session.quiet import silence_expected_warnings, skip_idle_hooks
-from experiments.signals import Phase, Stopped, StopSignals
-from experiments.stopping import StopBetweenBatches, order_of
+from experiments.session.resuming import BestAnew
+from experiments.session.stopping import StopBetweenBatches, order_of
 
 _log = logging.getLogger(__name__)
 

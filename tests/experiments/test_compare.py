@@ -391,7 +391,7 @@ def test_a_run_with_a_bad_configuration_or_log_is_shown(
     os.mkfifo(replaced(write, "pipe", "config.yaml"))
     os.mkfifo(replaced(write, "no log", "metrics.jsonl"))
     replaced(write, "long", "metrics.jsonl", '{"step": 1, "val/acc": 0.3}\n' * 5)
-    monkeypatch.setattr("experiments.runs.MOST_ENTRIES", 4)
+    monkeypatch.setattr("experiments.records.runs.MOST_ENTRIES", 4)
     os.truncate(replaced(write, "huge", "metrics.jsonl", ""), 10 * 2**30)
     found = {row["name"]: row for row in rows("--no_group")}
     assert {row["status"] for row in found.values()} == {"finished"}

@@ -21,7 +21,7 @@ from experiments.identity import (
     not_as_asked,
     of_the_experiment,
 )
-from experiments.runs import flat
+from experiments.records.runs import flat
 from tests.conftest import PROJECT
 
 OF_A_RUN = "tests/fixtures/of-before-the-rooms/config.yaml"

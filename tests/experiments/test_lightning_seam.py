@@ -15,6 +15,7 @@ from pytorch_lightning.demos.boring_classes import BoringModel
 
 from datamodules import BatchSource
 from experiments import lightning_seam
+from experiments.checkpoints.saving import SettledProgress
 from experiments.lightning_seam import (
     CommandLine,
     OpenWandbLogger,
@@ -26,7 +27,6 @@ from experiments.lightning_seam import (
     put_off_validation,
     start_of_averaging,
 )
-from experiments.saving import SettledProgress
 from lightning_modules import MLP
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules import BatchSource
-from experiments.record import RunRecord
+from experiments.records.record import RunRecord
 from lightning_modules import FastCNN
 from tests.conftest import Cli
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.records.runs import Run
 from experiments.reproduction.arms import ARMS
 from experiments.reproduction.claims import CLAIMS
 from experiments.reproduction.judges import (
@@ -17,7 +18,6 @@ from experiments.reproduction.judges import (
     Verdict,
     values,
 )
-from experiments.runs import Run
 from tests.conftest import PROJECT
 
 

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import pytest
 
 from cli import main
-from experiments.record import RunRecord
+from experiments.records.record import RunRecord
 from lightning_modules import MLP
 from tests.conftest import PROJECT, SHORT, Cli
 

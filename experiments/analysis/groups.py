@@ -1,0 +1,380 @@
+"""Runs grouped over seeds, their differences, and what makes a comparison doubtful."""
+
+import functools
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from experiments.analysis.significance import FEWEST, Difference, difference
+from experiments.identity import MAX_TIME, experiment_name, kind_of, of_the_experiment
+from experiments.records.runs import Run
+from experiments.texts import shortened
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one experiment.
+
+    Attributes:
+        name: what their names have in common.
+        runs: over seeds.
+        metric: the final figure they are compared by.
+        curve: what their best and last values are of.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+    metric: str
+    curve: str
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The configuration that the runs share."""
+        return next((run.config for run in self.runs if run.config), {})
+
+    @property
+    def data(self) -> str | None:
+        """The data that was found for the runs: ``cifar10`` or ``synthetic``."""
+        found: str | None = next((run.fields.get("data") for run in self.runs), None)
+        return found
+
+    def final(self) -> dict[int, float]:
+        """The final figure by seed; runs without a seed count from -1 down."""
+        return self._by_seed(lambda run: run.value(self.metric))
+
+    def best(self) -> dict[int, float]:
+        """The highest value of the curve by seed; the lowest of a loss."""
+        return self._by_seed(lambda run: self._at_best(run)[1])
+
+    def best_steps(self) -> dict[int, float]:
+        """The step of the best value, by seed."""
+        return self._by_seed(lambda run: self._at_best(run)[0])
+
+    def last(self) -> dict[int, float]:
+        """The last value of the curve, by seed."""
+        return self._by_seed(lambda run: next(reversed(run.curve(self.curve).values()), None))
+
+    def _at_best(self, run: Run) -> tuple[int, float] | tuple[None, None]:
+        step = run.best_step(self.curve)
+        return (None, None) if step is None else (step, run.curve(self.curve)[step])
+
+    def _by_seed(self, of: Callable[[Run], float | None]) -> dict[int, float]:
+        """A value for each seed, the mean where it ran twice; runs without one count down from -1.
+
+        Repeats of a seed are no independent measurements.
+        """
+        found: dict[int, list[float]] = {}
+        for position, run in enumerate(self.runs, 1):
+            if (value := of(run)) is not None:
+                found.setdefault(-position if run.seed is None else run.seed, []).append(value)
+        return {seed: statistics.fmean(several) for seed, several in found.items()}
+
+    def status(self) -> str:
+        """How the runs ended: ``finished``, or ``4 finished, 1 failed``."""
+        counts = Counter(run.status for run in self.runs)
+        if len(counts) == 1:
+            return next(iter(counts))
+        return ", ".join(f"{count} {status}" for status, count in counts.most_common())
+
+    def notes(self) -> str:
+        """What is wrong with the runs, and with their figures."""
+        notes = dict.fromkeys(run.note for run in self.runs if run.note)
+        for run in self.runs:
+            stage = self.curve.partition("/")[0]
+            if self.metric != self.curve and (part := run.part_of_images(stage)):
+                notes[f"{run.name}: {self.curve} is of {part} images"] = None
+            if part := run.part_of_images(self.metric.partition("/")[0]):
+                notes[f"{run.name}: {self.metric} is of {part} images, not compared"] = None
+            elif self.metric in run.summary and run.value(self.metric) is None:
+                notes[f"{run.name}: {self.metric} is not finite"] = None
+        return "; ".join(notes)
+
+    def sort_key(self, ascending: bool) -> tuple[bool, float, str]:
+        """Sorts by the mean of the final figure, lines without one last."""
+        values = self.final()
+        mean = statistics.fmean(values.values()) if values else math.nan
+        return not values, mean if ascending else -mean, self.name
+
+
+def group_runs(runs: Sequence[Run], metric: str, curve: str, by_seed: bool = True) -> list[Group]:
+    """Groups runs whose configurations differ in their seeds alone.
+
+    Args:
+        runs: to group; those without a configuration stay by themselves.
+        metric: the final figure to compare by.
+        curve: what best and last values are of.
+        by_seed: whether to group at all.
+    """
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        key = _text({**of_the_experiment(run.config), **_way(run)})
+        alone = not (by_seed and run.config)
+        found.setdefault(f"{run.path}" if alone else key, []).append(run)
+    groups = []
+    for members in found.values():
+        members.sort(key=lambda run: (run.seed is None, run.seed or 0, run.name))
+        name = members[0].name
+        if by_seed and len(members) > 1:
+            name = _common_name([run.name for run in members])
+        groups.append(Group(name, tuple(members), metric, curve))
+    return groups
+
+
+def _way(run: Run) -> dict[str, Any]:
+    """What makes a run another experiment though its configuration is the same.
+
+    Its data may be either of two with ``source: auto``. One that began with the weights of another,
+    or whose settings were changed on the way, is no repeat of one that had its last configuration
+    from the start; nor is one that a time limit has stopped a repeat of one that came to its end.
+    """
+    stopped = str(run.fields.get("stopped_by"))
+    begun = (run.fields.get("started_from") or {}).get("weights_sha256")
+    changed = []
+    for again in run.fields.get("resumed") or []:
+        changes = again.get("changes")
+        changes = changes if isinstance(changes, dict) else {}
+        kept = {key: change for key, change in changes.items() if kind_of(key).group}
+        if kept:
+            changed.append({"step": again.get("step"), **kept})
+    return {
+        "data found": run.fields.get("data"),
+        "started from": str(begun)[:8] if begun else None,
+        "changed on resume": changed or None,
+        "stopped by": stopped if stopped.startswith(MAX_TIME) else None,
+    }
+
+
+def _text(value: Any) -> str:
+    """A value as text that is the same for equal ones: W&B writes 0.0 as 0."""
+    return json.dumps(_with_floats(value), sort_keys=True, default=str)
+
+
+def _with_floats(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _with_floats(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_floats(entry) for entry in value]
+    is_plain_int = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if is_plain_int and abs(value) < 2**53 else value
+
+
+def _common_name(names: Sequence[str]) -> str:
+    stems = {experiment_name(name) for name in names}
+    return stems.pop() if len(stems) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def differing(groups: Sequence[Group], everything: bool = False) -> list[str]:
+    """The keys of the configuration in which groups differ, or all of them.
+
+    What only some have, such as the betas of those with Adam, is shown where it differs among them:
+    that the others lack it, the class in a key above says.
+    """
+    configs = [_shown(group, everything) for group in groups if group.config]
+    keys = list(dict.fromkeys(key for config in configs for key in config))
+    if everything:
+        return keys
+    values = {key: [config[key] for config in configs if key in config] for key in keys}
+    return [key for key in keys if len({_text(value) for value in values[key]}) > 1]
+
+
+def _shown(group: Group, everything: bool) -> Mapping[str, Any]:
+    """What is shown of a group's configuration, and on what data its runs were."""
+    config = group.config if everything else of_the_experiment(group.config)
+    found = _way(group.runs[0])
+    return {**found, **config, **found}
+
+
+def numbers(
+    groups: Sequence[Group], baseline: Group | None, everything: bool = False
+) -> pd.DataFrame:
+    """A line a group, in numbers, for a program to read."""
+    keys = differing(groups, everything)
+    return pd.DataFrame([_numbers(group, baseline, keys, everything) for group in groups])
+
+
+def _numbers(
+    group: Group, baseline: Group | None, keys: Sequence[str], everything: bool
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": group.name, "status": group.status(), "runs": len(group.runs)}
+    columns = {
+        group.metric: group.final(),
+        f"{group.curve} best": group.best(),
+        f"{group.curve} best step": group.best_steps(),
+        f"{group.curve} last": group.last(),
+    }
+    for name, found in columns.items():
+        values = list(found.values())
+        row[f"{name} n"] = len(values)
+        row[f"{name} mean"] = statistics.fmean(values) if values else None
+        row[f"{name} sd"] = statistics.stdev(values) if len(values) > 1 else None
+    if baseline is not None:
+        gap = _tested(group, baseline)
+        for part in ("mean", "low", "high", "p", "test"):
+            row[f"difference {part}"] = getattr(gap, part) if gap else None
+        row["difference mean"] = _gap(group, baseline)
+    config = _shown(group, everything)
+    taken = {*row, "seeds", "note"}
+    row |= {_free(key, taken): _cell(config.get(key)) for key in keys}
+    row["seeds"] = " ".join(str(run.seed) for run in group.runs)
+    row["note"] = group.notes()
+    return row
+
+
+def table(
+    groups: Sequence[Group], baseline: Group | None, everything: bool = False
+) -> pd.DataFrame:
+    """A line a group, in text, for people to read; columns without content are left out."""
+    keys = differing(groups, everything)
+    rows = []
+    for group in groups:
+        row = {"name": group.name, "status": group.status(), "n": _count(group)}
+        row[group.metric] = _spread(group.final())
+        row[f"{group.curve}: best"] = _spread(group.best())
+        row["at step"] = _steps(group.best_steps())
+        row["last"] = _spread(group.last())
+        if baseline is not None:
+            row[f"difference to {baseline.name}"] = _words(group, baseline)
+        config = _shown(group, everything)
+        headings = _short(keys, {*row, "note"})
+        row |= {headings[key]: _cell(config.get(key, "")) for key in keys}
+        row["note"] = group.notes()
+        rows.append(row)
+    frame = pd.DataFrame(rows)
+    kept = [column for column in frame if column == "name" or (frame[column] != "").any()]
+    return frame[kept]
+
+
+def _count(group: Group) -> str:
+    have, all_runs = len(group.final() or group.last()), len(group.runs)
+    return str(have) if have == all_runs else f"{have} of {all_runs}"
+
+
+def _spread(found: Mapping[int, float]) -> str:
+    values = list(found.values())
+    if not values:
+        return ""
+    sd = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.4f}{sd}"
+
+
+def _steps(found: Mapping[int, float]) -> str:
+    if not found:
+        return ""
+    low, high = int(min(found.values())), int(max(found.values()))
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _words(group: Group, baseline: Group) -> str:
+    if group is baseline:
+        return "(baseline)"
+    if found := _tested(group, baseline):
+        return _test(found)
+    gap = _gap(group, baseline)
+    if gap is None:
+        return ""
+    reason = f"n too small to test (below {FEWEST})"
+    return f"{gap:+.4f}, {reason if group.data == baseline.data else 'on other data: not tested'}"
+
+
+def _tested(group: Group, baseline: Group) -> Difference | None:
+    if group is baseline or group.data != baseline.data:
+        return None
+    return difference(group.final(), baseline.final())
+
+
+def _gap(group: Group, baseline: Group) -> float | None:
+    """The difference of the means; of a paired test it is the mean difference, too."""
+    ours, theirs = group.final(), baseline.final()
+    if group is baseline or not ours or not theirs:
+        return None
+    return statistics.fmean(ours.values()) - statistics.fmean(theirs.values())
+
+
+def _test(found: Difference) -> str:
+    interval = f"{found.low:+.4f} to {found.high:+.4f}"
+    return f"{found.mean:+.4f} ({interval}), p = {found.p:.2g}, {found.test}"
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, list | dict):
+        return json.dumps(value, default=str)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no word for it
+    return "" if value is None else value
+
+
+def _short(keys: Sequence[str], taken: Container[str]) -> dict[str, str]:
+    """Headings: the last part of each key where no other key, nor a column, is called so."""
+    last = Counter(key.rpartition(".")[2] for key in keys)
+    short = {key: key.rpartition(".")[2] for key in keys}
+    return {
+        key: s if last[s := short[key]] == 1 and s not in taken else _free(key, taken)
+        for key in keys
+    }
+
+
+def _free(key: str, taken: Container[str]) -> str:
+    """A key, with a word before it where a column of another meaning has its name."""
+    return f"config {key}" if key in taken else key
+
+
+def doubts(groups: Sequence[Group]) -> list[str]:
+    """Names the lines whose runs are of several commits, or in which a seed ran more than once."""
+    found = []
+    for group in groups:
+        found.append(_disagreement(group.runs, "commit", _commit, f"the runs of {group.name}"))
+        counts = Counter(run.seed for run in group.runs if run.seed is not None)
+        twice = [str(seed) for seed, count in counts.items() if count > 1]
+        if twice:
+            found.append(f"{group.name}: seed {', '.join(twice)} ran more than once, counted once")
+    return [doubt for doubt in found if doubt]
+
+
+def warnings_about(runs: Sequence[Run]) -> list[str]:
+    """What makes a comparison of these runs doubtful, a line each."""
+    readable = [run for run in runs if run.status != "unreadable"]
+    found = [
+        _disagreement(readable, "commit", _commit),
+        _disagreement(readable, "data", lambda run: run.fields.get("data")),
+        _disagreement(readable, "number of images", _images),
+        *(
+            _disagreement(readable, f"{package} version", functools.partial(_version, package))
+            for package in ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy")
+        ),
+    ]
+    dirty = [run.name for run in readable if (run.fields.get("git") or {}).get("dirty")]
+    if dirty:
+        found.append(f"{len(dirty)} of {len(readable)} runs come from uncommitted changes")
+    return [warning for warning in found if warning]
+
+
+def _disagreement(
+    runs: Sequence[Run], what: str, of: Callable[[Run], Any], whose: str = "runs"
+) -> str:
+    counts = Counter(str(value) for run in runs if (value := of(run)) is not None)
+    if len(counts) < 2:
+        return ""
+    listed = ", ".join(f"{shortened(v, 40)} ({count})" for v, count in counts.most_common(4))
+    more = f" and {len(counts) - 4} more" if len(counts) > 4 else ""
+    return f"{whose} differ in {what}: {listed}{more}"
+
+
+def _commit(run: Run) -> str | None:
+    commit = (run.fields.get("git") or {}).get("commit")
+    return commit[:7] if commit else None
+
+
+def _images(run: Run) -> str | None:
+    images = run.fields.get("images")
+    return "/".join(map(str, images.values())) if isinstance(images, dict) else None
+
+
+def _version(package: str, run: Run) -> str | None:
+    found: str | None = (run.fields.get("versions") or {}).get(package)
+    return found

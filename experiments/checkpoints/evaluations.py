@@ -1,0 +1,270 @@
+"""What an evaluated figure belongs to: these weights, these images, these settings.
+
+A figure is the run's own if a checkpoint of the run's fit gave it, under the run's own settings.
+Its values are then in the record's summary, by which runs are compared. Every other figure is kept
+aside, under a name of its own: it must not replace the run's.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from experiments.checkpoints.loading import BEST, LAST, checkpoint_sha256
+from experiments.errors import RunError
+from experiments.identity import kind_of
+from experiments.records.files import file_identity, is_in_folder
+from experiments.records.record import EVALUATED, RunRecord
+
+Stage = Literal["validate", "test", "predict"]
+
+_PICTURES = {
+    "test": ("confusion_test", "mistakes_test"),
+    "validate": ("confusion_validate",),
+}
+OTHER_WEIGHTS = "weights"  # of the settings that differ: that these are not the run's
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation of a checkpoint in a run.
+
+    Attributes:
+        stage: the command.
+        checkpoint: the checkpoint's file.
+        weights_sha256: hash of its weights.
+        step: optimiser steps behind it.
+        differs: settings by key, each as the run has it and as it is here.
+        folder: the images that are predicted; None for the test set.
+        identity: of the checkpoint's file when its weights were hashed (see `file_identity`); empty
+            where no other process can have replaced it.
+    """
+
+    stage: Stage
+    checkpoint: Path
+    weights_sha256: str
+    step: int
+    differs: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    identity: tuple[int, ...] = ()
+
+    def check_weights(self) -> None:
+        """Refuses to go on if other weights than those that were hashed may have been read since.
+
+        Raises:
+            RunError: if another process has replaced the file.
+        """
+        if self.identity and file_identity(self.checkpoint) != self.identity:
+            raise RunError(f"{self.checkpoint} was replaced while it was read: try again")
+
+    @property
+    def is_of_run(self) -> bool:
+        """Whether its figures are the run's own."""
+        return not self.differs
+
+    @property
+    def tag(self) -> str:
+        """What names of its files end in; empty for the run's own."""
+        return "" if self.is_of_run else _tag(self.weights_sha256, self.differs)
+
+    def file(self, record: RunRecord) -> str:
+        """The checkpoint's name, with its path if it lies elsewhere than the run."""
+        inside = is_in_folder(self.checkpoint, record.path)
+        return self.checkpoint.name if inside else str(self.checkpoint)
+
+    def facts(self, record: RunRecord) -> dict[str, Any]:
+        """What the record says of it besides its figures."""
+        facts: dict[str, Any] = {
+            "checkpoint": self.file(record),
+            "weights_sha256": self.weights_sha256,
+            "step": self.step,
+            "differs": dict(self.differs),
+        }
+        return facts | ({"folder": str(self.folder)} if self.folder else {})
+
+    def note(self, record: RunRecord, figures: Mapping[str, Any]) -> None:
+        """Writes figures into the record: the summary, or, if they are not the run's own, aside.
+
+        Args:
+            record: the run's record; not saved here.
+            figures: by name, without the stage: ``acc``, ``images``.
+        """
+        entry = self.facts(record) | {"images": figures["images"]}
+        summary: dict[str, Any] = {}
+        if self.is_of_run and self.stage != "predict":
+            figures = {**figures, "checkpoint": self.checkpoint.name}
+            summary = {f"{self.stage}/{name}": value for name, value in figures.items()}
+        else:
+            entry |= figures
+        record.note_evaluation(self.key(record), entry, summary)
+
+    def log(self, record: RunRecord) -> None:
+        """Adds the run's own figures to its log."""
+        of_stage = f"{self.stage}/"
+        figures = {k: v for k, v in record.summary.items() if k.startswith(of_stage)}
+        figures = {k: v for k, v in figures.items() if isinstance(v, float) or v is None}
+        if figures:
+            record.log(figures, self.step)
+
+    def key(self, record: RunRecord) -> str:
+        """By what the record's ``evaluations`` has it: command and tag, or a prediction's file."""
+        if self.stage == "predict":
+            return self.predictions(record).name
+        return f"{self.stage}{self.tag}"
+
+    def predictions(self, record: RunRecord) -> Path:
+        """The file for its predictions: another one for each folder, and for other weights."""
+        base = "predictions" + (f"-{self.folder.name}" if self.folder else "")
+        known = record.evaluations.get(f"{base}.csv", {})
+        if self.folder and known.get("folder", str(self.folder)) != str(self.folder):
+            base += f"-{_digest(str(self.folder))}"
+        return record.path / f"{base}{self.tag}.csv"
+
+
+def differences(
+    stage: Stage, ours: Mapping[str, Any], runs: Mapping[str, Any], batches: int
+) -> dict[str, Any]:
+    """The settings of an evaluation that are not the run's and change its figures.
+
+    Args:
+        stage: the command.
+        ours: its configuration, flat.
+        runs: the run's, flat; empty for a run that is only this evaluation.
+        batches: how many batches there are in all.
+    """
+    found = {
+        key: [runs.get(key), ours.get(key)]
+        for key in sorted({*ours, *runs} if runs else ())
+        if ours.get(key) != runs.get(key)
+        and (kind_of(key).figures or (stage == "validate" and kind_of(key).validation))
+        and not key.startswith(("trainer.limit_", "trainer.overfit_"))  # they are counted below
+    }
+    key = f"trainer.{limit_of(stage)}"
+    if runs and is_limited(ours.get(key), batches) and ours.get(key) != runs.get(key):
+        found[key] = [runs.get(key), ours.get(key)]
+    return found
+
+
+def limit_of(stage: Stage) -> str:
+    """The trainer's option that leaves images of a command out."""
+    return f"limit_{'val' if stage == 'validate' else stage}_batches"
+
+
+def is_limited(limit: float | None, batches: int) -> bool:
+    """Whether a limit of Lightning's leaves some of so many batches out."""
+    if limit is None:
+        return False
+    return limit < 1 if isinstance(limit, float) else limit < batches
+
+
+def chosen_checkpoint(record: RunRecord) -> str:
+    """Name of the checkpoint that a run's evaluations take unless told otherwise."""
+    return LAST if record.fields.get("chosen") == LAST else BEST
+
+
+def in_run(record: RunRecord, evaluation: Evaluation) -> Evaluation:
+    """Decides whether an evaluation gives the run's own figures, or is kept aside.
+
+    The chosen one of `best` and `last` gives them. The other one does so only while the chosen one
+    has none; when the chosen one is evaluated, the figures of the other are kept aside.
+
+    Args:
+        record: the run's record; saved if figures are kept aside.
+        evaluation: the one that begins.
+
+    Returns:
+        The evaluation, with other weights among what differs if it is kept aside.
+    """
+    key = evaluation.key(record)
+    if not _is_of_runs_weights(record, evaluation):
+        others = {OTHER_WEIGHTS: evaluation.file(record)}
+        return replace(evaluation, differs={**evaluation.differs, **others})
+    there = record.evaluations.get(key)
+    if evaluation.is_of_run and there and there["weights_sha256"] != evaluation.weights_sha256:
+        set_aside(record, key)
+        record.save()
+    return evaluation
+
+
+def _is_of_runs_weights(record: RunRecord, evaluation: Evaluation) -> bool:
+    checkpoint, sha256 = evaluation.checkpoint, evaluation.weights_sha256
+    if record.fields.get("job_type") != "fit":  # a run that is only evaluations
+        hashes = [entry.get("weights_sha256") for entry in record.evaluations.values()]
+        return not hashes or sha256 in hashes
+    if not is_in_folder(checkpoint, record.path) or checkpoint.stem not in {BEST, LAST}:
+        return False
+    chosen = f"{chosen_checkpoint(record)}.ckpt"
+    there = record.evaluations.get(evaluation.key(record), {})
+    if checkpoint.name != chosen == there.get("checkpoint"):
+        return bool(there.get("weights_sha256") == sha256)
+    known = record.fields.get("weights", {})
+    return bool(known.get(checkpoint.name, sha256) == sha256)
+
+
+def weights_of(run: Path) -> dict[str, str]:
+    """Hashes of the weights that a run's figures go by, by file."""
+    files = [run / f"{name}.ckpt" for name in (BEST, LAST)]
+    return {path.name: checkpoint_sha256(path) for path in files if path.is_file()}
+
+
+def confirmed(record: RunRecord, evaluation: Evaluation) -> Evaluation:
+    """An evaluation as it is by now: not the run's own if a fit has replaced the weights.
+
+    Args:
+        record: the run's record.
+        evaluation: what was evaluated.
+    """
+    if not evaluation.is_of_run or not evaluation.identity or _still_has(record.path, evaluation):
+        return evaluation
+    return replace(evaluation, differs={OTHER_WEIGHTS: evaluation.checkpoint.name})
+
+
+def _still_has(run: Path, evaluation: Evaluation) -> bool:
+    sha256, path = evaluation.weights_sha256, evaluation.checkpoint
+    if known := RunRecord.open(run).fields.get("weights"):
+        return sha256 in known.values()
+    if file_identity(path) == evaluation.identity:
+        return True
+    return path.is_file() and checkpoint_sha256(path) == sha256
+
+
+def set_aside_others(record: RunRecord) -> None:
+    """Keeps aside what was measured, drawn and predicted with weights that the run has no more.
+
+    Args:
+        record: with ``weights``, those that it has; not saved here.
+    """
+    kept = set(record.fields["weights"].values())
+    for key, entry in [*record.evaluations.items()]:
+        if not entry["differs"] and entry["weights_sha256"] not in kept:
+            set_aside(record, key)
+
+
+def set_aside(record: RunRecord, key: str) -> None:
+    """Gives figures, pictures or predictions a name of their own: their weights are others.
+
+    Args:
+        record: the run's record; not saved here.
+        key: of ``evaluations``: ``test``, ``validate``, or a file of predictions.
+    """
+    entry = record.evaluations.pop(key)
+    entry["differs"] = {OTHER_WEIGHTS: entry["checkpoint"]}
+    tag = _tag(entry["weights_sha256"], entry["differs"])
+    if key in EVALUATED:
+        names = [name for name in record.summary if name.startswith(f"{key}/")]
+        entry |= {name.partition("/")[2]: record.summary.pop(name) for name in names}
+    for name in (f"{picture}.png" for picture in _PICTURES[key]) if key in EVALUATED else (key,):
+        if (path := record.path / name).is_file():
+            path.replace(path.with_name(f"{path.stem}{tag}{path.suffix}"))
+    record.evaluations[f"{Path(key).stem}{tag}{Path(key).suffix}"] = entry
+
+
+def _tag(sha256: str, differs: Mapping[str, Any]) -> str:
+    return f"-{_digest([sha256, differs])}"
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

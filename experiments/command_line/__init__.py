@@ -1,0 +1,1 @@
+"""The command line: parsed, its files and flags checked, its errors told in one line."""

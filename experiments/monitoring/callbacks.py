@@ -1,0 +1,227 @@
+"""What a run keeps besides its metrics: reports and predictions."""
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from datamodules import CIFAR10DataModule
+from experiments.analysis import plots
+from experiments.checkpoints.evaluations import Evaluation, confirmed
+from experiments.monitoring.loggers import wandb_logger
+from experiments.records.files import replacing
+from experiments.records.record import RunRecord
+from experiments.texts import csv_cell
+from lightning_modules import Classifier
+
+
+class EvaluationReport(Callback):
+    """Confusion matrix, accuracy per class and the worst mistakes, in the run's folder and W&B.
+
+    Drawn for the last validation of a fit, and for every validation and test asked for by itself.
+
+    Args:
+        record: where the plots and the figures go.
+        step: tells how many optimiser steps the evaluated weights have behind them.
+        evaluation: what a validation or test by itself is of; may be set later, before it.
+        mistakes: how many misclassified images to show, the most confident first.
+    """
+
+    def __init__(
+        self,
+        record: RunRecord,
+        step: Callable[[], int],
+        evaluation: Evaluation | None = None,
+        mistakes: int = 32,
+    ) -> None:
+        self.record = record
+        self.step = step
+        self.evaluation = evaluation
+        self.mistakes = mistakes
+        self._logits: list[Tensor] = []
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reports on the last validation and draws the curves of the fit."""
+        if trainer.is_global_zero:
+            self._report("val", trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reports on a validation that was asked for by itself."""
+        if trainer.state.fn == "validate" and trainer.is_global_zero:
+            self._report("validate", trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets an earlier test; checks that the checkpoint was not replaced meanwhile."""
+        self._logits = []
+        self._check_weights()
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps the logits of a test batch."""
+        self._logits.append(outputs.detach())
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reports on the test set, mistakes included."""
+        if trainer.is_global_zero:
+            self._report("test", trainer, pl_module)
+            if trainer.world_size == 1:
+                self._show_mistakes(trainer)
+
+    def _report(self, stage: str, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
+        confusion = pl_module.confusion.get(stage)
+        if confusion is None:
+            return
+        matrix = confusion.cpu().numpy()
+        names = _label_names(trainer)
+        per_class = dict(zip(names, plots.accuracy_per_class(matrix), strict=True))
+        figures = {"per_class": per_class, "images": int(matrix.sum())}
+        if stage == "val":
+            self.record.summary.update({f"val/{name}": value for name, value in figures.items()})
+        else:
+            self._note(stage, figures, trainer)
+        path = self.record.path / f"confusion_{stage}{self._tag(stage)}.png"
+        title = f"{self.record.name}\n{stage}, weights of step {self.step():,}"
+        plots.confusion_matrix(matrix, names, path, title=title)
+        if logger := wandb_logger(trainer):
+            logger.log_image(f"{stage}/confusion_matrix", [str(path)])
+            rows = [[name, accuracy] for name, accuracy in per_class.items()]
+            logger.log_table(f"{stage}/per_class", columns=["class", "accuracy"], data=rows)
+            logger.summarize({f"{stage}/acc/{name}": value for name, value in per_class.items()})
+
+    def _note(self, stage: str, figures: dict[str, Any], trainer: Trainer) -> None:
+        evaluation = self.confirm()
+        for name, value in trainer.callback_metrics.items():
+            if name.startswith(f"{stage}/"):
+                figures[name.removeprefix(f"{stage}/")] = value.item()
+        evaluation.note(self.record, figures)
+
+    def confirm(self) -> Evaluation:
+        """What was evaluated, as it is by now: a fit may have replaced the weights."""
+        assert self.evaluation is not None
+        self.evaluation = confirmed(self.record, self.evaluation)
+        return self.evaluation
+
+    def _check_weights(self) -> None:
+        if self.evaluation is not None:
+            self.evaluation.check_weights()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Checks that the checkpoint was not replaced meanwhile."""
+        self._check_weights()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Checks that the checkpoint was not replaced meanwhile."""
+        if trainer.state.fn == "validate":
+            self._check_weights()
+
+    def _tag(self, stage: str) -> str:
+        return self.evaluation.tag if self.evaluation is not None and stage != "val" else ""
+
+    def _show_mistakes(self, trainer: Trainer) -> None:
+        data = datamodule_of(trainer)
+        probabilities = torch.cat(self._logits).float().softmax(1).cpu()
+        labels = torch.from_numpy(data.test_set.labels)[: len(probabilities)]
+        confidence, predicted = probabilities.max(1)
+        wrong = torch.nonzero(predicted != labels).flatten()
+        worst = wrong[confidence[wrong].argsort(descending=True)][: self.mistakes].tolist()
+        names = data.label_names
+        captions = [
+            f"{names[predicted[i]]} {confidence[i]:.0%}\ntrue: {names[labels[i]]}" for i in worst
+        ]
+        images = [data.test_set.images[i].transpose(1, 2, 0) for i in worst]
+        path = self.record.path / f"mistakes_test{self._tag('test')}.png"
+        path.unlink(missing_ok=True)  # of before; there may be no mistakes now
+        plots.image_grid(images, captions, path)
+        if (logger := wandb_logger(trainer)) and images:
+            logger.log_image("test/mistakes", images, caption=captions)
+
+
+class PredictionWriter(Callback):
+    """Writes the predictions as CSV: file, (label,) prediction, confidence, a column per class.
+
+    Args:
+        record: of the run, in whose folder the file lies.
+        report: has what is predicted.
+    """
+
+    def __init__(self, record: RunRecord, report: EvaluationReport) -> None:
+        self.record = record
+        self.report = report
+        self._probabilities: list[Tensor] = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps the probabilities of a batch."""
+        self._probabilities.append(outputs.cpu())
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the file."""
+        data = datamodule_of(trainer)
+        images = data.images_to_predict
+        labels = [data.label_names[i] if i >= 0 else None for i in images.labels]
+        probabilities = torch.cat(self._probabilities).numpy()
+        evaluation = self.report.confirm()
+        with replacing(evaluation.predictions(self.record)) as partial:
+            write_predictions(partial, images.names, labels, probabilities, data.label_names)
+        figures = {"images": len(probabilities), "whole": len(images.names)}
+        evaluation.note(self.record, figures)
+
+
+def write_predictions(
+    path: Path,
+    files: Sequence[str],
+    labels: Sequence[str | None],
+    probabilities: np.ndarray[Any, Any],
+    names: Sequence[str],
+) -> None:
+    """Writes class probabilities as CSV, UTF-8, safe to open in a spreadsheet (`csv_cell`).
+
+    Args:
+        path: the CSV file.
+        files: name of each image.
+        labels: true class of each image; the column is left out if none is known.
+        probabilities: ``(N, len(names))``.
+        names: the classes.
+    """
+    known = any(label is not None for label in labels)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        classes = [csv_cell(name) for name in names]
+        header = ["file", *(["label"] if known else []), "prediction", "confidence", *classes]
+        writer.writerow(header)
+        for name, label, row in zip(files, labels, probabilities, strict=False):
+            best = int(row.argmax())
+            truth = [csv_cell(label or "")] if known else []
+            figures = [f"{value:.6f}" for value in (row[best], *row)]
+            writer.writerow([csv_cell(name), *truth, classes[best], *figures])
+
+
+def datamodule_of(trainer: Trainer) -> CIFAR10DataModule:
+    """The data that a trainer runs on."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(data, CIFAR10DataModule)
+    return data
+
+
+def _label_names(trainer: Trainer) -> list[str]:
+    return list(datamodule_of(trainer).label_names)

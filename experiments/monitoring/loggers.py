@@ -1,0 +1,334 @@
+"""Where metrics go: the run's own record, and W&B."""
+
+import logging
+import os
+import shlex
+import time
+import warnings
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import wandb
+from pytorch_lightning import Trainer
+from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+from experiments.errors import RunError
+from experiments.identity import experiment_name
+from experiments.lightning_seam import OpenWandbLogger
+from experiments.monitoring.summary import python, upload_command
+from experiments.records.curves import direction
+from experiments.records.record import RunRecord
+
+_log = logging.getLogger(__name__)
+
+_START_S = _FINISH_S = 30  # how long W&B's server may keep a run waiting
+
+WandbMode = Literal["offline", "online", "disabled"]
+
+PROJECT = "cifar10-lightning"
+_CLASS_PATHS = ("experiments.WandbLogger", "experiments.monitoring.loggers.WandbLogger")
+# W&B's own variables, by the argument that they stand for.
+_VARIABLES = {
+    "project": "WANDB_PROJECT",
+    "entity": "WANDB_ENTITY",
+    "group": "WANDB_RUN_GROUP",
+    "job_type": "WANDB_JOB_TYPE",
+    "tags": "WANDB_TAGS",
+    "notes": "WANDB_NOTES",
+}
+# What the run itself says, so that its folder and its W&B run are found by each other.
+_OF_THE_RUN = {"WANDB_NAME": "--name", "WANDB_DIR": "--runs_dir"}
+
+
+class RecordLogger(Logger):
+    """Writes metrics into a run's record.
+
+    Args:
+        record: the run's record.
+        step: tells how many optimiser steps the weights have behind them (Lightning's own count
+            starts at 0 and knows nothing of a checkpoint that is tested).
+        is_silent: writes nothing, as for an evaluation: whether its figures are the run's is known
+            when it is over (`experiments.checkpoints.evaluations`).
+    """
+
+    def __init__(self, record: RunRecord, step: Callable[[], int], is_silent: bool = False) -> None:
+        super().__init__()
+        self.record = record
+        self.is_silent = is_silent
+        self._step = step
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.record.name
+
+    @property
+    def version(self) -> str:
+        """Empty: a run has one record."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run's folder."""
+        return str(self.record.path)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Appends an entry to the record."""
+        if not self.is_silent:
+            self.record.log(_without_epoch_of_evaluation(metrics), self._step())
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any) -> None:
+        """Does nothing: the record holds the whole configuration already."""
+
+
+class WandbLogger(OpenWandbLogger):
+    """Lightning's W&B logger, offline by default, bounded in time, and never fatal to training.
+
+    The run's folder holds W&B's files, its name is the run's, and every process that works on the
+    run (fit, then test) logs to the same W&B run.
+
+    What is not given is taken from the environment, as W&B does: ``WANDB_MODE``, ``WANDB_PROJECT``,
+    ``WANDB_ENTITY``, ``WANDB_RUN_GROUP``, ``WANDB_JOB_TYPE``, ``WANDB_TAGS`` (with commas) and
+    ``WANDB_NOTES``.
+
+    Args:
+        project: the W&B project; default: cifar10-lightning.
+        mode: ``offline`` needs no account; ``online`` needs one; ``disabled`` writes nothing.
+            Default: offline.
+        entity: the W&B user or team, for ``online``.
+        group: what the project page groups runs by; default: the run's name without its seed.
+        job_type: kind of run within a group; default: the command that began it.
+        tags: labels to filter by, besides model, optimiser, data and seed.
+        notes: a description.
+
+    Raises:
+        ValueError: for a mode that W&B does not know, or if online lacks an account.
+    """
+
+    def __init__(
+        self,
+        project: str | None = None,
+        mode: WandbMode | None = None,
+        entity: str | None = None,
+        group: str | None = None,
+        job_type: str | None = None,
+        tags: list[str] | None = None,
+        notes: str | None = None,
+    ) -> None:
+        self.mode = mode or os.environ.get("WANDB_MODE") or "offline"
+        if self.mode not in {"offline", "online", "disabled"}:
+            raise ValueError(f"WANDB_MODE must be offline, online or disabled, got {self.mode!r}")
+        if self.mode == "online":
+            _check_account()
+        given = {
+            "project": project,
+            "entity": entity,
+            "group": group,
+            "job_type": job_type,
+            "tags": tags,
+            "notes": notes,
+        }
+        super().__init__(
+            **with_environment(given),
+            mode=self.mode,
+            # W&B flushes every 15 s and waits 90 s for a server by default.
+            settings={
+                "x_transaction_log_flush_interval": 1,
+                "init_timeout": _START_S,
+                "finish_timeout": _FINISH_S,
+                "console": "off",
+                "silent": True,
+            },
+        )
+        self.init_arguments.pop("anonymous", None)  # Lightning's; W&B warns that it has no effect
+        self._broken = False
+        self._count_steps: Callable[[], int] | None = None
+
+    @rank_zero_only
+    def start(self, record: RunRecord, config: Mapping[str, Any], step: Callable[[], int]) -> None:
+        """Opens the W&B run of a record, or continues it.
+
+        Args:
+            record: the run, whose name and folder W&B takes over.
+            config: the resolved configuration, logged as filterable keys.
+            step: as for `RecordLogger`, so that both say the same.
+
+        Raises:
+            RunError: if W&B can't start; the message names the remedy.
+        """
+        self._count_steps = step
+        for variable, flag in _OF_THE_RUN.items():
+            if self.mode != "disabled" and os.environ.get(variable):
+                _log.warning(
+                    f"{variable} is not used: W&B's name and folder are the run's, see {flag}"
+                )
+        self.keep_in(str(record.path))
+        arguments = self.init_arguments
+        arguments.update(name=record.name, id=record.fields.get("wandb_id"))
+        labels = _labels(record)
+        labels["tags"] += arguments.pop("tags", None) or []
+        for key, value in labels.items():
+            arguments[key] = arguments.get(key) or value
+        os.environ.setdefault("WANDB_DATA_DIR", str(record.path / "wandb"))
+        try:
+            self._open(config)
+        except wandb.errors.CommError as error:
+            if self.mode != "online":
+                raise _cannot_start(self.mode, error) from error
+            self._go_offline(record, config, error)
+        except Exception as error:
+            raise _cannot_start(self.mode, error) from error
+        record.fields["wandb_id"] = self.experiment.id
+        for metric in ("val/acc", "val/loss"):
+            self.experiment.define_metric(metric, summary=direction(metric))
+
+    def _open(self, config: Mapping[str, Any]) -> None:
+        self.experiment.config.update(dict(config), allow_val_change=True)
+
+    def _go_offline(self, record: RunRecord, config: Mapping[str, Any], error: Exception) -> None:
+        """Logs into files what the server does not take: no training waits for it."""
+        self.mode = "offline"
+        self.begin_offline()
+        _log.warning(
+            f"W&B's server does not answer ({_one_line(error)}): logging offline; upload with: "
+            f"{upload_command(record)}"
+        )
+        try:
+            self._open(config)
+        except Exception as again:
+            raise _cannot_start("offline", again) from again
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Logs metrics; a W&B that fails is reported once and then left alone."""
+        step = self._count_steps() if self._count_steps else step
+        self._try(super().log_metrics, _without_epoch_of_evaluation(metrics), step)
+
+    def log_image(self, key: str, images: list[Any], step: int | None = None, **kw: Any) -> None:
+        """Logs images; never fatal, as `log_metrics`."""
+        self._try(super().log_image, key, images, step, **kw)
+
+    def log_table(self, key: str, *args: Any, **kw: Any) -> None:
+        """Logs a table; never fatal, as `log_metrics`."""
+        self._try(super().log_table, key, *args, **kw)
+
+    def summarize(self, values: Mapping[str, Any]) -> None:
+        """Writes final values into the W&B run's summary; never fatal, as `log_metrics`."""
+        self._try(lambda: self.experiment.summary.update(dict(values)))
+
+    def close(self, exit_code: int, preempted: bool = False) -> None:
+        """Ends the W&B run, within `_FINISH_S` seconds.
+
+        Args:
+            exit_code: marks the run finished (0) or failed (anything else).
+            preempted: marks a run that was told to go, and will go on, as preempted.
+        """
+        if not self.is_open:
+            return
+        warned, self._broken = self._broken, False  # end also what failed before
+        started = time.monotonic()
+        with warnings.catch_warnings():
+            if warned:
+                warnings.simplefilter("ignore")
+            if preempted:
+                self._try(self.experiment.mark_preempting)
+            self._try(lambda: self.experiment.finish(exit_code=exit_code))
+        late = time.monotonic() - started >= _FINISH_S
+        if self.mode == "online" and (warned or self._broken or late):
+            _log.warning(
+                f"W&B's server may lack the end of this run; upload it with: {self._sync_command}"
+            )
+        self.forget()
+
+    @property
+    def _sync_command(self) -> str:
+        folder = Path(self.experiment.dir).parent
+        return f"{python()} -m wandb sync --include-online {shlex.quote(str(folder))}"
+
+    def _try(self, action: Callable[..., Any], *args: Any, **kw: Any) -> None:
+        if self._broken:
+            return
+        try:
+            action(*args, **kw)
+        except Exception as error:
+            self._broken = True
+            warnings.warn(
+                f"W&B stopped logging ({error!r}); training and the run's own record go on",
+                stacklevel=3,
+            )
+
+
+def with_environment(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Fills what a W&B logger was not given from the environment, and the project from its default.
+
+    Args:
+        given: arguments of `WandbLogger`; None for those not given.
+    """
+    found = {**given}
+    for name, variable in _VARIABLES.items():
+        if found.get(name) is None and (value := os.environ.get(variable)):
+            words = [word.strip() for word in value.split(",") if word.strip()]
+            found[name] = words if name == "tags" else value
+    return {**found, "project": found.get("project") or PROJECT}
+
+
+def keep_environment(logger: Any) -> None:
+    """Writes what the environment says into the configuration of W&B's logger, in place.
+
+    The run's own configuration then has it: a later command goes on in the same project.
+
+    Args:
+        logger: the configuration ``trainer.logger``: one, a list, or none.
+    """
+    for config in logger if isinstance(logger, list) else [logger]:
+        if getattr(config, "class_path", None) in _CLASS_PATHS:
+            vars(config.init_args).update(with_environment(vars(config.init_args)))
+
+
+def _labels(record: RunRecord) -> dict[str, Any]:
+    """By what a W&B project page groups and filters runs, where the user chose nothing."""
+    known = [record.fields.get(key) for key in ("model", "optimizer", "data")]
+    known.append(f"seed {record.fields.get('seed')}")
+    return {
+        "group": experiment_name(record.name),
+        "job_type": record.fields.get("job_type"),
+        "tags": [str(value) for value in known if value],
+    }
+
+
+def _without_epoch_of_evaluation(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Leaves out the epoch that Lightning adds to a test: the next one, not that of the weights."""
+    evaluated = any(key.startswith(("test/", "validate/")) for key in metrics)
+    return {key: value for key, value in metrics.items() if not (evaluated and key == "epoch")}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _cannot_start(mode: str, error: Exception) -> RunError:
+    return RunError(
+        f"W&B can't start in {mode} mode: {_one_line(error)}; "
+        "run without its server with --trainer.logger.mode offline"
+    )
+
+
+def _check_account() -> None:
+    """Refuses to go online without an API key, where W&B would ask for one and wait."""
+    try:
+        reason = "" if wandb.login(prompt=False, verify=False) else "no API key configured"
+    except wandb.Error as error:
+        reason = " ".join(str(error).split())
+    if reason:
+        raise ValueError(
+            f"W&B needs an account to log online: {reason}; set WANDB_API_KEY, run wandb login, "
+            "or log offline with --trainer.logger.mode offline"
+        )
+
+
+def wandb_logger(trainer: Trainer) -> WandbLogger | None:
+    """The trainer's W&B logger, if it has one."""
+    return next((log for log in trainer.loggers if isinstance(log, WandbLogger)), None)

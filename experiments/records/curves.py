@@ -1,0 +1,58 @@
+"""Figures by step, and which of them is the best: for records, checkpoints, tables and pictures."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from experiments.records.reader import is_number
+
+CHOSEN_BY = "val/acc"  # the figure whose best step is kept as best.ckpt
+
+
+def curve_of(entries: Iterable[Mapping[str, Any]], metric: str) -> dict[int, float]:
+    """Values of a metric by step, in the order of the steps; the latest where a step has two.
+
+    Args:
+        entries: of a log, each with its ``step``, oldest first.
+        metric: such as ``val/acc``.
+    """
+    points = {
+        int(entry["step"]): float(entry[metric])
+        for entry in entries
+        if is_number(entry.get(metric)) and is_number(entry.get("step"))
+    }
+    return dict(sorted(points.items()))
+
+
+def is_loss(metric: str) -> bool:
+    """Whether less of a metric is better."""
+    return "loss" in metric
+
+
+def direction(metric: str) -> Literal["min", "max"]:
+    """Which of a metric's values is the best, as Lightning and W&B call it."""
+    return "min" if is_loss(metric) else "max"
+
+
+def is_better(value: float, than: float | None, metric: str) -> bool:
+    """Whether a value beats the best so far: an equal one, or one that is no number, does not."""
+    if than is None:
+        return not math.isnan(value)
+    return value < than if is_loss(metric) else value > than
+
+
+def best_step(curve: Mapping[int, float], metric: str, since: int | None = None) -> int | None:
+    """The step of the best value, the first where several are equal; None if there is no value.
+
+    Args:
+        curve: values by step, in the order of the steps.
+        metric: what they are of.
+        since: the step after which values count, for a run whose earlier ones are of something
+            else (``best_since`` of a record).
+    """
+    best = None
+    for step, value in curve.items():
+        counts = since is None or step > since
+        if counts and is_better(value, None if best is None else curve[best], metric):
+            best = step
+    return best

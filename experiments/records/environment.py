@@ -1,0 +1,120 @@
+"""What a run ran on: code, versions, hardware."""
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+_PROJECT = Path(__file__).resolve().parents[2]
+_BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16")
+_PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy", "wandb")
+
+
+def circumstances() -> dict[str, Any]:
+    """What a measurement is published with: date, code, hardware and versions."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "git": git_state(),
+        "hardware": hardware(),
+        "versions": versions(),
+    }
+
+
+def git_state() -> dict[str, Any]:
+    """The commit of this project's checkout and whether files differ from it.
+
+    Returns:
+        ``commit`` and ``dirty``; both ``None`` without git, or where this project is no checkout
+        of its own: a copy within another repository has nothing to do with that one's commits.
+    """
+    found = _git("rev-parse", "--show-toplevel", "HEAD")
+    top, _, commit = (found or "").partition("\n")
+    if not commit or Path(top).resolve() != _PROJECT:
+        return {"commit": None, "dirty": None}
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": None if status is None else bool(status)}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(_PROJECT), *arguments],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=10,
+            check=True,
+            env=_without_repository(),
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _without_repository() -> dict[str, str]:
+    """The environment without what makes git look at another repository, as in a hook of it."""
+    known = os.environ.items()
+    return {k: v for k, v in known if not k.startswith("GIT_") or k.startswith("GIT_CONFIG")}
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """What the last digits of a result depend on: processor, its instructions, threads, GPUs."""
+    import torch  # noqa: PLC0415 - who only reads records need not wait for it
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+    }
+
+
+def fast_precision(accelerator: str) -> Literal["bf16-mixed", "16-mixed", "32-true"]:
+    """The precision in which a trainer's device computes convolutions fastest.
+
+    On a CPU without instructions for bfloat16, or on a GPU without, that type is slower than
+    float32; on a CPU, float16 always is.
+
+    Args:
+        accelerator: as given to the trainer.
+
+    Returns:
+        ``bf16-mixed`` where the device multiplies bfloat16, ``16-mixed`` on other CUDA devices,
+        else ``32-true``.
+    """
+    import torch  # noqa: PLC0415 - as above
+
+    if accelerator in {"cuda", "gpu", "auto"} and torch.cuda.is_available():
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16-mixed" if bf16 else "16-mixed"
+    if accelerator not in {"cpu", "auto"}:
+        return "32-true"
+    capabilities = torch.cpu.get_capabilities()
+    bf16 = any(capabilities.get(name) for name in _BF16_INSTRUCTIONS)
+    return "bf16-mixed" if bf16 else "32-true"
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if sys.platform == "linux" and info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,396 @@
+"""The project's own record of a run: plain files that any tool can read.
+
+``runs/<name>/`` holds ``config.yaml`` (resolved), ``record.json`` (what ran, where, how it ended,
+the summary), ``metrics.jsonl`` (a line per entry), the checkpoints, the plots and W&B's files.
+"""
+
+import contextlib
+import copy
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock
+
+from experiments.errors import RunError
+from experiments.records.curves import CHOSEN_BY, is_better
+from experiments.records.environment import git_state, hardware, versions
+from experiments.records.files import (
+    LOCK,
+    PARTIAL,
+    RECORD_LOCK,
+    appending,
+    check_folder,
+    held,
+    reason_of,
+    replace_file,
+    synced,
+    writing,
+)
+from experiments.records.reader import LARGEST_OWN_LOG, read_log, read_record
+
+Status = Literal["running", "finished", "failed", "interrupted", "preempted"]
+
+RECORD = "record.json"
+METRICS = "metrics.jsonl"
+CONFIG = "config.yaml"
+EVALUATED = ("test", "validate")  # commands whose figures are not the fit's
+
+_OF_WEIGHTS = ("curves.png", "confusion_*.png", "mistakes_*.png", "predictions*.csv")
+_OF_THE_END = (
+    "error",
+    "fitted",
+    "ended",
+    "seconds",
+    "stopped_by",
+    "evaluations",
+    "weights",
+    "chosen",
+)
+_ELSEWHERE = "name another with --runs_dir, make room or mend its permissions"
+_LONGEST_NAME = 128  # W&B's limit for the name of a run; file systems allow about 255
+
+
+class RunRecord:
+    """The folder of one run and what is written about it.
+
+    A fit and evaluations of its checkpoints may work on a run at once. Each keeps to what it has
+    changed itself: `save` reads what the others have written meanwhile and leaves that as it is.
+
+    Args:
+        path: the run's folder, ``runs/<name>``.
+        fields: the content of ``record.json``.
+    """
+
+    def __init__(self, path: Path, fields: dict[str, Any]) -> None:
+        self.path = path
+        self.fields = fields
+        self._known = copy.deepcopy(fields)  # as this process has last read or written them
+        self._lock = FileLock(path / RECORD_LOCK)
+        self._is_owner = False
+        self._opened = time.perf_counter()
+        self._before = 0.0  # seconds that earlier processes worked on the run
+        self.entries = 0  # of the fit, in its log
+
+    @classmethod
+    def create(
+        cls, path: Path, config: str, facts: Mapping[str, Any], command: str = ""
+    ) -> "RunRecord":
+        """Starts the record of a new run, which this process has locked.
+
+        Args:
+            path: the run's folder; made here if need be.
+            config: the resolved configuration, YAML.
+            facts: more fields for ``record.json``.
+            command: what was typed.
+
+        Raises:
+            RunError: if the folder can't be written.
+        """
+        fields = {
+            "name": path.name,
+            "status": "running",
+            "command": command,
+            "started": _now(),
+            **facts,
+            "git": git_state(),
+            "versions": versions(),
+            "hardware": hardware(),
+            "summary": {},
+        }
+        record = cls(path, {})
+        record.fields = fields
+        record._is_owner = True
+        with writing(path, _ELSEWHERE):
+            path.mkdir(parents=True, exist_ok=True)
+            with record._alone():
+                (path / RECORD).unlink(missing_ok=True)  # of an evaluation of a run that is gone
+                record.save()
+            replace_file(path / CONFIG, config)
+        return record
+
+    @classmethod
+    def open(cls, path: Path) -> "RunRecord":
+        """Opens the record of an existing run.
+
+        Raises:
+            RunError: if there is none, or it can't be read.
+        """
+        check_folder(path)
+        try:
+            fields = read_record(path / RECORD)
+        except FileNotFoundError as error:
+            raise RunError(f"no run {path}: {_known_runs(path.parent)}") from error
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{path / RECORD} can't be read: {reason_of(error)}; start another run from a "
+                "checkpoint there with --ckpt_path"
+            ) from error
+        return cls(path, fields)
+
+    def resume(
+        self,
+        config: str,
+        facts: Mapping[str, Any],
+        step: int,
+        command: str = "",
+        changes: Mapping[str, Any] | None = None,
+        best_anew: bool = False,
+        entries: int | None = None,
+    ) -> None:
+        """Takes the record back to a step, and marks the run as running, locked by this process.
+
+        What was measured after that step, or measured, drawn or predicted with weights that will be
+        trained on, is removed: the run goes on as if it had never got further.
+
+        Args:
+            config: the resolved configuration that it goes on with, YAML.
+            facts: more fields for ``record.json``.
+            step: optimiser steps behind the checkpoint that it goes on from; 0 to begin anew.
+            command: what was typed.
+            changes: settings by key, each as it was and as it is from now on.
+            best_anew: whether the best validation is to be one from now on.
+            entries: how many entries the fit's log had then, if the checkpoint says so: more may
+                be of the same step.
+
+        Raises:
+            RunError: if the folder can't be written.
+        """
+        with writing(self.path), self._alone():
+            self._refresh()
+            self._is_owner = True
+            kept = [entry for entry in self.metrics() if _is_of_fit(entry, step)][:entries]
+            self.entries = len(kept)
+            replace_file(self.path / CONFIG, config)
+            replace_file(self.path / METRICS, "".join(json.dumps(entry) + "\n" for entry in kept))
+            again = {"command": command, "started": _now(), "step": step, "git": git_state()}
+            again |= {"changes": dict(changes)} if changes else {}
+            self.fields.setdefault("resumed", []).append(again)
+            for key in (*_OF_THE_END, "evaluations"):
+                self.fields.pop(key, None)
+            self.fields.update(facts, status="running", summary={})
+            if best_anew:
+                self.fields["best_since"] = step
+            for entry in kept:
+                self._summarize(entry)
+            self._before = (kept[-1].get("seconds") or 0.0) if kept else 0.0
+            for pattern in _OF_WEIGHTS:
+                for file in self.path.glob(pattern):
+                    file.unlink()
+            self.save()
+
+    @property
+    def name(self) -> str:
+        """The run's name, its folder's."""
+        return self.path.name
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Final and best values by metric, kept in ``record.json``."""
+        summary: dict[str, Any] = self.fields["summary"]
+        return summary
+
+    @property
+    def evaluations(self) -> dict[str, Any]:
+        """What evaluated figures and predictions belong to, see `checkpoints.evaluations`."""
+        found: dict[str, Any] = self.fields.setdefault("evaluations", {})
+        return found
+
+    def note_evaluation(self, key: str, facts: dict[str, Any], summary: Mapping[str, Any]) -> None:
+        """Writes what an evaluation has found; `save` then writes it, even if nothing is new.
+
+        Args:
+            key: of `evaluations`.
+            facts: the entry there.
+            summary: final values by metric.
+        """
+        self.evaluations[key] = facts
+        self.summary.update(summary)
+        self._known.get("evaluations", {}).pop(key, None)
+        for name in summary:
+            self._known.get("summary", {}).pop(name, None)
+
+    def save(self) -> None:
+        """Writes what this process has changed, in one step: readers never see half of it.
+
+        Raises:
+            RunError: if it can't be written; the old one is left.
+        """
+        with writing(self.path), self._alone():
+            mine, theirs = _plain(self.fields), self._on_disk()
+            merged = with_changes(self._known, mine, self._known if theirs is None else theirs)
+            replace_file(self.path / RECORD, json.dumps(merged, indent=2, allow_nan=False) + "\n")
+            self.fields, self._known = merged, copy.deepcopy(merged)
+
+    def _refresh(self) -> None:
+        """Takes what other processes have written; what is unsaved here goes."""
+        if (theirs := self._on_disk()) is not None:
+            self.fields, self._known = theirs, copy.deepcopy(theirs)
+
+    def _on_disk(self) -> dict[str, Any] | None:
+        """What ``record.json`` says now; None where it is missing or damaged."""
+        try:
+            return read_record(self.path / RECORD)
+        except (OSError, ValueError):
+            return None
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Keeps other processes from writing meanwhile; may be nested."""
+        return held(self._lock, f"the record of run {self.name}")
+
+    def sync(self) -> None:
+        """Has the metrics written to the disk itself, as a checkpoint of the same step is."""
+        if (self.path / METRICS).is_file():
+            with synced(self.path / METRICS, "rb+"):
+                pass
+
+    @property
+    def seconds(self) -> float:
+        """How long processes have worked on the run so far."""
+        return round(self._before + time.perf_counter() - self._opened, 3)
+
+    def log(self, metrics: Mapping[str, Any], step: int | None) -> None:
+        """Appends one entry to ``metrics.jsonl`` and updates the summary.
+
+        Args:
+            metrics: floats by name; values that aren't finite are written as null.
+            step: optimiser steps done.
+
+        Raises:
+            RunError: if it can't be written.
+        """
+        entry = {"step": step, "seconds": self.seconds, **_plain(metrics)}
+        # Only a fit rewrites the file, when it begins: no other line of its own can get lost.
+        alone = nullcontext() if self._is_owner else self._alone()
+        with writing(self.path), alone, appending(self.path / METRICS) as file:
+            file.write(json.dumps(entry, allow_nan=False) + "\n")
+        self.entries += not _is_of_evaluation(entry)
+        self._summarize(entry)
+
+    def _summarize(self, entry: Mapping[str, Any]) -> None:
+        for key, value in entry.items():
+            if key in {"step", "seconds", "epoch"}:
+                continue
+            self.summary[key] = value
+            counts = key == CHOSEN_BY and (entry["step"] or 0) > self.fields.get("best_since", -1)
+            best = f"best/{CHOSEN_BY}"
+            if counts and value is not None and is_better(value, self.summary.get(best), key):
+                self.summary.update({best: value, "best/step": entry["step"]})
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """Yields the entries of ``metrics.jsonl``, oldest first.
+
+        A last line that a killed process left unfinished is passed over.
+
+        Raises:
+            RunError: for another line that is no entry.
+        """
+        path = self.path / METRICS
+        lines = read_log(path, LARGEST_OWN_LOG)
+        try:
+            for number, (line, entry) in enumerate(lines, 1):
+                if entry is not None:
+                    seconds = entry.get("seconds") or 0.0
+                    yield {**entry, "step": entry.get("step"), "seconds": seconds}
+                elif line.endswith("\n"):
+                    raise RunError(f"{path}, line {number}: no entry of a log; remove the line")
+        except FileNotFoundError:
+            return  # nothing was logged yet
+        except OSError as error:
+            raise RunError(f"{path} can't be read: {reason_of(error)}; remove it") from error
+
+    def finish(self, status: Status) -> None:
+        """Writes how the run ended and how long this process worked on it."""
+        self.fields["status"] = status
+        self.fields["ended"] = _now()
+        self.fields["seconds"] = self.seconds
+        self.save()
+
+
+def was_never_begun(path: Path) -> bool:
+    """Whether a folder holds at most what a process killed before its record leaves."""
+    names = [entry.name for entry in path.iterdir()] if path.is_dir() else ["a file"]
+    locks = {LOCK, RECORD_LOCK}
+    return all(name in locks or re.fullmatch(rf"\..*\{PARTIAL}", name) for name in names)
+
+
+_MISSING = object()
+
+
+def with_changes(
+    before: Mapping[str, Any], mine: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Makes in one version of a record the changes that another one has.
+
+    Args:
+        before: what both come from.
+        mine: with the changes to make: keys that are new, others or missing.
+        theirs: to make them in; what is changed there alone stays.
+    """
+    merged = {}
+    for key in dict.fromkeys([*mine, *theirs]):
+        was, ours, other = (tree.get(key, _MISSING) for tree in (before, mine, theirs))
+        if isinstance(ours, Mapping) and isinstance(other, Mapping):
+            was = was if isinstance(was, Mapping) else {}
+            merged[key] = with_changes(was, ours, other)
+        elif (found := other if ours == was else ours) is not _MISSING:
+            merged[key] = found
+    return merged
+
+
+def _is_of_fit(entry: Mapping[str, Any], step: int) -> bool:
+    """Whether an entry belongs to a fit of so many steps, and not to an evaluation by itself."""
+    return not _is_of_evaluation(entry) and (entry["step"] or 0) <= step and step > 0
+
+
+def _is_of_evaluation(entry: Mapping[str, Any]) -> bool:
+    return any(key.partition("/")[0] in EVALUATED for key in entry)
+
+
+def run_folder(root: Path, name: str) -> Path:
+    """Returns the folder of the run of this name.
+
+    Raises:
+        RunError: for a name that isn't a plain folder name and could lead elsewhere.
+    """
+    if name in {"", ".", ".."} or Path(name).name != name:
+        raise RunError(
+            f"--name must be a plain folder name, got {name!r}; its place is --runs_dir's to say"
+        )
+    if name.startswith("-") or not name.isprintable():
+        raise RunError(f"--name must be printable and not begin with -, got {name!r}")
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        raise RunError(f"--name is {len(os.fsencode(name))} bytes long; {_LONGEST_NAME} at most")
+    return root / name
+
+
+def _known_runs(root: Path) -> str:
+    found: list[tuple[float, str]] = []
+    for path in root.glob(f"*/{RECORD}"):
+        with contextlib.suppress(OSError):
+            found.append((path.stat().st_mtime, path.parent.name))
+    names = [name for _, name in sorted(found, reverse=True)[:5]]
+    return f"latest runs in {root}: {', '.join(names)}" if names else f"no runs in {root} yet"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _plain(value: Any) -> Any:
+    """Makes a value JSON: numbers that aren't finite become null, scalars of tensors floats."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, bool | int | str) or value is None:
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None

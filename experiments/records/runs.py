@@ -1,0 +1,188 @@
+"""Runs as they are found on disk: whole, going on, broken or foreign, none dropped."""
+
+import contextlib
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.records.curves import best_step, curve_of
+from experiments.records.files import reason_of
+from experiments.records.reader import MOST_ENTRIES, is_number, read_config, read_log, read_record
+from experiments.records.record import CONFIG, METRICS, RECORD
+from experiments.texts import shortened
+
+_LONGEST_NOTE = 1_000  # characters
+STALE_S = 600  # a run that has not written for so long is not running
+
+
+@dataclass
+class Run:
+    """What is known of a run.
+
+    Attributes:
+        name: its folder's name, or W&B's.
+        path: its folder.
+        status: ``finished``, ``running``, ``failed``, ``interrupted``; ``crashed`` for one that
+            says it is running but has not written for ten minutes; ``unreadable``.
+        fields: its ``record.json``.
+        config: the resolved configuration, flat (see `flat`).
+        entries: what was logged, each with its ``step``, oldest first.
+        note: what is wrong with it, in a line; empty if nothing is.
+        source: ``record`` or ``wandb``.
+    """
+
+    name: str
+    path: Path
+    status: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    note: str = ""
+    source: str = "record"
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Final values by metric."""
+        found: dict[str, Any] = self.fields.get("summary", {})
+        return found
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of everything."""
+        seed: int | None = self.fields.get("seed")
+        return seed
+
+    def curve(self, metric: str) -> dict[int, float]:
+        """Values of a metric by step, see `experiments.records.curves.curve_of`."""
+        return curve_of(self.entries, metric)
+
+    def best_step(self, metric: str) -> int | None:
+        """The step of the best value of a metric; None where there is none that counts."""
+        since = self.fields.get("best_since")
+        return best_step(self.curve(metric), metric, since if isinstance(since, int) else None)
+
+    def part_of_images(self, stage: str) -> str:
+        """Says of how many images the figures of a stage are: ``20 of 200``; empty if of all."""
+        counted = self.summary.get(f"{stage}/images")
+        there = self.fields.get("images") or {}
+        whole = there.get({"validate": "val"}.get(stage, stage))
+        if counted is None or whole is None or not counted < whole:
+            return ""
+        return f"{counted:,} of {whole:,}"
+
+    def value(self, metric: str) -> float | None:
+        """A final value, or one of a step: ``test/acc``, ``test_curve/acc@2000``.
+
+        Returns:
+            The value; None where there is none, one that isn't finite, or one of only a part of the
+            images, which is not to be compared with others.
+        """
+        if self.part_of_images(metric.partition("/")[0]):
+            return None
+        name, at, step = metric.partition("@")
+        if at:
+            return self.curve(name).get(int(step)) if step.isdecimal() else None
+        found = self.summary.get(name)
+        return float(found) if found is not None and is_number(found) else None
+
+
+def read_run(path: Path, now: float | None = None) -> Run:
+    """Reads the record in a folder; what is wrong with it is in its status and note.
+
+    Args:
+        path: the run's folder.
+        now: seconds since 1970, to tell a crashed run from a running one.
+    """
+    try:
+        fields = read_record(path / RECORD)
+    except (OSError, ValueError) as error:
+        return Run(path.name, path, "unreadable", note=_cannot_read(RECORD, error))
+    note = shortened(fields.get("error") or "", _LONGEST_NOTE)
+    run = Run(path.name, path, shortened(fields.get("status") or "unknown", 20), fields, note=note)
+    if run.status == "running" and _last_write(path) < (now or time.time()) - STALE_S:
+        run.status = "crashed"
+        run.note = "says it is running, but has written nothing for ten minutes"
+    _read_config(run)
+    _read_metrics(run)
+    return run
+
+
+def _read_config(run: Run) -> None:
+    try:
+        run.config = flat_config(run.path)
+    except (OSError, ValueError) as error:
+        run.note = run.note or _cannot_read(CONFIG, error)
+
+
+def flat_config(path: Path) -> dict[str, Any]:
+    """Reads the resolved configuration in a run's folder, flat (see `flat`).
+
+    Raises:
+        OSError: if it can't be read.
+        ValueError: if it is none.
+    """
+    return flat(read_config(path / CONFIG))
+
+
+def _read_metrics(run: Run) -> None:
+    """Reads the lines that are whole; the last one of a killed run may not be."""
+    lines = 0
+    try:
+        for lines, (_, entry) in enumerate(read_log(run.path / METRICS), 1):
+            if lines > MOST_ENTRIES:
+                raise ValueError(f"it has more than {MOST_ENTRIES:,} lines")
+            run.entries += [entry] if entry is not None else []
+    except FileNotFoundError:
+        return  # nothing was logged yet
+    except (OSError, ValueError) as error:
+        run.entries = []
+        run.note = run.note or f"{_cannot_read(METRICS, error)}; its curves are left out"
+        return
+    if broken := lines - len(run.entries):
+        run.note = run.note or f"{broken} of {lines} lines of {METRICS} can't be read"
+
+
+def _cannot_read(name: str, error: Exception) -> str:
+    return shortened(f"{name} can't be read: {reason_of(error)}", _LONGEST_NOTE)
+
+
+def _last_write(path: Path) -> float:
+    written = [0.0]
+    for name in (RECORD, METRICS):
+        with contextlib.suppress(OSError):
+            written.append((path / name).stat().st_mtime)
+    return max(written)
+
+
+_KNOWN = re.compile(
+    r"(lightning_modules|datamodules|experiments|torch|pytorch_lightning|lightning_fabric)\..*"
+)
+
+
+def class_name(path: str) -> str:
+    """The name of a class of this project, torch or Lightning; of others the whole import path."""
+    return path.rpartition(".")[2] if _KNOWN.fullmatch(path) else path
+
+
+def flat(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Joins nested keys with dots; class paths stand for their class, arguments under it.
+
+    ``{"model": {"class_path": "lightning_modules.MLP", "init_args": {"norm": "none"}}}`` becomes
+    ``{"model": "MLP", "model.norm": "none"}``.
+    """
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and "class_path" in value:
+            found[name] = class_name(str(value["class_path"]))
+            arguments = value.get("init_args") or {}
+            known = isinstance(arguments, Mapping)
+            found |= flat(arguments if known else {"init_args": arguments}, f"{name}.")
+        elif isinstance(value, Mapping):
+            found |= flat(value, f"{name}.")
+        else:
+            found[name] = value
+    return found

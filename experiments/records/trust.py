@@ -1,0 +1,183 @@
+"""A run's own configuration is data: what of it may be used, unless its reader wrote it.
+
+``test --name X`` takes the configuration that lies in the run's folder. If that folder came from
+somebody else, a class named in it could be code of theirs, and a path could lead anywhere. Such a
+configuration may therefore name only classes of this project, of torch.optim, of Lightning and
+those that the command itself names, and it may write nothing outside of its run. Configurations
+that this user's own fits have written are known by their hash, and free.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_state_path
+
+from datamodules.files import FOLDER, is_made
+from experiments.errors import RunError
+from experiments.identity import flat_key
+from experiments.records.reader import parse_yaml, read_config
+from experiments.records.runs import flat
+
+TRUST_FLAG = "--trust_run"
+_KNOWN = "run-configs-written-here"  # of the user's state folder; a hash a line
+_IMPORT_PATH = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
+_CONFIG_FILE = re.compile(r".*\.(ya?ml|json|jsonnet|toml)", re.IGNORECASE)
+# Keys whose values are places, and values that are places whatever their key.
+_KEY_OF_A_PLACE = re.compile(r"(.*_)?(dir|dirpath|path|folder|root|uri|url|host)")
+_PLACE = re.compile(r"(/|~|\\|[A-Za-z]:[\\/]|[A-Za-z][\w+.-]*://).*|(.*[/\\])?\.\.([/\\].*)?")
+# Modules whose classes do what a configuration is for, and nothing else.
+_MODULES = re.compile(
+    r"(lightning_modules|datamodules|experiments|custom_ops|torch\.optim"
+    r"|pytorch_lightning|lightning_fabric)(\..*)?"
+)
+_READ_ONLY = {"data.predict_dir", "model.weights"}
+_NOT_USED = {"runs_dir", "name"}  # the folder where the run was found counts
+
+
+def check_run_config(path: Path, arguments: Sequence[str]) -> None:
+    """Refuses a run's own configuration that could run code or write outside of the run.
+
+    Args:
+        path: the run's ``config.yaml``, which is YAML.
+        arguments: of the command; what they name may be used.
+
+    Raises:
+        RunError: naming what is refused and how to allow it.
+    """
+    if _hash(path) in _known():
+        return
+    named = {found for argument in arguments for found in _IMPORT_PATH.findall(argument)}
+    given = {flat_key(argument.lstrip("-").partition("=")[0].rstrip("+")) for argument in arguments}
+    for key, reason in _problems(path, named, given):
+        raise RunError(
+            f"{path}: {key} {reason}: refused, as nobody here wrote it; if you trust where the run "
+            f"comes from, add {TRUST_FLAG} true"
+        )
+
+
+def remember(path: Path) -> None:
+    """Lets later commands of this user take a run's configuration as it is.
+
+    Args:
+        path: the run's ``config.yaml``; kept in mind only if it has something to be refused.
+    """
+    try:
+        if next(_problems(path, set(), set()), None) is None or _hash(path) in _known():
+            return
+        folder = user_state_path("cifar10-lightning", appauthor=False)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (folder / _KNOWN).open("a", encoding="ascii") as file:
+            file.write(f"{_hash(path)}\n")
+    except (OSError, ValueError, RuntimeError):  # no home, or none to write to: --trust_run is left
+        return
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _known() -> set[str]:
+    try:
+        path = user_state_path("cifar10-lightning", appauthor=False) / _KNOWN
+        return set(path.read_text(encoding="ascii").split())
+    except (OSError, RuntimeError, ValueError):
+        return set()
+
+
+def _problems(path: Path, named: set[str], given: set[str]) -> Iterator[tuple[str, str]]:
+    """Yields keys of a configuration that may not be used unseen, each with the reason.
+
+    Args:
+        path: the file.
+        named: import paths that may be used.
+        given: keys whose places the command gives.
+    """
+    tree = read_config(path)
+    for key, value in _leaves(tree, ""):
+        short, last = flat_key(key.rstrip("+")), key.rpartition(".")[2].rstrip("+")
+        if short in _NOT_USED:
+            continue
+        if short in {"config", "ckpt_path"} or _is_file(value, path.parent):
+            yield key, f"names the file {value}"  # a parser reads it, whatever it is called
+        elif last == "class_path" or (_IMPORT_PATH.fullmatch(value) and _is_importable(value)):
+            if value not in named and not _is_known_class(value):
+                yield key.removesuffix(".class_path"), f"names {value}"
+        elif _CONFIG_FILE.fullmatch(value):
+            yield key, f"names the file {value}"
+        elif short in {*_READ_ONLY, *given} or (
+            short == "data.data_dir" and _has_data(value, tree)
+        ):
+            continue
+        elif (_KEY_OF_A_PLACE.fullmatch(last) or _PLACE.fullmatch(value)) and not (
+            _inside(value, path.parent) or (short, value) == ("trainer.default_root_dir", "runs")
+        ):
+            yield key, f"leads out of the run, to {value}"
+
+
+def _leaves(tree: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Yields all text of a configuration with its keys; text that is YAML itself is looked into."""
+    if isinstance(tree, Mapping):
+        for name, value in tree.items():
+            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, list | tuple | set):
+        for value in tree:
+            yield from _leaves(value, key)
+    elif isinstance(tree, str):
+        try:
+            inner = parse_yaml(tree)
+        except ValueError:  # nobody knows what it is: as good as a class that is not known
+            inner, key = None, f"{key}.class_path"
+        if isinstance(inner, Mapping | list) or (isinstance(inner, str) and inner != tree):
+            yield from _leaves(inner, key)
+        else:
+            yield key, tree
+
+
+def _is_importable(path: str) -> bool:
+    """Whether the first word of an import path is a module, without importing it."""
+    root = path.partition(".")[0]
+    try:
+        here = PathFinder.find_spec(root, [str(Path.cwd())])  # may be looked into later
+        return here is not None or find_spec(root) is not None
+    except (ImportError, OSError, ValueError):
+        return True
+
+
+def _is_known_class(path: str) -> bool:
+    """Whether an import path is that of a class which a configuration may name without a word."""
+    module, _, name = path.rpartition(".")
+    if not _MODULES.fullmatch(module):
+        return False
+    try:
+        found = getattr(import_module(module), name, None)
+    except ImportError:
+        return False
+    return isinstance(found, type) and bool(_MODULES.fullmatch(found.__module__))
+
+
+def _is_file(value: str, run: Path) -> bool:
+    """Whether a text names a file, from here or from the run's folder."""
+    try:
+        return any((place / Path(value).expanduser()).is_file() for place in (Path(), run))
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
+def _has_data(value: str, tree: Mapping[str, Any]) -> bool:
+    """Whether the very data set that a configuration asks for is there: none would be written."""
+    folder = Path(value).expanduser()
+    asked = flat(tree)
+    if asked.get("data.source") != "synthetic":
+        return (folder / FOLDER).is_dir() and asked.get("data.source") == "cifar10"
+    images = asked.get("data.synthetic_images")
+    return isinstance(images, int) and is_made(folder, images)
+
+
+def _inside(value: str, run: Path) -> bool:
+    return Path(value).expanduser().resolve().is_relative_to(run.resolve())

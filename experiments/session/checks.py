@@ -1,0 +1,365 @@
+"""What can be wrong with a command as asked for, found before a run has a folder."""
+
+import itertools
+import logging
+import math
+import os
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.accelerators import CPUAccelerator
+from pytorch_lightning.callbacks import EarlyStopping, StochasticWeightAveraging
+from torch import nn
+
+from datamodules import CIFAR10DataModule
+from experiments.checkpoints.loading import schedule_of
+from experiments.errors import RunError
+from experiments.lightning_seam import asks_at_end_of_epoch, start_of_averaging
+from experiments.session.stopping import time_limit
+from lightning_modules.schedules import steps_of_fit
+
+_log = logging.getLogger(__name__)
+
+# Logged by `lightning_modules.Classifier` and `experiments.monitoring.progress.TrainMonitor`.
+_TRAIN_METRICS = ("train/loss", "train/acc", "lr", "images_per_s")
+_VAL_METRICS = ("val/loss", "val/acc")
+# What Lightning takes without a word, and fails of, or ignores, later.
+_LEAST = {
+    "log_every_n_steps": 1,
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "num_sanity_val_steps": -1,
+}
+
+
+def check_devices(trainer: Trainer) -> None:
+    """Refuses what would wait for ever: processes without cores, machines that nothing starts.
+
+    Raises:
+        ValueError: naming the setting and the remedy.
+    """
+    cores = max(os.cpu_count() or 1, 2)
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > cores:
+        raise ValueError(
+            f"trainer.devices must be at most {cores} on the CPU, which has {os.cpu_count()} "
+            f"cores, got {trainer.num_devices}"
+        )
+    _check_restart()
+    _check_port()
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    starts_itself = environment is None or not environment.creates_processes_externally
+    if trainer.num_nodes > 1 and starts_itself and "MASTER_ADDR" not in os.environ:
+        raise ValueError(
+            f"trainer.num_nodes must be 1 here, got {trainer.num_nodes}: several machines need a "
+            "launcher, such as torchrun or srun"
+        )
+
+
+def _check_restart() -> None:
+    """Refuses to start again where torch's processes would wait for addresses of the dead."""
+    known = os.environ
+    again = known.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and known.get("WORLD_SIZE") != "1"
+    if again and known.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise ValueError(
+            "torchrun can't start processes again with the store that it shares with them (pytorch "
+            "#135712): set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for it, and --rdzv_backend c10d"
+        )
+
+
+def _check_port() -> None:
+    port = os.environ.get("MASTER_PORT", "1")
+    if not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ValueError(f"MASTER_PORT must be a port, 1 to 65535, got {port!r}")
+
+
+def check_fit(trainer: Trainer, test_after_fit: bool) -> None:
+    """Refuses settings of the trainer under which nothing would be trained, logged or kept.
+
+    Raises:
+        ValueError: naming the setting and the remedy.
+    """
+    settings: Any = trainer
+    if not hasattr(settings, "val_check_interval"):  # Lightning keeps a duration elsewhere
+        raise ValueError(
+            "trainer.val_check_interval must be batches or a part of an epoch: a validation by "
+            "the clock could not be repeated"
+        )
+    for name in ("max_steps", "max_epochs", "limit_train_batches", "val_check_interval"):
+        if getattr(settings, name) == 0:
+            hint = "; data.val_size 0 trains without validation" if "val" in name else ""
+            raise ValueError(f"trainer.{name} must be positive, got 0{hint}")
+    for name, least in _LEAST.items():
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise ValueError(f"trainer.{name} must be at least {least}, got {value}")
+    if (limit := time_limit(trainer)) is not None and limit.seconds <= 0:
+        raise ValueError("trainer.max_time must be positive, such as 00:01:30:00 for 90 minutes")
+    if (settings.gradient_clip_val or 0) < 0:
+        raise ValueError(
+            f"trainer.gradient_clip_val must not be negative, got {settings.gradient_clip_val}"
+        )
+    if test_after_fit and settings.fast_dev_run:
+        _log.info("fast_dev_run keeps nothing: there is no test after it")
+    if test_after_fit and not trainer.checkpoint_callbacks:
+        raise ValueError("test_after_fit tests a checkpoint: leave trainer.enable_checkpointing on")
+
+
+def check_validation(trainer: Trainer, data: CIFAR10DataModule, model: LightningModule) -> None:
+    """Refuses a validation interval that an epoch never reaches, and metrics that are not there.
+
+    Raises:
+        ValueError: naming the setting and the remedy.
+    """
+    _check_overfit(trainer, data)
+    settings: Any = trainer
+    every, batches = settings.val_check_interval, _batches_of_an_epoch(trainer, data)
+    by_epoch = data.val_size and settings.check_val_every_n_epoch is not None
+    if by_epoch and isinstance(every, int) and every > batches:
+        raise ValueError(
+            f"trainer.val_check_interval {every} is more than the {batches} batches of an "
+            "epoch; count over epochs with --trainer.check_val_every_n_epoch null"
+        )
+    metrics = _TRAIN_METRICS + (_VAL_METRICS if data.val_size else ())
+    first = _first_validation(trainer, batches) if data.val_size else batches
+    for callback in settings.callbacks:
+        asks = batches if _asks_at_end_of_epoch(callback, trainer) else first
+        _check_monitor(callback, getattr(callback, "monitor", None), metrics, asks, trainer, first)
+    schedule, interval = schedule_of(model)
+    asks = batches if interval == "epoch" else trainer.accumulate_grad_batches
+    _check_monitor(schedule, getattr(schedule, "monitor", None), metrics, asks, trainer, first)
+
+
+def _asks_at_end_of_epoch(callback: Any, trainer: Trainer) -> bool:
+    """Whether a callback asks for its metric when an epoch ends, not after a validation."""
+    if not isinstance(callback, EarlyStopping) or not callback.strict:
+        return False
+    settings: Any = trainer
+    by_epoch = settings.val_check_interval == 1.0 and settings.check_val_every_n_epoch == 1
+    asked = asks_at_end_of_epoch(callback)
+    return by_epoch if asked is None else asked
+
+
+def _check_monitor(
+    who: Any, metric: str | None, metrics: tuple[str, ...], asks: int, trainer: Trainer, first: int
+) -> None:
+    """Refuses a metric that is not there, or not yet when it is first asked for.
+
+    Args:
+        who: asks for it.
+        metric: its name, if any.
+        metrics: what is logged.
+        asks: batches after which it is first asked for.
+        trainer: with its other settings.
+        first: batches after which the first validation comes.
+    """
+    name, settings = type(who).__name__, cast(Any, trainer)
+    if metric is None:
+        return
+    if metric not in metrics:
+        raise ValueError(
+            f"{name} monitors {metric}, which is not logged here: take one of {', '.join(metrics)}"
+        )
+    logged = settings.log_every_n_steps * trainer.accumulate_grad_batches
+    known = first if metric in _VAL_METRICS else logged
+    if known > asks:
+        remedy = "trainer.val_check_interval" if metric in _VAL_METRICS else _LOG_EVERY
+        raise ValueError(
+            f"{name} asks for {metric} after {asks} batches, but it is first known after {known}: "
+            f"lower --{remedy}, or let it ask later"
+        )
+
+
+_LOG_EVERY = "trainer.log_every_n_steps"
+
+
+def _check_overfit(trainer: Trainer, data: CIFAR10DataModule) -> None:
+    """Refuses a part of the batches that is none, of training or of validation."""
+    part: Any = trainer.overfit_batches  # type: ignore[attr-defined]
+    if not part or isinstance(part, int):
+        return
+    sources = {"training": data.train_dataloader(), "validation": data.val_dataloader()}
+    for name, source in sources.items():
+        if len(source) and part * len(source) < 1:
+            raise ValueError(
+                f"trainer.overfit_batches {part} leaves none of {len(source)} batches of {name}: "
+                "take a number of batches, such as 1"
+            )
+
+
+def note_without_validation(trainer: Trainer, data: CIFAR10DataModule) -> None:
+    """Says so if a fit will end before its first validation, and have no best checkpoint."""
+    settings: Any = trainer
+    if settings.fast_dev_run or not data.val_size or not settings.limit_val_batches:
+        return
+    epoch = _batches_of_an_epoch(trainer, data)
+    first = _first_validation(trainer, epoch)
+    total = _batches_of_fit(trainer, epoch)
+    if first > total:
+        _log.info(
+            f"this fit ends after {total:,} batches, its first validation would come after "
+            f"{first:,}: it will have no best.ckpt; for one, lower --trainer.val_check_interval"
+        )
+
+
+def _first_validation(trainer: Trainer, epoch: int) -> int:
+    """Batches after which the first validation comes, of epochs of so many."""
+    settings: Any = trainer
+    every, epochs = settings.val_check_interval, settings.check_val_every_n_epoch
+    first: int = every if isinstance(every, int) else max(1, int(epoch * every))
+    return first if epochs is None else first + (epochs - 1) * epoch
+
+
+def _batches_of_fit(trainer: Trainer, epoch: int) -> float:
+    """Batches of a whole fit; the accumulation of gradients is taken as that of its beginning."""
+    epochs = trainer.max_epochs or -1
+    by_epochs = epoch * epochs if epochs > 0 else math.inf
+    by_steps = trainer.max_steps * trainer.accumulate_grad_batches
+    return min(by_epochs, by_steps) if trainer.max_steps > 0 else by_epochs
+
+
+def check_averaging(trainer: Trainer, model: nn.Module, data: CIFAR10DataModule) -> None:
+    """Refuses `StochasticWeightAveraging` where no averaged weights would come of it.
+
+    Lightning puts them in place when the last epoch is over. With batch normalisation it spoils
+    them then, by a step with gradients of the epoch before.
+
+    Raises:
+        ValueError: naming the setting and the remedy.
+    """
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    averaging = [c for c in callbacks if isinstance(c, StochasticWeightAveraging)]
+    if not averaging:
+        return
+    problem = ""
+    if StochasticWeightAveraging.pl_module_contains_batch_norm(cast(LightningModule, model)):
+        problem = "spoils the weights of a model with batch normalisation; take EMAWeightAveraging"
+    epochs, epoch = trainer.max_epochs or -1, _batches_of_an_epoch(trainer, data)
+    start = start_of_averaging(averaging[0])
+    if epochs > 0 and 0 <= trainer.max_steps < steps_of_fit(trainer, epoch, ignore_max_steps=True):
+        problem = (
+            f"averages when the last epoch is over, but trainer.max_steps {trainer.max_steps} "
+            "comes first; set --trainer.max_steps -1 and --trainer.max_epochs"
+        )
+    elif epochs > 0 and isinstance(start, int) and start > epochs:
+        problem = f"begins in epoch {start}, but there are {epochs}; set swa_epoch_start lower"
+    elif any(isinstance(callback, EarlyStopping) for callback in callbacks):
+        problem = "averages when the last epoch is over; leave EarlyStopping out"
+    if problem:
+        raise ValueError(f"trainer.callbacks: StochasticWeightAveraging {problem}")
+
+
+def take_precision(trainer: Trainer, model: LightningModule) -> None:
+    """Gives weights the type that the trainer's precision has from the start on.
+
+    Lightning does it later: weights of 64 bits would be loaded through 32.
+    """
+    plugin = trainer.precision_plugin
+    plugin.convert_module(model)
+    model.example_input_array = plugin.convert_input(model.example_input_array)
+
+
+def written_config(parser: Any, config: Any) -> str:
+    """Writes a parsed configuration as a run keeps it.
+
+    Args:
+        parser: the command's parser.
+        config: the configuration; the parser has checked it.
+
+    Returns:
+        YAML.
+
+    Raises:
+        ValueError: naming a value that can't be written: the run could not go on.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"\s*Unable to serialize")
+        try:
+            written: str = parser.dump(config, skip_none=False, skip_validation=True)
+        except (yaml.YAMLError, TypeError) as error:  # of an object among the defaults
+            raise ValueError(f"{error.args[-1]!r} {_CANT_BE_HELD}") from error
+    if lost := _LOST.search(written):
+        raise ValueError(f"{lost[1]}: {lost[2]} {_CANT_BE_HELD}")
+    return written
+
+
+def read_back(parser: Any, written: str) -> dict[str, Any]:
+    """Reads a configuration that was written; if it names classes, the parser checks it again.
+
+    Args:
+        parser: the command's parser.
+        written: YAML, from `written_config`.
+    """
+    config: dict[str, Any] = yaml.safe_load(written)
+    trainer = config.get("trainer") or {}
+    if not all(isinstance(trainer.get(key), _SIMPLE) for key in _MADE_OF_CLASSES):
+        parser.parse_string(written)
+    return config
+
+
+_CANT_BE_HELD = (
+    "is a value that the run's config.yaml can't hold, so that the run could not go on: give "
+    "another in its place"
+)
+_SIMPLE = (str, int, float, type(None))
+_MADE_OF_CLASSES = ("callbacks", "plugins", "profiler", "strategy")
+# What jsonargparse writes in place of an object.
+_LOST = re.compile(r"(\w+): '?Unable to serialize instance (.+?)'?$", re.MULTILINE)
+
+
+def _batches_of_an_epoch(trainer: Trainer, data: CIFAR10DataModule) -> int:
+    batches, limit = len(data.train_dataloader()), trainer.limit_train_batches
+    limited = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+    if limited == 0:
+        raise ValueError(f"trainer.limit_train_batches {limit} leaves none of {batches} batches")
+    return limited
+
+
+# Best, newest and the one before it, and the next while it is written.
+_CHECKPOINTS = 4
+# Weights and Adam's two moments.
+_COPIES = 3
+
+
+def check_space(folder: Path, model: nn.Module, goes_on: bool) -> None:
+    """Refuses a disk that has no room for the checkpoints of a fit.
+
+    Args:
+        folder: the run's folder.
+        model: what is to be kept.
+        goes_on: whether the run has checkpoints there that it will replace.
+
+    Raises:
+        RunError: naming what is free and what is needed.
+    """
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    largest = _COPIES * sum(tensor.nbytes for tensor in tensors)
+    kept = [path.stat().st_size for path in folder.glob("*.ckpt")] if goes_on else []
+    needed = max(_CHECKPOINTS - len(kept), 1) * max(kept, default=largest)
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise RunError(
+            f"{place.resolve()} has {free / 2**20:,.1f} MiB free, and the run's checkpoints need "
+            f"up to {needed / 2**20:,.1f}: make room, or name another disk with --runs_dir"
+        )
+
+
+def check_progress(
+    path: Path, checkpoint: dict[str, Any], trainer: Trainer, data: CIFAR10DataModule
+) -> None:
+    """Refuses to go on from a checkpoint that is as far already as the training asked for.
+
+    Raises:
+        RunError: naming the limit to raise.
+    """
+    steps = int(checkpoint["global_step"])
+    if 0 <= trainer.max_steps <= steps:
+        raise RunError(f"{path} has {steps:,} steps behind it: raise --trainer.max_steps above")
+    epochs = int(checkpoint["epoch"])
+    if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epochs:
+        raise RunError(f"{path} has {epochs} epochs behind it: raise --trainer.max_epochs above")

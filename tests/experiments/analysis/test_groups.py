@@ -1,0 +1,94 @@
+"""Runs grouped over seeds: what stands for a seed that ran more than once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.analysis.groups import Group, doubts, group_runs
+from experiments.analysis.wandb_runs import read_wandb
+from experiments.records.runs import Run
+
+
+def run(seed: int | None, value: float | None, curve: list[float], number: int = 0) -> Run:
+    name = f"a-s{seed}-20260101-00000{number}"
+    summary: dict[str, Any] = {} if value is None else {"test/acc": value}
+    fields = {"summary": summary, "seed": seed, "data": "cifar10"}
+    entries = [{"step": 10 * i, "val/acc": point} for i, point in enumerate(curve, 1)]
+    return Run(name, Path(name), "finished", fields, {"model": "MLP"}, entries)
+
+
+def group(*runs: Run) -> Group:
+    (found,) = group_runs(runs, "test/acc", "val/acc")
+    return found
+
+
+def test_a_seed_that_ran_twice_counts_once_with_its_mean() -> None:
+    runs = run(1, 0.4, [0.1, 0.7, 0.2]), run(1, 0.6, [0.3, 0.3, 0.9], 1), run(2, 0.9, [0.5, 0.6])
+    found = group(*runs)
+    assert found.final() == pytest.approx({1: 0.5, 2: 0.9})
+    assert found.best() == pytest.approx({1: 0.8, 2: 0.6})
+    assert found.last() == pytest.approx({1: 0.55, 2: 0.6})
+    assert found.best_steps() == pytest.approx({1: 25, 2: 20})
+    assert doubts([found]) == ["a: seed 1 ran more than once, counted once"]
+
+
+def test_the_best_of_a_loss_is_its_lowest() -> None:
+    one = run(1, 0.4, [0.3, 0.1, 0.2])
+    one.entries = [{"step": entry["step"], "val/loss": entry["val/acc"]} for entry in one.entries]
+    (found,) = group_runs([one], "test/acc", "val/loss")
+    assert (found.best(), found.best_steps()) == ({1: 0.1}, {1: 20})
+
+
+def test_a_repeat_without_a_figure_changes_nothing() -> None:
+    assert group(run(1, None, []), run(1, 0.6, [], 1)).final() == {1: 0.6}
+
+
+def test_runs_without_a_seed_stay_apart() -> None:
+    found = group(run(3, 0.3, []), run(None, 0.4, []), run(None, 0.6, [], 1))
+    assert found.final() == {3: 0.3, -2: 0.4, -3: 0.6}
+
+
+def test_the_order_of_the_runs_changes_nothing() -> None:
+    runs = run(1, 0.4, []), run(1, 0.6, [], 1), run(2, 0.9, [])
+    assert group(*runs).final() == group(*reversed(runs)).final()
+
+
+def limited(seed: int, limit: str | None, stopped_by: str | None = None) -> Run:
+    found = run(seed, 0.5, [])
+    found.config["trainer.max_time"] = limit
+    found.fields["stopped_by"] = stopped_by
+    return found
+
+
+def grouped(*runs: Run) -> list[list[int | None]]:
+    return [[run.seed for run in found.runs] for found in group_runs(runs, "test/acc", "val/acc")]
+
+
+def test_a_time_limit_that_stopped_nothing_makes_no_other_experiment() -> None:
+    early = limited(2, "00:02:00:00", "EarlyStopping: val/acc is not finite")
+    late = limited(3, None, "EarlyStopping: val/acc has not been better")
+    assert grouped(limited(0, None), limited(1, "00:01:00:00"), early, late) == [[0, 1, 2, 3]]
+
+
+def test_a_run_that_its_time_limit_stopped_is_no_repeat() -> None:
+    hour, two = (f"trainer.max_time {hours}:00:00 is used up" for hours in (1, 2))
+    stopped = [limited(seed, "00:01:00:00", hour) for seed in (1, 2)]
+    longer = limited(3, "00:02:00:00", two)
+    assert grouped(limited(0, "00:01:00:00"), *stopped, longer) == [[0], [1, 2], [3]]
+
+
+def test_what_w_and_b_has_of_a_run_with_a_time_limit_stays_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits = [None, "00:01:00:00", {"hours": 1}, {"minutes": 1}, {"minutes": 1}]
+
+    def records(path: Path) -> list[dict[str, Any]]:
+        tree = {"seed_everything": (seed := int(path.stem)), "trainer": {"max_time": limits[seed]}}
+        update = {"type": "run", "run": {"run_id": path.stem, "config": {"update": tree}}}
+        return [update, {"type": "exit", "exit": {}}]
+
+    monkeypatch.setattr("experiments.analysis.wandb_runs._records", records)
+    runs = read_wandb([Path(f"{seed}.wandb") for seed in range(len(limits))], 0.0)
+    assert [run.note for run in runs] == [""] * len(limits)
+    assert grouped(*runs) == [[0], [1], [2], [3, 4]]

@@ -1,0 +1,126 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.text import Text
+from PIL import Image
+
+from experiments.analysis import plots
+
+NAMES = [f"class {i}" for i in range(10)]
+
+pytestmark = pytest.mark.pictures
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        image.load()
+        assert image.format == "PNG"
+        assert len(image.convert("RGB").getcolors(1 << 20) or ()) > 2  # something is drawn
+        return image.size
+
+
+def test_curves_are_drawn_also_with_gaps(tmp_path: Path) -> None:
+    entries: list[dict[str, Any]] = [
+        {"step": 1, "train/loss": 2.3, "train/acc": 0.1},
+        {"step": 2, "train/loss": None, "val/loss": 2.2, "val/acc": 0.2},
+        {"step": 2, "test/loss": 2.2, "test/acc": 0.2},
+    ]
+    plots.curves(entries, tmp_path / "curves.png", title="a run")
+    width, height = size_of(tmp_path / "curves.png")
+    assert width > 2 * height > 600
+
+
+def test_curves_of_nothing_are_an_empty_figure(tmp_path: Path) -> None:
+    plots.curves([], tmp_path / "curves.png", title="a run")
+    assert size_of(tmp_path / "curves.png")
+
+
+def test_confusion_matrix_is_drawn_also_without_images(tmp_path: Path) -> None:
+    for confusion in (np.zeros((10, 10), np.int64), np.diag(np.arange(10))):
+        plots.confusion_matrix(confusion, NAMES, tmp_path / "matrix.png", title="test")
+        assert min(size_of(tmp_path / "matrix.png")) > 600
+
+
+@pytest.mark.parametrize(("count", "rows"), [(1, 1), (8, 1), (9, 2)])
+def test_a_grid_has_as_many_rows_as_it_needs(count: int, rows: int, tmp_path: Path) -> None:
+    images = [np.full((32, 32, 3), 10 * i, np.uint8) for i in range(count)]
+    plots.image_grid(images, ["cat 99%\ntrue: dog"] * count, tmp_path / "grid.png")
+    width, height = size_of(tmp_path / "grid.png")
+    assert height == pytest.approx(rows * 1.9 / 12 * width, abs=2)
+
+
+def test_no_mistakes_no_picture(tmp_path: Path) -> None:
+    plots.image_grid([], [], tmp_path / "grid.png")
+    assert not (tmp_path / "grid.png").exists()
+
+
+STRANGE = [
+    "cost$x_{$",
+    r"$\frac{$",
+    "$a$",
+    "\u732b\U0001f600",  # the font has neither
+    "x" * 300,
+    "a\nb\x1b[31m\u202e\ud800",
+    "_hidden",
+    "",
+]
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_name_is_drawn_as_text_whatever_it_is(
+    name: str, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    figure, (ax,) = plots.panels(1, name)
+    plots.band(ax, [{1: 0.5, 2: 0.6}], name)
+    ax.set(xlabel=name)
+    ax.legend()
+    plots.save(figure, tmp_path / "curves.png")
+    drawn = [text.get_text() for text in figure.findobj(Text) if isinstance(text, Text)]
+    legend = [text for text in drawn if text.endswith(" (n = 1)")]
+    assert len(legend) == 1
+    assert all(len(line) <= 80 for text in drawn for line in text.split("\n"))
+    assert not [text for text in drawn if {"\x1b", "\u202e", "\ud800"} & {*text}]
+    assert not [text for text in figure.findobj(Text) if text.get_parse_math()]
+    assert not [str(warning.message) for warning in recwarn]
+
+
+@pytest.mark.parametrize("name", [r"$\frac{$", "x" * 300])
+def test_classes_and_titles_are_drawn_as_text(
+    name: str, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    confusion = np.eye(2, dtype=np.int64)
+    plots.confusion_matrix(confusion, [name, "b"], tmp_path / "matrix.png", title=name)
+    image = np.zeros((8, 8, 3), np.uint8)
+    plots.image_grid([image], [f"{name} 99%\ntrue: {name}"], tmp_path / "grid.png")
+    assert min(size_of(tmp_path / "matrix.png")) > 600
+    assert not [str(warning.message) for warning in recwarn]
+
+
+def test_what_is_no_figure_is_not_drawn(tmp_path: Path) -> None:
+    entries: list[dict[str, Any]] = [
+        {"step": 1, "train/loss": 2.3},
+        {"step": None, "train/loss": 2.3},
+        {"step": 3, "train/loss": "2.3"},
+        {"step": 4, "train/loss": float("nan"), "val/acc": [1]},
+        {"step": 10**400, "train/loss": 1e308},
+        {"train/loss": 1},
+    ]
+    plots.curves(entries, tmp_path / "curves.png", title="a run")
+    assert size_of(tmp_path / "curves.png")
+
+
+def test_a_picture_takes_the_place_of_a_link(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    for name in ("curves.png", ".curves.png.partial"):
+        (tmp_path / name).symlink_to(tmp_path / "precious")
+    plots.curves([], tmp_path / "curves.png", title="a run")
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert not (tmp_path / "curves.png").is_symlink()
+    assert size_of(tmp_path / "curves.png")
+
+
+def test_accuracy_per_class_is_its_recall() -> None:
+    confusion = np.array([[3, 1, 0], [0, 0, 0], [2, 2, 4]])
+    assert plots.accuracy_per_class(confusion) == [0.75, 0.0, 0.5]
