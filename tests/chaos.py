@@ -144,7 +144,7 @@ def _serve() -> None:
     """Forks for every order that comes."""
     sys.path.insert(0, str(PROJECT))
     gc.disable()  # as cli.py does
-    importlib.import_module("cli")
+    importlib.import_module("experiments.command_line.interface")
     gc.freeze()
     gc.enable()
     for line in sys.stdin:

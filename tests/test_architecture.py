@@ -8,6 +8,7 @@ import enum
 import functools
 import importlib
 import inspect
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,26 @@ ELSEWHERE = [
     if path.relative_to(ROOT).as_posix() not in SEAMS
 ]
 BY_NAME = {"getattr", "setattr", "hasattr", "delattr", "attrgetter", "methodcaller"}
+# Rooms of experiments, the lowest floor first, each with the rooms that it may import from.
+_BASE = {"errors", "texts", "identity"}
+ROOMS: dict[str, set[str]] = {
+    **{room: set[str]() for room in (*_BASE, "lightning_seam")},
+    "process": {"errors"},
+    "records": _BASE,
+    "checkpoints": {"errors", "identity", "lightning_seam", "records"},
+    "analysis": {"texts", "identity", "records"},
+    "monitoring": {*_BASE, "lightning_seam", "records", "checkpoints", "analysis"},
+    "session": {"errors", "identity", "lightning_seam", "process", "records", "checkpoints"}
+    | {"analysis", "monitoring"},
+    "command_line": {*_BASE, "lightning_seam", "process", "records", "checkpoints", "monitoring"}
+    | {"session"},
+    "reproduction": {"texts", "identity", "records", "analysis"},
+    "compare": {"texts", "identity", "records", "analysis", "command_line"},
+    "wandb_report": set[str](),
+    "__init__": {"errors", "records", "monitoring"},
+}
+MOST_FILES = 10  # in a folder
+LONGEST_CLASS = 330  # lines
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -148,6 +169,47 @@ def test_packages_look_one_way(path: Path) -> None:
     package = path.relative_to(ROOT).parts[0]
     allowed_above = {"cli", "tests", "benchmarks", "start"}
     assert not imported(path.read_text()) & (FORBIDDEN[package] | allowed_above)
+
+
+def room_of(name: str) -> str:
+    """The room of a module of experiments, ``experiments.records.runs``."""
+    return [*name.split("."), "__init__"][1]
+
+
+def rooms_used(code: str) -> set[str]:
+    """The rooms of experiments that code imports from, wherever in it."""
+    found = set[str]()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.module == "experiments":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and str(node.module).startswith("experiments."):
+            found.add(room_of(str(node.module)))
+        elif isinstance(node, ast.Import):
+            found |= {room_of(a.name) for a in node.names if a.name.startswith("experiments.")}
+    return found
+
+
+def test_rooms_look_down() -> None:
+    floors = list(ROOMS)
+    for room, below in ROOMS.items():
+        assert all(floors.index(other) < floors.index(room) for other in below), room
+    found: dict[str, set[str]] = {room: set() for room in ROOMS}
+    for path in (path for path in MODULES if name_of(path).startswith("experiments/")):
+        room = room_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        found[room] |= rooms_used(path.read_text()) - {room}
+    assert found == ROOMS  # an arrow that nobody needs is not allowed either
+
+
+def test_no_folder_and_no_class_is_large() -> None:
+    folders = Counter(path.parent for path in MODULES)
+    assert {name_of(folder) for folder, files in folders.items() if files > MOST_FILES} == set()
+    classes = [
+        (f"{name_of(path)}: {node.name}", (node.end_lineno or 0) - node.lineno + 1)
+        for path in (*MODULES, ROOT / "cli.py", ROOT / "reproduce.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert {name: lines for name, lines in classes if lines > LONGEST_CLASS} == {}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

@@ -67,7 +67,7 @@ class NoteHandler(logging.Handler):
 
 def show_notes() -> None:
     """Prints what this project's packages log, from level INFO on."""
-    for package in ("cli", "datamodules", "experiments", "lightning_modules"):
+    for package in ("datamodules", "experiments", "lightning_modules"):
         logger = logging.getLogger(package)
         logger.setLevel(logging.INFO)
         logger.handlers = [NoteHandler()]

@@ -19,7 +19,6 @@ from experiments.checkpoints.loading import (
     state_sha256,
 )
 from experiments.checkpoints.saving import AtomicCheckpointIO, LastCheckpoint, SettledProgress
-from experiments.command_line.messages import one_line
 from experiments.errors import RunError, UsageError, is_of_user
 from experiments.monitoring.callbacks import EvaluationReport, PredictionWriter
 from experiments.monitoring.loggers import RecordLogger, wandb_logger
@@ -185,7 +184,7 @@ class RunSession:
             if not is_of_user(error) or isinstance(error, RunError) or has_begun:
                 raise
             self._abandon()
-            raise UsageError(one_line(str(error))) from error
+            raise UsageError(str(error)) from error
 
     def _abandon(self) -> None:
         if self.run is not None:

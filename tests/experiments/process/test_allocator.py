@@ -12,7 +12,7 @@ from tests.conftest import PROJECT
 FAULTS = """
 import gc, resource, threading, torch
 gc.disable()  # as cli.py does
-import cli  # the heap as a run finds it
+import experiments.command_line.interface  # the heap as a run finds it
 from experiments.process.allocator import keep_freed_memory
 told = keep_freed_memory()
 def step():

@@ -1,0 +1,254 @@
+"""LightningCLI for runs: parses a command, builds what it names, and runs it on a run."""
+
+import logging
+import shlex
+import signal
+import sys
+
+try:
+    import torchvision  # noqa: F401 - before Lightning, which hides why this fails
+except ModuleNotFoundError as _error:
+    sys.exit(
+        f"error: {sys.executable} has no {_error.name}: set up with python3 start.py, then "
+        "activate .venv (. .venv/bin/activate)"
+    )
+except (ImportError, RuntimeError) as _error:
+    from importlib.metadata import version
+
+    sys.exit(
+        f"error: torch {version('torch')} and torchvision {version('torchvision')} do not fit "
+        f"together ({_error}); install both from one index: "
+        "pip install --force-reinstall 'torch>=2.11' 'torchvision>=0.26'"
+    )
+
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from datamodules import CIFAR10DataModule
+from experiments.checkpoints.saving import best_checkpoint
+from experiments.command_line.config_files import check_encodings, expand_homes, texts_of, use_utf8
+from experiments.command_line.help import COMMANDS, DESCRIPTION
+from experiments.command_line.lightning_table import check_lightning
+from experiments.command_line.messages import one_line, show_notes
+from experiments.command_line.own_modules import see_modules_here
+from experiments.command_line.parser_seam import options_of, take_as
+from experiments.command_line.parsing import RunParser, Seed, fail, prepare_arguments, user_errors
+from experiments.errors import RunError, UsageError
+from experiments.identity import experiment_of
+from experiments.lightning_seam import CommandLine
+from experiments.monitoring.loggers import keep_environment
+from experiments.monitoring.progress import RunProgressBar
+from experiments.process.allocator import keep_freed_memory
+from experiments.process.processes import die_with_parent
+from experiments.process.signals import Stopped
+from experiments.records.environment import fast_precision
+from experiments.records.trust import TRUST_FLAG
+from experiments.session.checks import written_config
+from experiments.session.preparation import prepare
+from experiments.session.quiet import quiet_lightning
+from experiments.session.session import RunSession
+from experiments.texts import printable
+from lightning_modules import (  # noqa: F401 - known by short name
+    CNN,
+    MLP,
+    Classifier,
+    FastCNN,
+    FineTuned,
+    NumPyMLP,
+)
+
+_log = logging.getLogger(__name__)
+
+
+class CIFAR10CLI(CommandLine):
+    """LightningCLI whose runs have a name, a folder, a record and a checkpoint to be found by."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        given = kwargs.get("args")
+        words = sys.argv[1:] if given is None else given
+        asked = words[0] if isinstance(words, list) and words else ""
+        self._commands = {asked} if asked in COMMANDS else {*COMMANDS}
+        for other in COMMANDS.keys() - self._commands:
+            kwargs["parser_kwargs"].pop(other, None)
+        super().__init__(*args, **kwargs)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The command asked for: to add the options of all four takes a tenth of a second."""
+        known = LightningCLI.subcommands()
+        return {name: known[name] for name in known if name in self._commands}
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the seed."""
+        parser.add_argument("--seed_everything", type=Seed, default=42, help="Seed of everything.")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what belongs to a run."""
+        group = parser.add_argument_group("Run: where it lies and how it ends")
+        group.add_argument(
+            "--name",
+            type=str | None,
+            help="Name of the run; default: configs, flags, seed and time. Evaluations take the "
+            "run's config and best checkpoint.",
+        )
+        group.add_argument("--runs_dir", type=str, default="runs", help="Where runs are kept.")
+        group.add_argument(
+            "--overwrite", type=bool, default=False, help="Replace a run of the same name."
+        )
+        group.add_argument(
+            "--resume",
+            type=bool,
+            default=False,
+            help="Go on with the run where it was left, or begin it if there is none.",
+        )
+        group.add_argument(
+            TRUST_FLAG,
+            type=bool,
+            default=False,
+            help="Take a run's own configuration as it is, with the modules and folders it names.",
+        )
+        group.add_argument(
+            "--save_every_min",
+            type=float,
+            default=5.0,
+            help="Minutes after which to save last.ckpt even without a validation.",
+        )
+        group.add_argument(
+            "--test_after_fit",
+            type=bool,
+            default=False,
+            help="End fit with a test of the best checkpoint on validation.",
+        )
+        parser.set_defaults({"data": "CIFAR10DataModule"})
+        for option in options_of(parser):
+            if option.dest.startswith("trainer.limit_"):
+                # Lightning's float | int makes 1.0, all batches, of 1, one batch.
+                take_as(option, int | float | None)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses the arguments, short forms included."""
+        self.experiment = "run"
+        self.command_line = shlex.join(sys.argv)
+        if isinstance(args, list):  # called from Python: that one's arguments are not these
+            self.command_line = shlex.join(["cli.py", *args])
+        if isinstance(args, list | None):
+            with user_errors():
+                given = sys.argv[1:] if args is None else args
+                check_encodings(given)
+                arguments = prepare_arguments(expand_homes(given))
+                see_modules_here([*arguments, *texts_of(arguments)])
+                self.config = expand_homes(self._parse(parser, arguments))
+                self._keep_environment()
+                self.experiment = experiment_of(given)
+        else:
+            super().parse_arguments(parser, args)
+
+    def _parse(self, parser: LightningArgumentParser, arguments: list[str]) -> Namespace:
+        """Parses with the command's own parser: the outer one would check everything again."""
+        # Only the outer parser prints a configuration.
+        prints = any(word.startswith("--print_config") for word in arguments)
+        if prints or not arguments or {arguments[0]} != self._commands:
+            return parser.parse_args(arguments)
+        command = arguments[0]
+        parsed = self.command_parser(command).parse_args(arguments[1:])
+        outer = {"config": None, "subcommand": command, command: parsed}
+        return Namespace(**outer)  # type: ignore[no-untyped-call]
+
+    def written_settings(self) -> dict[str, Any]:
+        """The configuration, for hyperparameters; Lightning would check it again first."""
+        command = self.config.subcommand
+        written = written_config(self.command_parser(command), self.config[command])
+        settings: dict[str, Any] = yaml.safe_load(written)
+        return settings
+
+    def _keep_environment(self) -> None:
+        """Lets the run's own configuration say what W&B takes from the environment."""
+        keep_environment(self.config[self.config.subcommand].trainer.logger)
+
+    def instantiate_classes(self) -> None:
+        """Builds data, model and trainer; what is wrong with them is the user's to know."""
+        with user_errors():
+            check_lightning(self.config[self.config.subcommand].trainer)
+            super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Builds the trainer with this project's bar and checkpoint, unless they are off."""
+        config = self.config_init[self.config.subcommand].trainer
+        if config.precision is None and self.model.takes_half_precision:
+            self._choose_precision(config)
+        callbacks: list[Callback] = []
+        if config.enable_progress_bar is not False and not _has_bar(config.callbacks):
+            callbacks.append(RunProgressBar())
+        if config.enable_checkpointing is not False:
+            callbacks.append(best_checkpoint())
+        self.trainer_defaults["callbacks"] = callbacks
+        return super().instantiate_trainer(**kwargs)
+
+    def _choose_precision(self, config: Any) -> None:
+        """Takes the precision that is fastest here; the run's own config then holds it."""
+        config.precision = fast_precision(config.accelerator)
+        self.config[self.config.subcommand].trainer.precision = config.precision
+        _log.info(f"{config.precision} is fastest here; --trainer.precision chooses another")
+
+    def run_command(self, command: str) -> None:
+        """Runs a command, on one run."""
+        with user_errors():
+            session = RunSession(prepare(self, command, self.experiment))
+        try:
+            session.execute(self.arguments_of(command))
+        except UsageError as error:  # in Lightning's words
+            raise UsageError(one_line(str(error))) from error
+
+
+def _has_bar(callbacks: Any) -> bool:
+    given = callbacks if isinstance(callbacks, list) else [callbacks]
+    return any(isinstance(callback, ProgressBar) for callback in given)
+
+
+def run(args: ArgsType = None) -> None:
+    """Runs a command line, and exits with its status if that is not 0.
+
+    Args:
+        args: arguments without the program's name; default: those of the process.
+    """
+    use_utf8()
+    quiet_lightning()
+    show_notes()
+    keep_freed_memory()
+    die_with_parent()
+    try:
+        CIFAR10CLI(
+            Classifier,
+            CIFAR10DataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            parser_class=RunParser,
+            parser_kwargs={
+                "description": DESCRIPTION,
+                **{name: {"description": text} for name, text in COMMANDS.items()},
+            },
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            trainer_defaults={
+                "max_epochs": 10,
+                "logger": {"class_path": "experiments.WandbLogger"},
+                "num_sanity_val_steps": 0,
+                "log_every_n_steps": 20,
+                "default_root_dir": "runs",
+            },
+            args=args,
+        )
+    except UsageError as error:
+        fail(error)
+    except FloatingPointError as error:
+        sys.exit(printable(f"error: {error}"))  # with status 1
+    except (RunError, OSError) as error:  # of the disk, most often
+        sys.exit(printable(f"error: {one_line(str(error))}"))
+    except Stopped as stopped:
+        raise SystemExit(stopped.status) from None
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
