@@ -1,12 +1,16 @@
 """The in-memory batch source: uint8 images once in memory, whole batches by index."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
+from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from datamodules.augment import AugmentedImages
+from datamodules.files import ImageSet
 
 Batch = tuple[Tensor, ...]
 
@@ -118,3 +122,49 @@ class BatchSource:
         epoch = 0 if self.repeats else self.epoch
         generator = np.random.default_rng((self.shuffle_seed, epoch))
         return torch.from_numpy(generator.permutation(total))
+
+
+class DeviceDataModule(LightningDataModule, ABC):
+    """A data module whose images lie on the trainer's device, and are normalised there.
+
+    Its batches are tuples that start with images, of a type that `normalize` takes.
+    """
+
+    @abstractmethod
+    def normalize(self, images: Tensor) -> Tensor:
+        """Turns the images of a batch into what a network is given, float32."""
+
+    def on_device(self, images: ImageSet) -> tuple[Tensor, Tensor]:
+        """Images, uint8, and their labels on the trainer's device, on the CPU without one."""
+        device = self.trainer.strategy.root_device if self.trainer else "cpu"
+        pixels, labels = torch.from_numpy(images.images), torch.from_numpy(images.labels)
+        return pixels.to(device), labels.to(device)
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Leaves a batch alone that is on the device already, as all of `BatchSource` are."""
+        tensors = batch if isinstance(batch, tuple | list) else [batch]
+        if all(isinstance(t, Tensor) and t.device == device for t in tensors):
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Normalises the images of a batch on the device they are on.
+
+        Args:
+            batch: a tuple that starts with uint8 images ``(B, 3, 32, 32)``; anything else, as the
+                model's ``example_input_array``, is left alone.
+            dataloader_idx: not used.
+
+        Returns:
+            The batch with images of the same shape, float32 unless ``trainer.precision`` is one
+            of the ``-true`` types.
+        """
+        if isinstance(batch, Tensor):
+            return batch
+        images, *rest = batch
+        images = self.normalize(images)
+        if self.trainer:  # where weights are of another type than float32, so must be the images
+            images = self.trainer.precision_plugin.convert_input(images)
+        return images, *rest

@@ -1,50 +1,30 @@
 """CIFAR-10 as a LightningDataModule: uint8 in memory, normalised on the device."""
 
-import logging
-import math
+import functools
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from datamodules.augment import AugmentedImages, Flip, check_augmentation
-from datamodules.batches import BatchSource
+from datamodules.batches import BatchSource, DeviceDataModule
 from datamodules.files import (
     DatasetError,
     ImageSet,
-    download_cifar10,
-    find_cifar10,
     is_synthetic,
-    make_synthetic,
     read_label_names,
     read_test,
     read_train,
-    synthetic_folder,
-    unpack_cifar10,
 )
+from datamodules.normalization import Normalization, Normalizer
 from datamodules.pictures import read_images
-
-_log = logging.getLogger(__name__)
-
-Source = Literal["cifar10", "synthetic", "auto"]
-Normalization = Literal["mean_image", "mean_image_std", "channel", "imagenet"]
-
-_IMAGE_SIZE = 32
-# Mean and standard deviation of red, green and blue, as torchvision's weights were trained with.
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_REMEDY = (
-    "Copy the official cifar-10-batches-py folder there, name the folder it lies in with "
-    "--data.data_dir or CIFAR10_DIR, run where it can be downloaded, or add "
-    "--config configs/data/synthetic.yaml to use generated images instead"
-)
+from datamodules.sources import Source, find_data
 
 
-class CIFAR10DataModule(LightningDataModule):
+class CIFAR10DataModule(DeviceDataModule):
     """CIFAR-10 [1]_, or a synthetic stand-in in the same file format.
 
     Batches are ``(images, labels)``: float32 ``(B, 3, 32, 32)`` and int64 ``(B,)``. The images
@@ -108,25 +88,18 @@ class CIFAR10DataModule(LightningDataModule):
         check_augmentation(crop, flip, cutout)
         self.data_dir = Path(data_dir or os.environ.get("CIFAR10_DIR") or "data").expanduser()
         self.source = source
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.val_size = val_size
-        self.split_seed = split_seed
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.val_size, self.split_seed = val_size, split_seed
         self.normalization = normalization
-        self.crop = crop
-        self.flip = flip
-        self.cutout = cutout
+        self.crop, self.flip, self.cutout = crop, flip, cutout
         self.seed = torch.initial_seed() if seed is None else seed
         self.download = download
         self.synthetic_images = synthetic_images
         self.predict_dir = predict_dir
         self._folder: Path | None = None
         self._train: ImageSet | None = None
-        self._predict_set: ImageSet | None = None
-        self._statistics: dict[str, Tensor] = {}
+        self.normalizer = Normalizer(normalization)
         self._label_names: list[str] = []
-
-    # ---- where the data is ------------------------------------------------------------------
 
     def prepare_data(self) -> None:
         """Finds, downloads or generates the data; decides what ``source: auto`` means here.
@@ -134,42 +107,9 @@ class CIFAR10DataModule(LightningDataModule):
         Raises:
             DatasetError: if there is no data; the message names the remedy.
         """
-        if self._folder is not None or self._predicts_folder:
-            return
-        if self.source == "synthetic":
-            self._make_synthetic()
-            return
-        try:
-            # Whoever says "auto" wants to see something run, not to wait for a slow server.
-            self._folder = self._locate_cifar10(60.0 if self.source == "auto" else math.inf)
-        except DatasetError as error:
-            if self.source != "auto":
-                raise DatasetError(f"{error}. {_REMEDY}") from error
-            _log.warning(
-                f"{error}. USING THE SYNTHETIC STAND-IN: its accuracies say nothing about CIFAR-10"
-            )
-            self._make_synthetic()
-
-    def _make_synthetic(self) -> None:
-        is_new = not synthetic_folder(self.data_dir, self.synthetic_images).exists()
-        self._folder = make_synthetic(self.data_dir, self.synthetic_images)
-        if is_new:
-            size = sum(file.stat().st_size for file in self._folder.iterdir()) / 1e6
-            _log.info(f"made the synthetic set in {self._folder}, {size:,.0f} MB")
-
-    def _locate_cifar10(self, patience_s: float) -> Path:
-        """Finds, unpacks or downloads CIFAR-10; an error tells of all that was tried."""
-        attempts: list[Callable[[Path], Path | None]] = [find_cifar10, unpack_cifar10]
-        if self.download:
-            attempts.append(lambda folder: download_cifar10(folder, patience_s=patience_s))
-        failed: list[str] = []
-        for attempt in attempts:
-            try:
-                if folder := attempt(self.data_dir):
-                    return folder
-            except DatasetError as error:
-                failed.append(str(error))
-        raise DatasetError("; ".join(failed))
+        if self._folder is None and not self._predicts_folder:
+            images = self.synthetic_images
+            self._folder = find_data(self.data_dir, self.source, self.download, images)
 
     @property
     def _predicts_folder(self) -> bool:
@@ -179,11 +119,8 @@ class CIFAR10DataModule(LightningDataModule):
     @property
     def resolved_source(self) -> Literal["cifar10", "synthetic"]:
         """What ``source`` turned out to be, once the data was found."""
-        if self._folder is None:
-            return "synthetic" if self.source == "synthetic" else "cifar10"
-        return "synthetic" if is_synthetic(self._folder) else "cifar10"
-
-    # ---- reading, splitting, normalising ----------------------------------------------------
+        is_made = is_synthetic(self._folder) if self._folder else self.source == "synthetic"
+        return "synthetic" if is_made else "cifar10"
 
     def setup(self, stage: str | None = None) -> None:
         """Reads and verifies the files, splits off the validation set, computes statistics.
@@ -199,12 +136,11 @@ class CIFAR10DataModule(LightningDataModule):
         self.prepare_data()
         assert self._folder is not None
         whole = read_train(self._folder)
-        train, val = stratified_split(whole.labels, self.val_size, self.split_seed)
-        self._train, self._val = _subset(whole, train), _subset(whole, val)
+        parts = stratified_split(whole.labels, self.val_size, self.split_seed)
+        self._train, self._val = (_subset(whole, part) for part in parts)
         self.test_set = read_test(self._folder)
         self._label_names = read_label_names(self._folder)
-        if not self._statistics:
-            self._statistics = statistics(self._train.images, self.normalization)
+        self.normalizer.learn(self._train.images)
         self.train_dataloader()  # a batch size that leaves no batch is an error here
 
     @property
@@ -235,55 +171,13 @@ class CIFAR10DataModule(LightningDataModule):
         self.train_set  # noqa: B018 - raises before setup
         return self._val
 
-    def transfer_batch_to_device(
-        self, batch: Any, device: torch.device, dataloader_idx: int
-    ) -> Any:
-        """Leaves a batch alone that is on the device already, as all of `BatchSource` are."""
-        tensors = batch if isinstance(batch, tuple | list) else [batch]
-        if all(isinstance(t, Tensor) and t.device == device for t in tensors):
-            return batch
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Normalises the images of a batch on the device they are on.
-
-        Args:
-            batch: a tuple that starts with uint8 images ``(B, 3, 32, 32)``; anything else, as the
-                model's ``example_input_array``, is left alone.
-            dataloader_idx: not used.
-
-        Returns:
-            The batch with images of the same shape, float32 unless ``trainer.precision`` is one
-            of the ``-true`` types.
-        """
-        if isinstance(batch, Tensor):
-            return batch
-        images, *rest = batch
-        images = self.normalize(images)
-        if self.trainer:  # where weights are of another type than float32, so must be the images
-            images = self.trainer.precision_plugin.convert_input(images)
-        return images, *rest
-
     def normalize(self, images: Tensor) -> Tensor:
         """Normalises uint8 images ``(B, 3, 32, 32)`` to float32 with the training statistics."""
-        if not self._statistics:
-            raise DatasetError(
-                "no statistics to normalise with: predict a folder with a checkpoint (ckpt_path)"
-            )
-        if self._statistics["mean"].device != images.device:
-            self._statistics = {k: v.to(images.device) for k, v in self._statistics.items()}
-        normalized = images.to(torch.float32).sub_(self._statistics["mean"])
-        if "std" in self._statistics:
-            normalized.div_(self._statistics["std"])
-        return normalized
+        return self.normalizer(images)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to predict without the training data."""
-        return {
-            "normalization": self.normalization,
-            "label_names": list(self.label_names),
-            "statistics": {name: value.cpu() for name, value in self._statistics.items()},
-        }
+        return {**self.normalizer.state_dict(), "label_names": list(self.label_names)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes the statistics and class names of a checkpoint.
@@ -292,19 +186,8 @@ class CIFAR10DataModule(LightningDataModule):
             ValueError: if the checkpoint's model was trained on another normalisation, or what it
                 holds is nothing that this class writes.
         """
-        if wrong := _malformed(state_dict):
-            raise ValueError(
-                f"the checkpoint's state of a CIFAR10DataModule {wrong}: it is damaged or not of "
-                "this project, take another checkpoint"
-            )
-        trained_on = state_dict["normalization"]
-        if trained_on != self.normalization:
-            raise ValueError(
-                f"the checkpoint was trained with normalization {trained_on}, but "
-                f"{self.normalization} is asked for; set --data.normalization {trained_on}"
-            )
+        self.normalizer.load_state_dict(state_dict)
         self._label_names = list(state_dict["label_names"])
-        self._statistics = {k: v.float() for k, v in state_dict["statistics"].items()}
 
     # ---- batches ----------------------------------------------------------------------------
 
@@ -313,105 +196,56 @@ class CIFAR10DataModule(LightningDataModule):
 
         With ``trainer.overfit_batches``, every epoch has the same.
         """
-        source = self._source(self.train_set, self.batch_size, self.seed)
+        source = _batches(self, self.train_set, self.batch_size, self.seed)
         source.repeats = bool(self.trainer and self.trainer.overfit_batches)  # type: ignore[attr-defined]
         return source
 
     def val_dataloader(self) -> BatchSource | list[BatchSource]:
         """Validation batches in their order; none with ``val_size=0``."""
-        return self._source(self.val_set, self.eval_batch_size) if len(self._val.labels) else []
+        return _batches(self, self.val_set, self.eval_batch_size) if len(self._val.labels) else []
 
     def test_dataloader(self) -> BatchSource:
         """Test batches in their order."""
-        return self._source(self.test_set, self.eval_batch_size)
+        return _batches(self, self.test_set, self.eval_batch_size)
 
     def predict_dataloader(self) -> BatchSource:
         """Batches of the images to predict, without labels."""
         images = torch.from_numpy(self.images_to_predict.images)
         return BatchSource(images, batch_size=self.eval_batch_size)
 
-    @property
+    @functools.cached_property
     def images_to_predict(self) -> ImageSet:
         """The images of ``predict_dir`` (labels -1), else the test set."""
         if self.predict_dir is None:
             return self.test_set
-        if self._predict_set is None:
-            self._predict_set = read_images(Path(self.predict_dir).expanduser())
-        return self._predict_set
-
-    def _source(self, images: ImageSet, batch_size: int, seed: int | None = None) -> BatchSource:
-        trainer = self.trainer
-        pixels, labels = self._on_device(images)
-        return BatchSource(
-            pixels if seed is None else self._augmented(pixels, seed),
-            labels,
-            batch_size=batch_size,
-            shuffle_seed=seed,
-            drop_last=seed is not None,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-        )
-
-    def _on_device(self, images: ImageSet) -> tuple[Tensor, Tensor]:
-        device = self.trainer.strategy.root_device if self.trainer else "cpu"
-        pixels, labels = torch.from_numpy(images.images), torch.from_numpy(images.labels)
-        return pixels.to(device), labels.to(device)
-
-    def _augmented(self, images: Tensor, seed: int) -> Tensor | AugmentedImages:
-        if not self.crop and self.flip == "none" and not self.cutout:
-            return images
-        mean = self._statistics["mean"].mean((1, 2), keepdim=True)
-        fill = mean.round().to(images.device, torch.uint8)
-        return AugmentedImages(images, self.crop, self.flip, self.cutout, fill, seed)
+        return read_images(Path(self.predict_dir).expanduser())
 
     def training_sample(self, count: int) -> Tensor:
         """The first training images, normalised but not augmented: float32 (count, 3, 32, 32)."""
         return self.normalize(torch.from_numpy(self.train_set.images[:count]))
 
 
-_IMAGE, _CHANNEL = (3, _IMAGE_SIZE, _IMAGE_SIZE), (3, 1, 1)
-# What `statistics` returns, by normalisation: names and shapes.
-_SHAPES: dict[Any, dict[str, tuple[int, ...]]] = {
-    "mean_image": {"mean": _IMAGE},
-    "mean_image_std": {"mean": _IMAGE, "std": _CHANNEL},
-    "channel": {"mean": _CHANNEL, "std": _CHANNEL},
-    "imagenet": {"mean": _CHANNEL, "std": _CHANNEL},
-}
-
-
-def _malformed(state: Any) -> str:
-    """What is wrong with a state that a checkpoint brings; empty if nothing is."""
-    if not isinstance(state, dict):
-        return f"is a {type(state).__name__}"
-    for key in ("normalization", "label_names", "statistics"):
-        if key not in state:
-            return f"has no {key}"
-    normalization, names, found = (
-        state[key] for key in ("normalization", "label_names", "statistics")
+def _batches(
+    data: CIFAR10DataModule, images: ImageSet, batch_size: int, seed: int | None = None
+) -> BatchSource:
+    """Batches on the trainer's device: shuffled, augmented and full with a seed."""
+    trainer = data.trainer
+    pixels, labels = data.on_device(images)
+    augments = seed is not None and (data.crop or data.flip != "none" or data.cutout)
+    return BatchSource(
+        _augmented(data, pixels) if augments else pixels,
+        labels,
+        batch_size=batch_size,
+        shuffle_seed=seed,
+        drop_last=seed is not None,
+        rank=trainer.global_rank if trainer else 0,
+        world_size=trainer.world_size if trainer else 1,
     )
-    if not isinstance(normalization, str) or normalization not in _SHAPES:
-        return f"has the normalization {normalization!r:.40}"
-    if not isinstance(names, list | tuple) or not names:
-        return "has no list of label_names"
-    for name in names:
-        if not isinstance(name, str) or not name.isprintable():
-            return f"has {name!r:.40} among its label_names"
-    asked = _SHAPES[normalization]
-    if not isinstance(found, dict) or found.keys() != asked.keys():
-        return f"has no statistics {' and '.join(asked)}"
-    for name, shape in asked.items():
-        if not _is_plain(found[name]) or found[name].shape != shape:
-            return f"has statistics whose {name} is no tensor of shape {shape}"
-        if not found[name].isfinite().all() or (name == "std" and (found[name] <= 0).any()):
-            return f"has statistics whose {name} is not finite, or not positive"
-    return ""
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether a value is a tensor of floats, dense, whose numbers are there."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        return False
-    return value.layout is torch.strided and not value.is_meta and not value.is_quantized
+def _augmented(data: CIFAR10DataModule, pixels: Tensor) -> AugmentedImages:
+    fill = data.normalizer.mean_colour().to(pixels.device)
+    return AugmentedImages(pixels, data.crop, data.flip, data.cutout, fill, data.seed)
 
 
 def stratified_split(
@@ -439,37 +273,6 @@ def stratified_split(
     picks = ((np.arange(val_size) + 0.5) * total / max(val_size, 1)).astype(np.int64)
     val = by_class[picks]
     return np.setdiff1d(np.arange(total), val), np.sort(val)
-
-
-def statistics(
-    images: np.ndarray[Any, np.dtype[np.uint8]], normalization: Normalization
-) -> dict[str, Tensor]:
-    """Mean and, where the normalisation scales, standard deviation of uint8 images.
-
-    Sums of uint8 are exact integers, so mean and variance are right to float64 rounding.
-
-    Args:
-        images: uint8 ``(N, 3, 32, 32)``.
-        normalization: see `CIFAR10DataModule`.
-
-    Returns:
-        ``mean`` of shape (3, 32, 32) or (3, 1, 1), and perhaps ``std`` of shape (3, 1, 1); float32.
-    """
-    if normalization == "imagenet":
-        mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in _IMAGENET)
-        return {"mean": mean, "std": std}
-    count = len(images)
-    mean_image = images.sum(0, dtype=np.int64) / count
-    channel_mean = mean_image.mean((1, 2), keepdims=True)
-    mean = channel_mean if normalization == "channel" else mean_image
-    result = {"mean": torch.from_numpy(mean).float()}
-    if normalization != "mean_image":
-        squares = np.zeros(mean_image.shape, dtype=np.int64)
-        for chunk in np.array_split(images, max(1, count // 5000)):
-            squares += np.square(chunk, dtype=np.int32).sum(0, dtype=np.int64)
-        variance = (squares / count - 2 * mean * mean_image + mean**2).mean((1, 2), keepdims=True)
-        result["std"] = torch.from_numpy(np.sqrt(variance)).float()
-    return result
 
 
 def _subset(images: ImageSet, indices: np.ndarray[Any, Any]) -> ImageSet:

@@ -155,7 +155,7 @@ class CourseStream(CIFAR10DataModule):
         return self._ordered(images_of_evaluation, order.evaluated.shape[1], self.eval_batch_size)
 
     def _ordered(self, order: Callable[[], Indices], length: int, batch_size: int) -> BatchSource:
-        images, labels = self._on_device(self.train_set)
+        images, labels = self.on_device(self.train_set)
         return _OrderedSource(images, labels, order=order, length=length, batch_size=batch_size)
 
 

@@ -29,7 +29,8 @@ from experiments.command_line.config_files import expand_home, expand_homes, use
 from experiments.identity import experiment_name
 from experiments.records.curves import is_loss
 from experiments.records.files import PARTIAL, reason_of
-from experiments.records.record import CONFIG, METRICS, RECORD
+from experiments.records.log import METRICS
+from experiments.records.record import CONFIG, RECORD
 from experiments.records.runs import Run, read_run
 from experiments.texts import csv_cell, printable, shortened
 

@@ -8,22 +8,17 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassConfusionMatrix
 
-from lightning_modules.schedules import LinearSchedule, steps_of_fit
-
-DIVERGED = "the training has diverged; try a lower learning rate (--model.lr)"
-_WINDOW = 64  # training batches whose logits are kept at most
+from lightning_modules.measures import DIVERGED, Evaluated, StepSums, first_bad, means
+from lightning_modules.schedules import LinearSchedule, steps_to_schedule
 
 LRInterval = Literal["step", "epoch"]
-Stage = Literal["val", "test"]
 
 
 def is_log_step(trainer: Trainer) -> bool:
@@ -68,7 +63,7 @@ class _Shared:
         return _Shared, (self._function,)
 
 
-class Classifier(LightningModule, ABC):
+class Classifier(Evaluated, ABC):
     """An image classifier trained with cross-entropy; subclasses give ``forward``.
 
     Logs ``train/loss`` and ``train/acc`` (means over the steps since the last entry, every
@@ -87,9 +82,6 @@ class Classifier(LightningModule, ABC):
     Attributes:
         takes_half_precision: whether the model learns as well in mixed precision, so that it may
             be chosen where it is faster.
-        confusion: per name of an evaluation (``val``, ``validate``, ``test``), the confusion
-            matrix of the last one: int64 ``(num_classes, num_classes)``, rows true, columns
-            predicted.
         step_figures: what callbacks add to the next entry of the log, by name.
 
     Raises:
@@ -118,14 +110,8 @@ class Classifier(LightningModule, ABC):
         self.lr_interval = lr_interval
         self.label_smoothing = label_smoothing
         self.example_input_array = torch.zeros(2, 3, 32, 32)
-        self.confusion: dict[str, Tensor] = {}
-        # In a dict, not as submodules: they would come first in every summary of the model.
-        self._metrics: dict[str, tuple[MulticlassConfusionMatrix, MeanMetric]] = {}
         self.step_figures: dict[str, float] = {}
-        self._latest: tuple[Tensor, Tensor, Tensor] | None = None
-        self._window: list[tuple[Tensor, Tensor, Tensor]] = []
-        # Of the batches since the last entry of the log: loss (mean), correct answers, images.
-        self._noted = torch.zeros(0, 3)
+        self._sums = StepSums()
         self._seed = np.uint64(torch.initial_seed())  # may be more than TorchScript's integers hold
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -180,39 +166,13 @@ class Classifier(LightningModule, ABC):
         return loss
 
     def note(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Keeps what the next entry of the log needs of a training batch, on the device.
-
-        In a place of its own until the batch is over: a list that grows within a step has
-        `torch.compile` compile the step again and again.
-        """
-        self._latest = loss.detach(), logits.detach(), labels
-
-    def _take_latest(self) -> None:
-        if self._latest is not None:
-            self._window.append(self._latest)
-            self._latest = None
-
-    @torch.no_grad()
-    def _fold_window(self) -> None:
-        """Shortens what `note` kept to three numbers a batch, a few operations for many batches."""
-        self._take_latest()
-        if not self._window:
-            return
-        losses, logits, labels = zip(*self._window, strict=True)
-        sizes = [len(batch) for batch in labels]
-        right = torch.cat(logits).argmax(1) == torch.cat(labels)
-        correct = torch.stack([part.sum() for part in torch.split(right, sizes)])
-        images = torch.tensor(sizes).to(right.device, non_blocking=True)
-        rows = torch.stack([torch.stack(losses).float(), correct, images], 1)
-        self._noted = torch.cat([self._noted.to(rows.device), rows])
-        self._window.clear()
+        """Keeps what the next entry of the log needs of a training batch, on the device."""
+        self._sums.note(loss.detach(), logits.detach(), labels)
 
     def on_fit_start(self) -> None:
         """Forgets what an earlier fit left unlogged, unless this one goes on with it."""
-        self._latest = None
-        self._window.clear()
-        if not self.trainer.ckpt_path:
-            self._noted = self._noted[:0]
+        goes_on = bool(self.trainer.ckpt_path)
+        self._sums.forget(unfolded_alone=goes_on)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Makes what the step draws, such as dropout, a function of the seed and of the step.
@@ -232,46 +192,25 @@ class Classifier(LightningModule, ABC):
         Raises:
             FloatingPointError: if the loss is not finite.
         """
-        self._take_latest()
-        is_due = is_log_step(self.trainer)
-        if is_due or len(self._window) == _WINDOW:
-            self._fold_window()
-        if not is_due:
+        self._sums.end_batch()
+        if not is_log_step(self.trainer):
             return
-        noted, self._noted = self._noted.cpu().double(), self._noted[:0]
-        loss, accuracy = self._means(noted)
+        noted = self._sums.take()
+        loss, accuracy = means(noted, self)
         if not math.isfinite(loss):
             raise FloatingPointError(
-                f"train/loss is {loss} at {self._first_bad(noted)}: {DIVERGED}"
+                f"train/loss is {loss} at {first_bad(noted, self.trainer)}: {DIVERGED}"
             )
         self._log_step({"train/loss": loss, "train/acc": accuracy, **self.step_figures})
         self.step_figures.clear()
 
     def unlogged(self) -> dict[str, float]:
         """Loss and accuracy of training since the last entry of the log; empty if there is none."""
-        self._fold_window()
-        if not len(self._noted):
+        noted = self._sums.folded()
+        if not len(noted):
             return {}
-        loss, accuracy = self._means(self._noted.cpu().double())
+        loss, accuracy = means(noted.cpu().double(), self)
         return {"train/loss": loss, "train/acc": accuracy}
-
-    def _first_bad(self, noted: Tensor) -> str:
-        """Says which of the batches since the last entry was the first without a finite loss."""
-        finite = noted[:, 0].isfinite()
-        since = len(noted) - 1 - int(finite.long().argmin()) if not finite.all() else 0
-        step = self.trainer.global_step - since // self.trainer.accumulate_grad_batches
-        batch = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready - since
-        epoch, batch = divmod(batch - 1, int(self.trainer.num_training_batches))
-        return f"step {step} (epoch {epoch}, batch {batch})"
-
-    def _means(self, noted: Tensor) -> tuple[float, float]:
-        """Loss and accuracy over the images of all processes."""
-        losses, correct, images = noted.T
-        sums = torch.stack([losses @ images, correct.sum(), images.sum()])
-        if self.trainer.world_size > 1:
-            sums = self.trainer.strategy.reduce(sums.float().to(self.device), reduce_op="sum")
-        loss, right, total = sums.tolist()
-        return loss / total, right / total
 
     def _log_step(self, figures: dict[str, float]) -> None:
         """Does what `log` does with figures of a step: that takes half a millisecond for each."""
@@ -283,71 +222,6 @@ class Classifier(LightningModule, ABC):
             logger.log_metrics({**figures, "epoch": trainer.current_epoch}, trainer.global_step - 1)
             logger.save()
 
-    # ---- evaluation ---------------------------------------------------------------------------
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Computes the logits ``(B, num_classes)`` of a validation batch."""
-        return self.evaluate(batch[0])
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Computes the logits ``(B, num_classes)`` of a test batch."""
-        return self.evaluate(batch[0])
-
-    def predict_step(self, batch: tuple[Tensor], batch_idx: int) -> Tensor:
-        """Computes class probabilities ``(B, num_classes)`` of a batch of images."""
-        return self.evaluate(batch[0]).float().softmax(1)
-
-    def evaluate(self, images: Tensor) -> Tensor:
-        """Computes the logits ``(B, num_classes)`` that evaluations and predictions go by."""
-        logits: Tensor = self(images)
-        return logits
-
-    def on_validation_batch_end(
-        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Adds a batch to the validation metrics."""
-        self._count("val", outputs, batch[1])
-
-    def on_test_batch_end(
-        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Adds a batch to the test metrics."""
-        self._count("test", outputs, batch[1])
-
-    def _count(self, stage: Stage, logits: Tensor, labels: Tensor) -> None:
-        """Outside of the steps, since torchmetrics can't be compiled."""
-        matrix, mean_loss = self._metrics_of(stage)
-        mean_loss.update(F.cross_entropy(logits.float(), labels, reduction="none"))
-        matrix.update(logits.argmax(1), labels)
-
-    def _metrics_of(self, stage: Stage) -> tuple[MulticlassConfusionMatrix, MeanMetric]:
-        if stage not in self._metrics:
-            matrix = MulticlassConfusionMatrix(self.hparams["num_classes"])
-            self._metrics[stage] = matrix, MeanMetric(nan_strategy="disable")
-        matrix, mean_loss = self._metrics[stage]
-        return matrix.to(self.device), mean_loss.to(self.device)
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs the validation metrics: of a fit as ``val``, by itself as ``validate``."""
-        self._log_evaluation("val", "validate" if self.trainer.state.fn == "validate" else "val")
-
-    def on_test_epoch_end(self) -> None:
-        """Logs the test metrics."""
-        self._log_evaluation("test", "test")
-
-    def _log_evaluation(self, stage: Stage, name: str) -> None:
-        matrix, mean_loss = self._metrics_of(stage)
-        confusion: Tensor = matrix.compute()
-        accuracy = confusion.trace() / confusion.sum()
-        loss = mean_loss.compute()
-        if name == "val" and not loss.isfinite():  # before such weights are kept as the best
-            step = self.trainer.global_step
-            raise FloatingPointError(f"val/loss is {loss.item()} after step {step}: {DIVERGED}")
-        self.log_dict({f"{name}/loss": loss, f"{name}/acc": accuracy}, prog_bar=stage == "val")
-        self.confusion[name] = confusion
-        matrix.reset()
-        mean_loss.reset()
-
     # ---- optimiser, schedule, checkpoint --------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -357,21 +231,11 @@ class Classifier(LightningModule, ABC):
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
         if isinstance(scheduler, LinearSchedule) and scheduler.total_steps is None:
-            scheduler.total_steps = self._steps_of_fit()
+            scheduler.total_steps = steps_to_schedule(self.trainer_if_any())
         plan = {"scheduler": scheduler, "interval": self.lr_interval}
         if monitor := getattr(scheduler, "monitor", None):  # Lightning's ReduceLROnPlateau
             plan["monitor"] = monitor
         return {"optimizer": optimizer, "lr_scheduler": plan}  # type: ignore[return-value]
-
-    def _steps_of_fit(self) -> int | None:
-        """Optimiser steps of the whole fit; None before there is a trainer."""
-        trainer = self.trainer_if_any()
-        steps = steps_of_fit(trainer) if trainer else None
-        if steps == math.inf:
-            raise ValueError(
-                "a schedule over the whole fit needs its end: set --trainer.max_steps or max_epochs"
-            )
-        return None if steps is None else int(steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the model's class, so that another is refused, and what is measured but not logged.
@@ -380,10 +244,10 @@ class Classifier(LightningModule, ABC):
         """
         checkpoint["model_class"] = type(self).__qualname__
         if self.trainer.state.fn == "fit":
-            self._fold_window()
-            noted = [self._noted.clone() for _ in range(self.trainer.world_size)]
+            own = self._sums.folded()
+            noted = [own.clone() for _ in range(self.trainer.world_size)]
             if len(noted) > 1:
-                torch.distributed.all_gather(noted, self._noted)
+                torch.distributed.all_gather(noted, own)
             checkpoint["measured"] = {
                 "noted": torch.stack(noted).cpu(),
                 "confusion": {name: matrix.cpu() for name, matrix in self.confusion.items()},
@@ -393,5 +257,5 @@ class Classifier(LightningModule, ABC):
         """Takes over what was measured, so that the next entry of the log is the same."""
         measured = checkpoint.get("measured", {"noted": [], "confusion": {}})
         if self.global_rank < len(measured["noted"]):
-            self._noted = measured["noted"][self.global_rank].to(self.device)
+            self._sums.noted = measured["noted"][self.global_rank].to(self.device)
         self.confusion = dict(measured["confusion"])

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from lightning_modules.classifier import Classifier
 from lightning_modules.mlp import IMAGE_SHAPE
 from lightning_modules.muon import Muon
+from lightning_modules.schedules import steps_to_schedule
 
 Views = Literal["one", "mirror", "six"]
 
@@ -188,7 +189,7 @@ class FastCNN(Classifier):
 
     def on_train_start(self) -> None:
         """Whitens with the training images, unless the weights come from a checkpoint."""
-        self._steps = self._steps_of_fit() or math.inf
+        self._steps = steps_to_schedule(self.trainer_if_any()) or math.inf
         if not self.whitened:
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             self.whiten_with(data.training_sample(WHITENING_IMAGES).to(self.device))

@@ -86,3 +86,17 @@ class LinearSchedule(LRScheduler):
     def get_lr(self) -> list[Any]:
         """The rates of the next step."""
         return [rate * self.factor(self.last_epoch) for rate in self.base_lrs]
+
+
+def steps_to_schedule(trainer: Trainer | None) -> int | None:
+    """Optimiser steps of the whole fit, for a schedule over it; None before there is a trainer.
+
+    Raises:
+        ValueError: if the fit has no end.
+    """
+    steps = steps_of_fit(trainer) if trainer else None
+    if steps == math.inf:
+        raise ValueError(
+            "a schedule over the whole fit needs its end: set --trainer.max_steps or max_epochs"
+        )
+    return None if steps is None else int(steps)

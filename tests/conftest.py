@@ -64,7 +64,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data_dir that holds a small synthetic set."""
-    from datamodules.files import make_synthetic
+    from datamodules.sources import make_synthetic
 
     root = tmp_path_factory.mktemp("data")
     make_synthetic(root, IMAGES)

@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import datamodules.cifar10
+import datamodules.sources
 from cli import main
-from datamodules.files import make_synthetic, read_test
+from datamodules.files import read_test
+from datamodules.sources import make_synthetic
 from experiments.errors import RunError
 from experiments.records.record import RunRecord
 from lightning_modules import MLP
@@ -465,7 +466,7 @@ def test_a_folder_is_predicted_without_the_data_set(
         raise AssertionError("the data set was asked for")
 
     for name in ("make_synthetic", "find_cifar10", "download_cifar10"):
-        monkeypatch.setattr(datamodules.cifar10, name, forbidden)
+        monkeypatch.setattr(datamodules.sources, name, forbidden)
     flags = [f"--data.data_dir={nothing}", f"--data.predict_dir={pictures}"]
     with (evaluate("predict", *flags).path / "predictions-pictures.csv").open(newline="") as file:
         found = list(csv.reader(file))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pytorch_lightning import Trainer
 
-from datamodules.files import make_synthetic
+from datamodules.sources import make_synthetic
 from tests.conftest import Cli, mark_slow, short_fit
 
 ErrorOf = Callable[[list[str]], str]

@@ -16,7 +16,8 @@ from experiments.checkpoints.loading import BEST, LAST, checkpoint_sha256
 from experiments.errors import RunError
 from experiments.identity import kind_of
 from experiments.records.files import file_identity, is_in_folder
-from experiments.records.record import EVALUATED, RunRecord
+from experiments.records.log import EVALUATED
+from experiments.records.record import RunRecord
 
 Stage = Literal["validate", "test", "predict"]
 

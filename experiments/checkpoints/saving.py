@@ -28,8 +28,9 @@ from experiments.errors import RunError
 from experiments.lightning_seam import allow_validation, note_steps, put_off_validation
 from experiments.records.curves import CHOSEN_BY, direction
 from experiments.records.files import is_in_folder, replacing, synced
+from experiments.records.log import sync_log
 from experiments.records.record import RunRecord
-from lightning_modules.classifier import DIVERGED
+from lightning_modules.measures import DIVERGED
 
 
 def best_checkpoint() -> ModelCheckpoint:
@@ -446,7 +447,7 @@ class LastCheckpoint(Checkpoint):
             self._batches = _batches_done(trainer)
             check_finite(trainer)
             if trainer.is_global_zero:
-                self.record.sync()
+                sync_log(self.record.path)
             self._entries = self.record.entries
             self._stopped = trainer.should_stop  # perhaps by a callback, before min_steps are over
             trainer.save_checkpoint(self.path, weights_only=False)

@@ -56,3 +56,21 @@ def best_step(curve: Mapping[int, float], metric: str, since: int | None = None)
         if counts and is_better(value, None if best is None else curve[best], metric):
             best = step
     return best
+
+
+def summarize(entry: Mapping[str, Any], summary: dict[str, Any], since: int) -> None:
+    """Adds an entry of a log to a run's summary: the last value of each figure, and the best.
+
+    Args:
+        entry: with its ``step``.
+        summary: final and best values by metric, changed in place.
+        since: the step after which values count for the best.
+    """
+    for key, value in entry.items():
+        if key in {"step", "seconds", "epoch"}:
+            continue
+        summary[key] = value
+        best = f"best/{CHOSEN_BY}"
+        counts = key == CHOSEN_BY and value is not None and (entry["step"] or 0) > since
+        if counts and is_better(value, summary.get(best), key):
+            summary |= {best: value, "best/step": entry["step"]}

@@ -7,11 +7,10 @@ the summary), ``metrics.jsonl`` (a line per entry), the checkpoints, the plots a
 import contextlib
 import copy
 import json
-import math
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,28 +19,32 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from experiments.errors import RunError
-from experiments.records.curves import CHOSEN_BY, is_better
+from experiments.records.curves import summarize
 from experiments.records.environment import git_state, hardware, versions
 from experiments.records.files import (
     LOCK,
     PARTIAL,
     RECORD_LOCK,
-    appending,
     check_folder,
     held,
     reason_of,
     replace_file,
-    synced,
     writing,
 )
-from experiments.records.reader import LARGEST_OWN_LOG, read_log, read_record
+from experiments.records.log import (
+    add_entry,
+    entries_in,
+    is_of_evaluation,
+    is_of_fit,
+    plain,
+    write_entries,
+)
+from experiments.records.reader import read_record
 
 Status = Literal["running", "finished", "failed", "interrupted", "preempted"]
 
 RECORD = "record.json"
-METRICS = "metrics.jsonl"
 CONFIG = "config.yaml"
-EVALUATED = ("test", "validate")  # commands whose figures are not the fit's
 
 _OF_WEIGHTS = ("curves.png", "confusion_*.png", "mistakes_*.png", "predictions*.csv")
 _OF_THE_END = (
@@ -72,8 +75,7 @@ class RunRecord:
     def __init__(self, path: Path, fields: dict[str, Any]) -> None:
         self.path = path
         self.fields = fields
-        self._known = copy.deepcopy(fields)  # as this process has last read or written them
-        self._lock = FileLock(path / RECORD_LOCK)
+        self._file = _RecordFile(path, fields)
         self._is_owner = False
         self._opened = time.perf_counter()
         self._before = 0.0  # seconds that earlier processes worked on the run
@@ -110,7 +112,7 @@ class RunRecord:
         record._is_owner = True
         with writing(path, _ELSEWHERE):
             path.mkdir(parents=True, exist_ok=True)
-            with record._alone():
+            with record._file.alone():
                 (path / RECORD).unlink(missing_ok=True)  # of an evaluation of a run that is gone
                 record.save()
             replace_file(path / CONFIG, config)
@@ -163,23 +165,23 @@ class RunRecord:
         Raises:
             RunError: if the folder can't be written.
         """
-        with writing(self.path), self._alone():
-            self._refresh()
+        with writing(self.path), self._file.alone():
+            self.fields = self._file.read(self.fields)
             self._is_owner = True
-            kept = [entry for entry in self.metrics() if _is_of_fit(entry, step)][:entries]
+            kept = [entry for entry in entries_in(self.path) if is_of_fit(entry, step)][:entries]
             self.entries = len(kept)
             replace_file(self.path / CONFIG, config)
-            replace_file(self.path / METRICS, "".join(json.dumps(entry) + "\n" for entry in kept))
+            write_entries(self.path, kept)
             again = {"command": command, "started": _now(), "step": step, "git": git_state()}
             again |= {"changes": dict(changes)} if changes else {}
             self.fields.setdefault("resumed", []).append(again)
-            for key in (*_OF_THE_END, "evaluations"):
+            for key in _OF_THE_END:
                 self.fields.pop(key, None)
             self.fields.update(facts, status="running", summary={})
             if best_anew:
                 self.fields["best_since"] = step
             for entry in kept:
-                self._summarize(entry)
+                summarize(entry, self.summary, self.fields.get("best_since", -1))
             self._before = (kept[-1].get("seconds") or 0.0) if kept else 0.0
             for pattern in _OF_WEIGHTS:
                 for file in self.path.glob(pattern):
@@ -213,9 +215,8 @@ class RunRecord:
         """
         self.evaluations[key] = facts
         self.summary.update(summary)
-        self._known.get("evaluations", {}).pop(key, None)
-        for name in summary:
-            self._known.get("summary", {}).pop(name, None)
+        self._file.count_as_changed("evaluations", [key])
+        self._file.count_as_changed("summary", summary)
 
     def save(self) -> None:
         """Writes what this process has changed, in one step: readers never see half of it.
@@ -223,33 +224,7 @@ class RunRecord:
         Raises:
             RunError: if it can't be written; the old one is left.
         """
-        with writing(self.path), self._alone():
-            mine, theirs = _plain(self.fields), self._on_disk()
-            merged = with_changes(self._known, mine, self._known if theirs is None else theirs)
-            replace_file(self.path / RECORD, json.dumps(merged, indent=2, allow_nan=False) + "\n")
-            self.fields, self._known = merged, copy.deepcopy(merged)
-
-    def _refresh(self) -> None:
-        """Takes what other processes have written; what is unsaved here goes."""
-        if (theirs := self._on_disk()) is not None:
-            self.fields, self._known = theirs, copy.deepcopy(theirs)
-
-    def _on_disk(self) -> dict[str, Any] | None:
-        """What ``record.json`` says now; None where it is missing or damaged."""
-        try:
-            return read_record(self.path / RECORD)
-        except (OSError, ValueError):
-            return None
-
-    def _alone(self) -> AbstractContextManager[None]:
-        """Keeps other processes from writing meanwhile; may be nested."""
-        return held(self._lock, f"the record of run {self.name}")
-
-    def sync(self) -> None:
-        """Has the metrics written to the disk itself, as a checkpoint of the same step is."""
-        if (self.path / METRICS).is_file():
-            with synced(self.path / METRICS, "rb+"):
-                pass
+        self.fields = self._file.write(plain(self.fields))
 
     @property
     def seconds(self) -> float:
@@ -266,45 +241,16 @@ class RunRecord:
         Raises:
             RunError: if it can't be written.
         """
-        entry = {"step": step, "seconds": self.seconds, **_plain(metrics)}
+        entry = {"step": step, "seconds": self.seconds, **plain(metrics)}
         # Only a fit rewrites the file, when it begins: no other line of its own can get lost.
-        alone = nullcontext() if self._is_owner else self._alone()
-        with writing(self.path), alone, appending(self.path / METRICS) as file:
-            file.write(json.dumps(entry, allow_nan=False) + "\n")
-        self.entries += not _is_of_evaluation(entry)
-        self._summarize(entry)
-
-    def _summarize(self, entry: Mapping[str, Any]) -> None:
-        for key, value in entry.items():
-            if key in {"step", "seconds", "epoch"}:
-                continue
-            self.summary[key] = value
-            counts = key == CHOSEN_BY and (entry["step"] or 0) > self.fields.get("best_since", -1)
-            best = f"best/{CHOSEN_BY}"
-            if counts and value is not None and is_better(value, self.summary.get(best), key):
-                self.summary.update({best: value, "best/step": entry["step"]})
+        with nullcontext() if self._is_owner else self._file.alone():
+            add_entry(self.path, entry)
+        self.entries += not is_of_evaluation(entry)
+        summarize(entry, self.summary, self.fields.get("best_since", -1))
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """Yields the entries of ``metrics.jsonl``, oldest first.
-
-        A last line that a killed process left unfinished is passed over.
-
-        Raises:
-            RunError: for another line that is no entry.
-        """
-        path = self.path / METRICS
-        lines = read_log(path, LARGEST_OWN_LOG)
-        try:
-            for number, (line, entry) in enumerate(lines, 1):
-                if entry is not None:
-                    seconds = entry.get("seconds") or 0.0
-                    yield {**entry, "step": entry.get("step"), "seconds": seconds}
-                elif line.endswith("\n"):
-                    raise RunError(f"{path}, line {number}: no entry of a log; remove the line")
-        except FileNotFoundError:
-            return  # nothing was logged yet
-        except OSError as error:
-            raise RunError(f"{path} can't be read: {reason_of(error)}; remove it") from error
+        """Yields the entries of the log, see `experiments.records.log.entries_in`."""
+        return entries_in(self.path)
 
     def finish(self, status: Status) -> None:
         """Writes how the run ended and how long this process worked on it."""
@@ -319,6 +265,56 @@ def was_never_begun(path: Path) -> bool:
     names = [entry.name for entry in path.iterdir()] if path.is_dir() else ["a file"]
     locks = {LOCK, RECORD_LOCK}
     return all(name in locks or re.fullmatch(rf"\..*\{PARTIAL}", name) for name in names)
+
+
+class _RecordFile:
+    """``record.json``, to which several processes write at once.
+
+    Args:
+        run: the run's folder.
+        fields: its content, as this process has last read or written it.
+    """
+
+    def __init__(self, run: Path, fields: dict[str, Any]) -> None:
+        self.run = run
+        self._known = copy.deepcopy(fields)
+        self._lock = FileLock(run / RECORD_LOCK)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Keeps other processes from writing meanwhile; may be nested."""
+        return held(self._lock, f"the record of run {self.run.name}")
+
+    def read(self, otherwise: dict[str, Any]) -> dict[str, Any]:
+        """What other processes have written; what is unsaved goes, if there is anything to read."""
+        if (theirs := self._on_disk()) is None:
+            return otherwise
+        self._known = copy.deepcopy(theirs)
+        return theirs
+
+    def count_as_changed(self, field: str, keys: Iterable[str]) -> None:
+        """Has entries of a field written even if they are what this process has read."""
+        for key in keys:
+            self._known.get(field, {}).pop(key, None)
+
+    def write(self, mine: dict[str, Any]) -> dict[str, Any]:
+        """Writes what this process has changed, and returns that with what others have.
+
+        Raises:
+            RunError: if it can't be written; the old one is left.
+        """
+        with writing(self.run), self.alone():
+            theirs = self._on_disk()
+            merged = with_changes(self._known, mine, self._known if theirs is None else theirs)
+            replace_file(self.run / RECORD, json.dumps(merged, indent=2, allow_nan=False) + "\n")
+            self._known = copy.deepcopy(merged)
+        return merged
+
+    def _on_disk(self) -> dict[str, Any] | None:
+        """What the file says now; None where it is missing or damaged."""
+        try:
+            return read_record(self.run / RECORD)
+        except (OSError, ValueError):
+            return None
 
 
 _MISSING = object()
@@ -343,15 +339,6 @@ def with_changes(
         elif (found := other if ours == was else ours) is not _MISSING:
             merged[key] = found
     return merged
-
-
-def _is_of_fit(entry: Mapping[str, Any], step: int) -> bool:
-    """Whether an entry belongs to a fit of so many steps, and not to an evaluation by itself."""
-    return not _is_of_evaluation(entry) and (entry["step"] or 0) <= step and step > 0
-
-
-def _is_of_evaluation(entry: Mapping[str, Any]) -> bool:
-    return any(key.partition("/")[0] in EVALUATED for key in entry)
 
 
 def run_folder(root: Path, name: str) -> Path:
@@ -382,15 +369,3 @@ def _known_runs(root: Path) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _plain(value: Any) -> Any:
-    """Makes a value JSON: numbers that aren't finite become null, scalars of tensors floats."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, bool | int | str) or value is None:
-        return value
-    number = float(value)
-    return number if math.isfinite(number) else None

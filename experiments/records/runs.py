@@ -10,8 +10,9 @@ from typing import Any
 
 from experiments.records.curves import best_step, curve_of
 from experiments.records.files import reason_of
+from experiments.records.log import METRICS
 from experiments.records.reader import MOST_ENTRIES, is_number, read_config, read_log, read_record
-from experiments.records.record import CONFIG, METRICS, RECORD
+from experiments.records.record import CONFIG, RECORD
 from experiments.texts import shortened
 
 _LONGEST_NOTE = 1_000  # characters

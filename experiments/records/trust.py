@@ -18,7 +18,8 @@ from typing import Any
 
 from platformdirs import user_state_path
 
-from datamodules.files import FOLDER, is_made
+from datamodules.files import FOLDER
+from datamodules.sources import is_made
 from experiments.errors import RunError
 from experiments.identity import flat_key
 from experiments.records.reader import parse_yaml, read_config

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
+from pytorch_lightning import Trainer
+
 from experiments.checkpoints.evaluations import Evaluation, Stage, differences, in_run, limit_of
 from experiments.checkpoints.loading import ABANDONED, newest_checkpoint
 from experiments.errors import RunError
@@ -65,10 +67,11 @@ class OpenRun:
 
     def _open(self) -> RunRecord:
         prepared, trainer = self.prepared, self.prepared.trainer
-        path = self._path()
+        path, is_new = _place_of(prepared)
+        self._owned = path if is_new else None
         if not trainer.is_global_zero:  # the first process writes the record
             return RunRecord(path, {"summary": {}})
-        if trainer.world_size > 1 and not self._is_started_from_outside:
+        if trainer.world_size > 1 and not _is_started_from_outside(trainer):
             os.environ[PARENT_VARIABLE] = str(os.getpid())
         record = self._open_fit(path) if prepared.is_fit else self._open_evaluation(path)
         if prepared.is_fit or self.changes_status or prepared.config.trust_run:
@@ -93,50 +96,6 @@ class OpenRun:
         """Lets other processes train the run."""
         if self._lock is not None:
             self._lock.release()
-
-    # ---- its name ---------------------------------------------------------------------------
-
-    def _path(self) -> Path:
-        config, trainer = self.prepared.config, self.prepared.trainer
-        root = Path(config.runs_dir)
-        if config.name is not None:
-            return run_folder(root, config.name)
-        weights = self.prepared.weights
-        if weights is not None and (weights.path.parent / RECORD).is_file():
-            return weights.path.parent
-        several = self._is_started_from_outside and trainer.world_size > 1
-        if several and _RUN_VARIABLE not in os.environ:  # nor by Lightning
-            raise RunError("several processes must share one run: name it with --name")
-        name = os.environ.get(_RUN_VARIABLE) if trainer.global_rank else None
-        os.environ[_RUN_VARIABLE] = name = name or self._reserve_name(root)
-        return root / name
-
-    @property
-    def _is_started_from_outside(self) -> bool:
-        """Whether the processes of this run are started by another program, such as torchrun."""
-        environment = getattr(self.prepared.trainer.strategy, "cluster_environment", None)
-        return environment is not None and environment.creates_processes_externally
-
-    def _reserve_name(self, root: Path) -> str:
-        """Names the run after what it is and makes its folder: no other process gets that name."""
-        parts = [self.prepared.experiment]
-        if self._facts["data"] == "synthetic":
-            parts.append("synthetic")
-        parts += [f"s{self.prepared.config.seed_everything}", time.strftime("%Y%m%d-%H%M%S")]
-        stem = "-".join(parts)
-        for count in itertools.count(1):
-            name = f"{stem}-{count}" if count > 1 else stem
-            try:
-                with writing(root, "name another with --runs_dir, or mend its permissions"):
-                    root.mkdir(parents=True, exist_ok=True)
-                    (root / name).mkdir()
-            except RunError as error:
-                if isinstance(error.__cause__, FileExistsError) and (root / name).is_dir():
-                    continue
-                raise
-            self._owned = root / name
-            return name
-        raise AssertionError("unreachable")
 
     # ---- a fit ------------------------------------------------------------------------------
 
@@ -256,3 +215,48 @@ class OpenRun:
         }[stage]
         ours = {**flat(self.prepared.resolved), f"trainer.{limit}": getattr(trainer, limit)}
         return differences(stage, ours, config_before(record), len(loader()))
+
+
+def _place_of(prepared: Prepared) -> tuple[Path, bool]:
+    """The folder of the run that a command means, and whether it was made for it just now."""
+    config, trainer, weights = prepared.config, prepared.trainer, prepared.weights
+    root = Path(config.runs_dir)
+    if config.name is not None:
+        return run_folder(root, config.name), False
+    if weights is not None and (weights.path.parent / RECORD).is_file():
+        return weights.path.parent, False
+    several = _is_started_from_outside(trainer) and trainer.world_size > 1
+    if several and _RUN_VARIABLE not in os.environ:  # nor by Lightning
+        raise RunError("several processes must share one run: name it with --name")
+    if trainer.global_rank and (name := os.environ.get(_RUN_VARIABLE)):
+        return root / name, False
+    path = _new_folder(root, prepared)
+    os.environ[_RUN_VARIABLE] = path.name
+    return path, True
+
+
+def _is_started_from_outside(trainer: Trainer) -> bool:
+    """Whether the processes of a run are started by another program, such as torchrun."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    return environment is not None and environment.creates_processes_externally
+
+
+def _new_folder(root: Path, prepared: Prepared) -> Path:
+    """A folder named after what is run: no other process gets that name."""
+    parts = [prepared.experiment]
+    if prepared.data.resolved_source == "synthetic":
+        parts.append("synthetic")
+    parts += [f"s{prepared.config.seed_everything}", time.strftime("%Y%m%d-%H%M%S")]
+    stem = "-".join(parts)
+    for count in itertools.count(1):
+        path = root / (f"{stem}-{count}" if count > 1 else stem)
+        try:
+            with writing(root, "name another with --runs_dir, or mend its permissions"):
+                root.mkdir(parents=True, exist_ok=True)
+                path.mkdir()
+        except RunError as error:
+            if not (isinstance(error.__cause__, FileExistsError) and path.is_dir()):
+                raise
+        else:
+            return path
+    raise AssertionError("unreachable")

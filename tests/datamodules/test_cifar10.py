@@ -15,9 +15,10 @@ from PIL import Image
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from datamodules import CIFAR10DataModule, DatasetError, cifar10, files
-from datamodules.cifar10 import Normalization, stratified_split
+from datamodules import CIFAR10DataModule, DatasetError, files, sources
+from datamodules.cifar10 import stratified_split
 from datamodules.files import FOLDER, ImageSet
+from datamodules.normalization import Normalization
 from datamodules.synthetic import SYNTHETIC_LABELS, write_synthetic
 
 IMAGES = 200  # in each file of the data_dir fixture
@@ -37,7 +38,8 @@ def real(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = root / FOLDER
     write_synthetic(folder, images_per_batch=10, seed=1)
     sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
-    monkeypatch.setattr(files, "CIFAR10_SHA256", sums)
+    for module in (files, sources):
+        monkeypatch.setattr(module, "CIFAR10_SHA256", sums)
     return root
 
 
@@ -48,7 +50,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **options: object) -> Path:
         raise DatasetError("cannot download")
 
-    monkeypatch.setattr(cifar10, "download_cifar10", fail)
+    monkeypatch.setattr(sources, "download_cifar10", fail)
 
 
 # ---- the split ------------------------------------------------------------------------------

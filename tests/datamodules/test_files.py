@@ -18,18 +18,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datamodules import files
+from datamodules import files, sources
 from datamodules.files import (
-    ARCHIVE,
     CIFAR10_SHA256,
     FOLDER,
     DatasetError,
-    download_cifar10,
-    find_cifar10,
-    make_synthetic,
     read_label_names,
     read_test,
     read_train,
+)
+from datamodules.sources import (
+    ARCHIVE,
+    download_cifar10,
+    find_cifar10,
+    make_synthetic,
     unpack_cifar10,
 )
 from datamodules.synthetic import SYNTHETIC_LABELS, write_synthetic
@@ -42,7 +44,8 @@ def trust(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes the files of a folder for the official ones."""
     sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
     sizes = {name: (folder / name).stat().st_size for name in FILES}
-    monkeypatch.setattr(files, "CIFAR10_SHA256", sums)
+    for module in (files, sources):
+        monkeypatch.setattr(module, "CIFAR10_SHA256", sums)
     monkeypatch.setattr(files, "CIFAR10_BYTES", sizes)
 
 
@@ -309,8 +312,8 @@ def archive(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with tarfile.open(path, mode="w:gz") as tar:
         tar.add(folder, arcname=FOLDER)
     shutil.rmtree(folder)
-    monkeypatch.setattr(files, "ARCHIVE_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
-    monkeypatch.setattr(files, "ARCHIVE_BYTES", path.stat().st_size)
+    monkeypatch.setattr(sources, "ARCHIVE_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(sources, "ARCHIVE_BYTES", path.stat().st_size)
     return path
 
 
@@ -403,8 +406,8 @@ def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         tar.add(folder, arcname=FOLDER)
     archive = buffer.getvalue()
     shutil.rmtree(folder.parent)
-    monkeypatch.setattr(files, "ARCHIVE_SHA256", hashlib.sha256(archive).hexdigest())
-    monkeypatch.setattr(files, "_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(sources, "ARCHIVE_SHA256", hashlib.sha256(archive).hexdigest())
+    monkeypatch.setattr(sources, "_TIMEOUT_S", 0.3)
     monkeypatch.setenv("no_proxy", "*")
     stall = threading.Event()
     with Server() as made:
@@ -494,7 +497,7 @@ def test_wrong_file_in_the_archive_is_not_put_in_place(
 def test_download_gives_up_when_patience_would_run_out(
     folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_JUDGE_AFTER_S", 0.0)
+    monkeypatch.setattr(sources, "_JUDGE_AFTER_S", 0.0)
     monkeypatch.setattr("tqdm.tqdm.update", lambda bar, n: None)  # as with TQDM_DISABLE
     with pytest.raises(DatasetError, match=r"is slow: .* kB/s"):
         download_cifar10(folder.parent, server.url("/good"), patience_s=0.0)

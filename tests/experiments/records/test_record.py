@@ -8,6 +8,7 @@ from filelock import FileLock
 
 from experiments.errors import RunError
 from experiments.records.environment import git_state, hardware, versions
+from experiments.records.log import sync_log
 from experiments.records.record import RECORD, RunRecord, run_folder, was_never_begun, with_changes
 
 
@@ -130,11 +131,11 @@ def test_a_new_run_has_nothing_of_an_evaluation_of_one_that_is_gone(tmp_path: Pa
 def test_the_log_is_on_the_disk_when_a_checkpoint_is(
     record: RunRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record.sync()  # nothing was logged yet
+    sync_log(record.path)  # nothing was logged yet
     record.log({"val/acc": 0.5}, 1)
     synced = []
     monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_ino))
-    record.sync()
+    sync_log(record.path)
     assert (record.path / "metrics.jsonl").stat().st_ino in synced
 
 

@@ -1,0 +1,207 @@
+"""What training and evaluation measure, summed on the device until it is asked for."""
+
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+DIVERGED = "the training has diverged; try a lower learning rate (--model.lr)"
+_WINDOW = 64  # training batches whose logits are kept at most
+
+Stage = Literal["val", "test"]
+
+
+class StepSums:
+    """Loss and right answers of the training batches since the last entry of the log.
+
+    Attributes:
+        noted: a row for each batch: loss (mean), right answers, images; float32, on the device.
+    """
+
+    def __init__(self) -> None:
+        self.noted = torch.zeros(0, 3)
+        self._latest: tuple[Tensor, Tensor, Tensor] | None = None
+        self._window: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def note(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Keeps what is needed of a batch, detached, until `end_batch`.
+
+        In a place of its own until then: a list that grows within a step has `torch.compile`
+        compile the step again and again.
+
+        Args:
+            loss: the mean of the batch, a scalar.
+            logits: ``(B, num_classes)``.
+            labels: int64 ``(B,)``.
+        """
+        self._latest = loss, logits, labels
+
+    def end_batch(self) -> None:
+        """Takes the batch that `note` has kept to the others, and folds them when they are many."""
+        if self._latest is not None:
+            self._window.append(self._latest)
+            self._latest = None
+        if len(self._window) == _WINDOW:
+            self.folded()
+
+    @torch.no_grad()
+    def folded(self) -> Tensor:
+        """Folds all batches into their rows, a few operations for many, and returns these."""
+        kept = self._window if self._latest is None else [*self._window, self._latest]
+        if kept:
+            losses, logits, labels = zip(*kept, strict=True)
+            sizes = [len(batch) for batch in labels]
+            right = torch.cat(logits).argmax(1) == torch.cat(labels)
+            correct = torch.stack([part.sum() for part in torch.split(right, sizes)])
+            images = torch.tensor(sizes).to(right.device, non_blocking=True)
+            rows = torch.stack([torch.stack(losses).float(), correct, images], 1)
+            self.noted = torch.cat([self.noted.to(rows.device), rows])
+            self.forget(unfolded_alone=True)
+        return self.noted
+
+    def forget(self, unfolded_alone: bool = False) -> None:
+        """Drops all batches, or those that are not folded yet."""
+        self._latest = None
+        self._window.clear()
+        if not unfolded_alone:
+            self.noted = self.noted[:0]
+
+    def take(self) -> Tensor:
+        """The rows of all batches, float64 on the CPU; none is left."""
+        rows = self.folded().cpu().double()
+        self.forget()
+        return rows
+
+
+class EvaluationSums:
+    """Confusion and mean loss of an evaluation, over the batches of all processes.
+
+    Args:
+        num_classes: the size of the logits.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.matrix = MulticlassConfusionMatrix(num_classes)
+        self.mean_loss = MeanMetric(nan_strategy="disable")
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Adds a batch; outside of the steps, since torchmetrics can't be compiled.
+
+        Args:
+            logits: ``(B, num_classes)``.
+            labels: int64 ``(B,)``.
+        """
+        self._to(logits.device)
+        self.mean_loss.update(F.cross_entropy(logits.float(), labels, reduction="none"))
+        self.matrix.update(logits.argmax(1), labels)
+
+    def compute(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The confusion matrix, int64 ``(num_classes, num_classes)``, and the mean loss."""
+        self._to(device)
+        return self.matrix.compute(), self.mean_loss.compute()
+
+    def reset(self) -> None:
+        """Begins anew."""
+        self.matrix.reset()
+        self.mean_loss.reset()
+
+    def _to(self, device: torch.device) -> None:
+        self.matrix.to(device)
+        self.mean_loss.to(device)
+
+
+def means(rows: Tensor, module: LightningModule) -> tuple[float, float]:
+    """Loss and accuracy over the images of all processes.
+
+    Args:
+        rows: of `StepSums`, float64.
+        module: what is trained, for its trainer and device.
+    """
+    losses, correct, images = rows.T
+    sums = torch.stack([losses @ images, correct.sum(), images.sum()])
+    if module.trainer.world_size > 1:
+        sums = module.trainer.strategy.reduce(sums.float().to(module.device), reduce_op="sum")
+    loss, right, total = sums.tolist()
+    return loss / total, right / total
+
+
+def first_bad(rows: Tensor, trainer: Trainer) -> str:
+    """Says which of the batches since the last entry was the first without a finite loss."""
+    finite = rows[:, 0].isfinite()
+    since = len(rows) - 1 - int(finite.long().argmin()) if not finite.all() else 0
+    step = trainer.global_step - since // trainer.accumulate_grad_batches
+    batch = trainer.fit_loop.epoch_loop.batch_progress.total.ready - since
+    epoch, batch = divmod(batch - 1, int(trainer.num_training_batches))
+    return f"step {step} (epoch {epoch}, batch {batch})"
+
+
+class Evaluated(LightningModule):
+    """A module whose logits are measured in validations and tests, over the whole set.
+
+    Attributes:
+        confusion: per name of an evaluation (``val``, ``validate``, ``test``), the confusion
+            matrix of the last one: int64 ``(num_classes, num_classes)``, rows true, columns
+            predicted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.confusion: dict[str, Tensor] = {}
+        # In a dict, not as submodules: they would come first in every summary of the model.
+        self._evaluations: dict[Stage, EvaluationSums] = {}
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Computes the logits ``(B, num_classes)`` of a validation batch."""
+        return self.evaluate(batch[0])
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Computes the logits ``(B, num_classes)`` of a test batch."""
+        return self.evaluate(batch[0])
+
+    def predict_step(self, batch: tuple[Tensor], batch_idx: int) -> Tensor:
+        """Computes class probabilities ``(B, num_classes)`` of a batch of images."""
+        return self.evaluate(batch[0]).float().softmax(1)
+
+    def evaluate(self, images: Tensor) -> Tensor:
+        """Computes the logits ``(B, num_classes)`` that evaluations and predictions go by."""
+        logits: Tensor = self(images)
+        return logits
+
+    def on_validation_batch_end(
+        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Adds a batch to the validation metrics."""
+        self._evaluated("val").add(outputs, batch[1])
+
+    def on_test_batch_end(
+        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Adds a batch to the test metrics."""
+        self._evaluated("test").add(outputs, batch[1])
+
+    def _evaluated(self, stage: Stage) -> EvaluationSums:
+        if stage not in self._evaluations:
+            self._evaluations[stage] = EvaluationSums(self.hparams["num_classes"])
+        return self._evaluations[stage]
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the validation metrics: of a fit as ``val``, by itself as ``validate``."""
+        self._log_evaluation("val", "validate" if self.trainer.state.fn == "validate" else "val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the test metrics."""
+        self._log_evaluation("test", "test")
+
+    def _log_evaluation(self, stage: Stage, name: str) -> None:
+        confusion, loss = self._evaluated(stage).compute(self.device)
+        accuracy = confusion.trace() / confusion.sum()
+        if name == "val" and not loss.isfinite():  # before such weights are kept as the best
+            step = self.trainer.global_step
+            raise FloatingPointError(f"val/loss is {loss.item()} after step {step}: {DIVERGED}")
+        self.log_dict({f"{name}/loss": loss, f"{name}/acc": accuracy}, prog_bar=stage == "val")
+        self.confusion[name] = confusion
+        self._evaluated(stage).reset()
