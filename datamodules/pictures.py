@@ -25,7 +25,7 @@ _TURNS = {
 
 
 def read_images(folder: Path) -> ImageSet:
-    """Reads every image file below a folder as 32x32 RGB, the way up that its EXIF says.
+    """Reads an image file, or every one below a folder, as 32x32 RGB, turned as its EXIF says.
 
     Returns:
         The images, sorted by name, with label -1.
@@ -34,6 +34,8 @@ def read_images(folder: Path) -> ImageSet:
         DatasetError: if the folder is missing, holds no images, or an image can't be read, is of
             another format than `FORMATS`, or has too many pixels.
     """
+    if folder.is_file():
+        return ImageSet(_read_image(folder)[None], np.full(1, -1), [folder.name])
     known = Image.registered_extensions()
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in known)
     paths = [path for path in paths if not path.is_dir()]
@@ -52,7 +54,7 @@ def _read_image(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as file:
-                image = _upright(file)
+                return pixels_of(file)
     except UnidentifiedImageError as error:
         known = ", ".join(FORMATS)
         raise DatasetError(
@@ -61,11 +63,10 @@ def _read_image(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
     except Exception as error:  # what a broken file raises differs from format to format
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DatasetError(f"cannot read the image {path}: {reason}") from error
-    return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)
 
 
-def _upright(file: Image.Image) -> Image.Image:
-    """Turns an image as its EXIF says, and converts it to 32x32 RGB."""
+def pixels_of(file: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The pixels of an image, turned as its EXIF says, in 32x32 RGB: uint8 ``(3, 32, 32)``."""
     turn = _TURNS.get(_orientation(file))
     # convert() would clip 16-bit grey at 255: white.
     deep = file.mode.startswith("I;16")
@@ -73,7 +74,8 @@ def _upright(file: Image.Image) -> Image.Image:
     image = image.convert("RGB")
     if turn is not None:
         image = image.transpose(turn)
-    return image.resize((_SIZE, _SIZE), Image.Resampling.BILINEAR)
+    small = image.resize((_SIZE, _SIZE), Image.Resampling.BILINEAR)
+    return np.asarray(small, dtype=np.uint8).transpose(2, 0, 1)
 
 
 def _orientation(file: Image.Image) -> Any:

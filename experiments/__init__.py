@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from experiments.errors import RunError
+    from experiments.inference import load
     from experiments.monitoring.loggers import RecordLogger, WandbLogger
     from experiments.monitoring.probes import ActivationStatistics, CurveOnTest
     from experiments.records.record import RunRecord
@@ -16,6 +17,7 @@ __all__ = [
     "RunError",
     "RunRecord",
     "WandbLogger",
+    "load",
 ]
 _HOMES = {
     "ActivationStatistics": "monitoring.probes",
@@ -24,6 +26,7 @@ _HOMES = {
     "RunError": "errors",
     "RunRecord": "records.record",
     "WandbLogger": "monitoring.loggers",
+    "load": "inference",
 }
 
 

@@ -243,6 +243,7 @@ class Classifier(Evaluated, ABC):
         Called by all processes: what each has noted is gathered.
         """
         checkpoint["model_class"] = type(self).__qualname__
+        checkpoint["precision"] = str(self.trainer.precision)
         if self.trainer.state.fn == "fit":
             own = self._sums.folded()
             noted = [own.clone() for _ in range(self.trainer.world_size)]

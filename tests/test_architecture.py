@@ -57,7 +57,8 @@ ROOMS: dict[str, set[str]] = {
     "reproduction": {"texts", "identity", "records", "analysis"},
     "compare": {"texts", "identity", "records", "analysis", "command_line"},
     "wandb_report": set[str](),
-    "__init__": {"errors", "records", "monitoring"},
+    "inference": {"errors", "records", "checkpoints"},
+    "__init__": {"errors", "records", "monitoring", "inference"},
 }
 MOST_FILES = 10  # in a folder
 LONGEST_CLASS = 200  # lines

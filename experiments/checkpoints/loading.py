@@ -29,6 +29,7 @@ _CONTENT: dict[str, Any] = {
     "model_class": str,
     "training": {"optimizer": str, "settings": dict, "schedule": str},
     "measured": {"noted": Tensor, "confusion": dict},
+    "precision": str,
     CIFAR10DataModule.__qualname__: {"normalization": str, "label_names": list, "statistics": dict},
 }
 _REQUIRED = ("state_dict", "global_step")

@@ -1,0 +1,198 @@
+"""A trained model to take away: ``load`` it with all that it needs, and ``predict`` from Python.
+
+>>> from experiments import load
+>>> model = load("runs/my-mlp")  # or a checkpoint alone, wherever it lies
+>>> model.predict("cat.jpg").labels
+['cat']
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import lightning_modules
+from datamodules import CIFAR10DataModule
+from datamodules.normalization import Normalizer
+from datamodules.pictures import pixels_of, read_images
+from experiments.checkpoints.evaluations import chosen_checkpoint
+from experiments.checkpoints.loading import check_model, find_checkpoint, load_checkpoint
+from experiments.errors import RunError
+from experiments.records.record import RECORD, RunRecord
+from lightning_modules import Classifier
+
+Images = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
+_BATCH = 1000  # images at once, as in `cli.py predict`
+_MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+_TRUE = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of some images.
+
+    Attributes:
+        names: of the images: files, or their numbers.
+        labels: the class of each image.
+        probabilities: float32 ``(images, classes)``.
+        classes: the names of the columns of ``probabilities``.
+    """
+
+    names: list[str]
+    labels: list[str]
+    probabilities: np.ndarray[Any, np.dtype[np.float32]]
+    classes: list[str]
+
+
+class Predictor:
+    """A trained model with its normalisation, its classes and the precision that it learned in.
+
+    Args:
+        model: with its weights.
+        normalizer: with the statistics of its training images.
+        classes: their names, in the order of the logits.
+        precision: Lightning's word for it, such as ``bf16-mixed``.
+        device: where to compute.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        normalizer: Normalizer,
+        classes: Sequence[str],
+        precision: str = "32-true",
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        self.dtype = _TRUE.get(precision, torch.float32)
+        self.model = model.to(self.device, self.dtype).eval()
+        self.normalizer = normalizer
+        self.classes = list(classes)
+        self.precision = precision
+
+    def predict(self, images: Images | Sequence[Images]) -> Predictions:
+        """Predicts the classes of images, as ``cli.py predict`` does.
+
+        Args:
+            images: a picture of any size: a file, a `PIL.Image.Image`, a uint8 array ``(H, W, 3)``
+                or a uint8 tensor ``(3, H, W)``; a folder of files; an array ``(N, H, W, 3)`` or a
+                tensor ``(N, 3, H, W)`` of many; or a list of any of these.
+
+        Raises:
+            DatasetError: for a file that is missing or no picture.
+            TypeError: for pixels that are not uint8.
+            ValueError: for pixels of another shape.
+        """
+        found = _collect(images)
+        if not found:
+            raise ValueError("predict got no images")
+        names = [name or str(number) for number, (name, _) in enumerate(found)]
+        pixels = np.stack([picture for _, picture in found])
+        probabilities = self.probabilities(torch.from_numpy(pixels)).numpy()
+        labels = [self.classes[best] for best in probabilities.argmax(1)]
+        return Predictions(names, labels, probabilities, self.classes)
+
+    @torch.inference_mode()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Class probabilities, float32 ``(N, classes)``, of uint8 images ``(N, 3, 32, 32)``."""
+        found = []
+        for batch in torch.split(images, _BATCH):
+            inputs = self.normalizer(batch.to(self.device)).to(self.dtype)
+            with self._autocast():
+                found.append(self.model.predict_step((inputs,), 0).float().cpu())
+        return torch.cat(found)
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        if self.precision not in _MIXED:
+            return nullcontext()
+        return torch.autocast(self.device.type, _MIXED[self.precision])
+
+
+def load(
+    source: str | Path,
+    model_class: type[Classifier] | None = None,
+    device: str | torch.device = "cpu",
+) -> Predictor:
+    """Loads a trained model with all that it needs to predict. No code of the file is run.
+
+    Args:
+        source: a run's folder, the name of one in ``runs/``, or a checkpoint, which needs no run.
+        model_class: the class of the model, if it is not one of this project.
+        device: where to compute.
+
+    Raises:
+        RunError: if there is no such run or checkpoint, or it can't be used; the message names the
+            remedy.
+    """
+    path = _checkpoint_of(Path(source).expanduser())
+    content = load_checkpoint(path)
+    kind = model_class or _known_class(path, str(content.get("model_class")))
+    state = content.get(CIFAR10DataModule.__qualname__)
+    if state is None:
+        raise RunError(f"{path} holds no state of a CIFAR10DataModule: train with one")
+    try:
+        settings = content["hyper_parameters"]  # names with _ in front are Lightning's own
+        model = kind(**{name: settings[name] for name in settings if not name.startswith("_")})
+        normalizer = Normalizer(state["normalization"])
+        normalizer.load_state_dict(state)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path} does not fit {kind.__name__}: {error}") from error
+    check_model(path, content, model)
+    model.load_state_dict(content["state_dict"])
+    precision = content.get("precision", "32-true")
+    return Predictor(model, normalizer, state["label_names"], precision, device)
+
+
+def _checkpoint_of(source: Path) -> Path:
+    if source.is_file():
+        return source
+    folder = source if source.is_dir() else Path("runs") / source
+    if not (folder / RECORD).is_file():
+        raise RunError(f"{source} is no checkpoint and no run: name a file or a run's folder")
+    record = RunRecord.open(folder)
+    return find_checkpoint(folder, chosen_checkpoint(record))
+
+
+def _known_class(path: Path, name: str) -> type[Classifier]:
+    kind = getattr(lightning_modules, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, Classifier)):
+        raise RunError(
+            f"{path} holds a model of the class {name}, which is not of this project: pass it, "
+            f"load(..., model_class={name.rpartition('.')[2]})"
+        )
+    return kind
+
+
+def _collect(images: Images | Sequence[Images]) -> list[tuple[str, np.ndarray[Any, Any]]]:
+    """Pictures as uint8 ``(3, 32, 32)``, each with the name of its file."""
+    if isinstance(images, str | Path):
+        found = read_images(Path(images).expanduser())
+        return list(zip(found.names, found.images, strict=True))
+    if isinstance(images, Image.Image):
+        return [("", pixels_of(images))]
+    if isinstance(images, Tensor):
+        many = images if images.ndim == 4 else images.unsqueeze(0)
+        return _of_arrays(many.movedim(1, -1).cpu().numpy() if many.ndim == 4 else many.numpy())
+    if isinstance(images, np.ndarray):
+        return _of_arrays(images if images.ndim == 4 else images[None])
+    return [picture for image in images for picture in _collect(image)]
+
+
+def _of_arrays(images: np.ndarray[Any, Any]) -> list[tuple[str, np.ndarray[Any, Any]]]:
+    if images.dtype != np.uint8:
+        raise TypeError(
+            f"predict expected uint8 pixels from 0 to 255, got {images.dtype}: convert them, as by "
+            "(images * 255).round().astype('uint8') from 0 to 1; they are normalised here"
+        )
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(
+            f"predict expected an array (H, W, 3) or a tensor (3, H, W), got {images.shape[1:]} "
+            "with channels last: convert to RGB"
+        )
+    return [("", pixels_of(Image.fromarray(image))) for image in images]
