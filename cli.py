@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pytorch_lightning.cli import ArgsType
 
 _INTERFACE = "experiments.command_line.interface"
+# Commands that are programs of their own.
+_PROGRAMS = {"export": "experiments.export"}
 # Where Lightning, torchrun and SLURM tell a process which of several it is.
 _RANKS = ("LOCAL_RANK", "RANK", "SLURM_PROCID")
 
@@ -32,6 +34,10 @@ def main(args: "ArgsType" = None) -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, as by 2>&-
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for good
+    words = sys.argv[1:] if args is None else args
+    if isinstance(words, list) and words[:1] and words[0] in _PROGRAMS:
+        import_module(_PROGRAMS[words[0]]).main(words[1:])
+        return
     if _INTERFACE not in sys.modules:
         if args is None and all(os.environ.get(name, "0") == "0" for name in _RANKS):
             _say("loading PyTorch and Lightning")

@@ -130,7 +130,7 @@ def load(
         RunError: if there is no such run or checkpoint, or it can't be used; the message names the
             remedy.
     """
-    path = _checkpoint_of(Path(source).expanduser())
+    path = checkpoint_of(Path(source).expanduser())
     content = load_checkpoint(path)
     kind = model_class or _known_class(path, str(content.get("model_class")))
     state = content.get(CIFAR10DataModule.__qualname__)
@@ -149,7 +149,12 @@ def load(
     return Predictor(model, normalizer, state["label_names"], precision, device)
 
 
-def _checkpoint_of(source: Path) -> Path:
+def checkpoint_of(source: Path) -> Path:
+    """The checkpoint that a file, a run's folder or the name of a run stands for.
+
+    Raises:
+        RunError: if there is none.
+    """
     if source.is_file():
         return source
     folder = source if source.is_dir() else Path("runs") / source

@@ -58,6 +58,7 @@ ROOMS: dict[str, set[str]] = {
     "compare": {"texts", "identity", "records", "analysis", "command_line"},
     "wandb_report": set[str](),
     "inference": {"errors", "records", "checkpoints"},
+    "export": {"errors", "texts", "records", "checkpoints", "command_line", "inference"},
     "__init__": {"errors", "records", "monitoring", "inference"},
 }
 MOST_FILES = 10  # in a folder

@@ -1,0 +1,268 @@
+"""Writes a trained model as one file that needs nothing of this project: ``python cli.py export``.
+
+    python cli.py export --name my-mlp                            # runs/my-mlp/model.onnx
+    python cli.py export --name my-mlp --format torch_export      # runs/my-mlp/model.pt2
+    python cli.py export --ckpt_path best.ckpt --data_dir DIR     # a checkpoint without its run
+
+The file takes uint8 images (N, 3, 32, 32), N free, red, green, blue, and gives probabilities
+(N, classes): normalisation, views of an image and softmax are in it, in float32. It is written only
+after it gave the same accuracy on the test set as the model, and tells that accuracy and the names
+of the classes in its metadata.
+"""
+
+import argparse
+import importlib
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from datamodules import DatasetError
+from datamodules.files import ImageSet, read_label_names, read_test
+from datamodules.sources import Source, find_data
+from experiments.checkpoints.loading import checkpoint_sha256
+from experiments.command_line.config_files import expand_home, use_utf8
+from experiments.errors import RunError
+from experiments.inference import Predictor, checkpoint_of, load
+from experiments.records.files import replacing
+from experiments.records.record import CONFIG
+from experiments.records.runs import flat_config
+from experiments.texts import printable
+
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_ENDINGS = {"onnx": ".onnx", "torch_export": ".pt2"}
+_BATCH = 1000
+# How much a probability may differ by: sums in another order, in float32.
+_TOLERANCE = 1e-4
+
+Run = Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
+
+
+class Exportable(nn.Module):
+    """From uint8 images ``(N, 3, 32, 32)`` to class probabilities ``(N, classes)``, float32.
+
+    Args:
+        predictor: a trained model; in float32.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__()
+        self.model = predictor.model
+        statistics = predictor.normalizer.statistics
+        self.register_buffer("mean", statistics["mean"])
+        self.register_buffer("std", statistics.get("std", torch.ones(())))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalises, evaluates and applies the softmax."""
+        normalized = (images.to(torch.float32) - self.mean) / self.std
+        return self.model.evaluate(normalized).softmax(1)
+
+
+class Verified(NamedTuple):
+    """What a file came to on the test set.
+
+    Attributes:
+        accuracy: of the file, and of the model.
+        images: how many there were.
+        difference: the largest of any probability.
+    """
+
+    accuracy: float
+    images: int
+    difference: float
+
+
+def export(
+    checkpoint: Path, form: str, output: Path, test: ImageSet, facts: Mapping[str, Any]
+) -> Verified:
+    """Writes a model and verifies the file on the test set before it is put in its place.
+
+    Args:
+        checkpoint: of a model of this project.
+        form: ``onnx`` or ``torch_export``.
+        output: the file to write.
+        test: the images to verify it with.
+        facts: more for its metadata.
+
+    Raises:
+        RunError: if the model can't be exported, or the file does not compute the same.
+    """
+    loaded = load(checkpoint)
+    predictor = Predictor(loaded.model, loaded.normalizer, loaded.classes, "32-true")
+    images = torch.from_numpy(test.images)
+    expected = predictor.probabilities(images).numpy()
+    accuracy = float((expected.argmax(1) == test.labels).mean())
+    facts = {**facts, "labels": predictor.classes, "test_accuracy": accuracy}
+    write, open_file = (_write_onnx, _open_onnx) if form == "onnx" else (_write_pt2, _open_pt2)
+    program = _program(predictor)
+    with replacing(output) as partial:
+        write(program, partial, {**facts, "test_images": len(test.labels)})
+        run = open_file(partial)
+        parts = np.array_split(test.images, range(_BATCH, len(test.images), _BATCH))
+        found = np.concatenate([run(part) for part in parts])
+        verified = _compared(found, expected, test.labels)
+        if verified.accuracy != accuracy or verified.difference > _TOLERANCE:
+            raise RunError(
+                f"the file does not compute what the model does: accuracy {verified.accuracy:.4f}, "
+                f"the model {accuracy:.4f}; largest difference {verified.difference:.2g}"
+            )
+    return verified
+
+
+def _program(predictor: Predictor) -> Any:
+    example = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    free = {"images": {0: torch.export.Dim("batch")}}
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(Exportable(predictor), (example,), dynamic_shapes=free)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        kind = type(predictor.model).__name__
+        raise RunError(f"{kind} can't be exported: {reason}") from error
+
+
+def _compared(
+    found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]
+) -> Verified:
+    accuracy = float((found.argmax(1) == labels).mean())
+    return Verified(accuracy, len(labels), float(np.abs(found - expected).max()))
+
+
+def _write_onnx(program: Any, path: Path, facts: Mapping[str, Any]) -> None:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        written: Any = torch.onnx.export(
+            program, dynamo=True, verbose=False, input_names=["images"],
+            output_names=["probabilities"],
+        )  # fmt: skip
+    for key, value in facts.items():
+        written.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
+    written.save(path)
+
+
+def _open_onnx(path: Path) -> Run:
+    session = importlib.import_module("onnxruntime").InferenceSession(path.read_bytes())
+
+    def run(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        (probabilities,) = session.run(None, {"images": images})
+        return np.asarray(probabilities)
+
+    return run
+
+
+def _write_pt2(program: Any, path: Path, facts: Mapping[str, Any]) -> None:
+    with path.open("wb") as file:
+        torch.export.save(program, file, extra_files={"metadata.json": json.dumps(dict(facts))})
+
+
+def _open_pt2(path: Path) -> Run:
+    with path.open("rb") as file:
+        module = torch.export.load(file).module()
+
+    def run(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        with torch.no_grad():
+            probabilities: np.ndarray[Any, Any] = module(torch.from_numpy(images)).numpy()
+        return probabilities
+
+    return run
+
+
+def main(args: list[str] | None = None) -> None:
+    """Exports a model and prints what the file came to.
+
+    Args:
+        args: arguments without the program's name; default: those of the process.
+    """
+    use_utf8()
+    options = parser().parse_args(args)
+    try:
+        _check_packages(options.format)
+        checkpoint = checkpoint_of(_source(options))
+        output = options.output or checkpoint.with_name("model" + _ENDINGS[options.format])
+        test = _test_set(checkpoint, options)
+        facts = {"checkpoint_sha256": checkpoint_sha256(checkpoint), "source": checkpoint.name}
+        verified = export(checkpoint, options.format, output, test, facts)
+    except (RunError, DatasetError, ValueError, OSError) as error:
+        _fail(str(error))
+    size = output.stat().st_size / 2**20
+    print(
+        printable(
+            f"wrote {output} ({size:.1f} MiB): test accuracy {verified.accuracy:.4f} on "
+            f"{verified.images:,} images, as the model in float32; largest difference of a "
+            f"probability {verified.difference:.1e}"
+        )
+    )
+
+
+def _fail(message: str) -> NoReturn:
+    print(printable(f"error: {' '.join(message.split())}"), file=sys.stderr)
+    raise SystemExit(2)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        _fail(f"{message}; see python cli.py export --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = _Parser(
+        prog="cli.py export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--name", help="name of the run, whose chosen checkpoint is exported")
+    parser.add_argument("--runs_dir", type=expand_home, default=Path("runs"))
+    parser.add_argument("--ckpt_path", type=expand_home, help="a checkpoint instead")
+    parser.add_argument("--format", choices=_ENDINGS, default="onnx")
+    parser.add_argument("--output", type=expand_home, help="default: model.onnx or model.pt2 there")
+    parser.add_argument("--data_dir", type=expand_home, help="of the test set; default: the run's")
+    return parser
+
+
+def _check_packages(form: str) -> None:
+    missing = []
+    for package in _ONNX_PACKAGES if form == "onnx" else ():
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            missing.append(package)
+    if missing:
+        raise RunError(
+            f"ONNX needs {' and '.join(missing)}: pip install {' '.join(_ONNX_PACKAGES)}, or take "
+            "--format torch_export"
+        )
+
+
+def _source(options: argparse.Namespace) -> Path:
+    if (options.name is None) == (options.ckpt_path is None):
+        raise RunError(
+            "export of which weights? Name a run with --name, or a file with --ckpt_path"
+        )
+    return Path(options.ckpt_path or options.runs_dir / options.name)
+
+
+def _test_set(checkpoint: Path, options: argparse.Namespace) -> ImageSet:
+    """The test set of the run that a checkpoint lies in, or of ``--data_dir``."""
+    config: dict[str, Any] = {}
+    if (checkpoint.parent / CONFIG).is_file():
+        config = flat_config(checkpoint.parent)
+    data_dir = options.data_dir or Path(str(config.get("data.data_dir") or "data"))
+    source: Source = config.get("data.source") or "cifar10"
+    images = int(config.get("data.synthetic_images") or 10_000)
+    folder = find_data(Path(data_dir).expanduser(), source, False, images)
+    read_label_names(folder)  # verified like the others
+    return read_test(folder)

@@ -1,0 +1,136 @@
+"""An exported model needs nothing of this project, and computes the same."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cli import main
+from datamodules.files import read_test
+from datamodules.sources import synthetic_folder
+from experiments import export, load
+from tests.conftest import IMAGES, Cli, mark_slow
+
+KINDS = {
+    "batch": ["--model=MLP", "--model.hidden_units=[8]", "--model.norm=batch"],
+    "layer": ["--model=MLP", "--model.hidden_units=[8]", "--model.norm=layer"],
+    "channel": ["--model=MLP", "--model.hidden_units=[8]", "--data.normalization=channel"],
+    "FastCNN": ["--model=FastCNN", "--model.widths=[4, 4, 4]", "--trainer.precision=bf16-mixed"],
+}
+
+
+def in_onnx(path: Path, images: np.ndarray[Any, Any]) -> tuple[Any, dict[str, str]]:
+    runtime = pytest.importorskip("onnxruntime")
+    session = runtime.InferenceSession(path)
+    facts = session.get_modelmeta().custom_metadata_map
+    return session.run(None, {"images": images})[0], facts
+
+
+def in_torch(path: Path, images: np.ndarray[Any, Any]) -> tuple[Any, dict[str, str]]:
+    files = {"metadata.json": ""}
+    module = torch.export.load(path, extra_files=files).module()
+    facts = json.loads(files["metadata.json"])
+    facts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
+    with torch.no_grad():
+        return module(torch.from_numpy(images)).numpy(), facts
+
+
+OPEN: dict[str, Callable[..., Any]] = {"onnx": in_onnx, "torch_export": in_torch}
+FILES = {"onnx": "model.onnx", "torch_export": "model.pt2"}
+QUICK = [("batch", "onnx"), ("layer", "torch_export"), ("FastCNN", "onnx")]
+CASES = [(kind, form) for kind in KINDS for form in FILES]
+
+
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    mark_slow(
+        CASES, except_for=[("batch", "onnx"), ("layer", "torch_export"), ("FastCNN", "onnx")]
+    ),
+)
+def test_the_file_computes_what_the_model_does(
+    kind: str, form: str, fit: Cli, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit(*KINDS[kind]).path
+    capsys.readouterr()
+    main(["export", "--name=run", f"--runs_dir={run.parent}", f"--format={form}"])
+    assert "test accuracy" in capsys.readouterr().out
+    test = read_test(synthetic_folder(data_dir, IMAGES))
+    model = load(run)
+    for count in (1, 7, len(test.labels)):  # any number of images
+        found, facts = OPEN[form](run / FILES[form], test.images[:count])
+        exact = 1e-6 if model.precision == "32-true" else 0.02
+        expected = model.probabilities(torch.from_numpy(test.images[:count])).numpy()
+        np.testing.assert_allclose(found, expected, atol=exact)
+    assert json.loads(facts["labels"]) == model.classes
+    accuracy = float((found.argmax(1) == test.labels).mean())
+    assert float(facts["test_accuracy"]) == accuracy
+
+
+def test_a_checkpoint_alone_is_exported(fit: Cli, data_dir: Path, tmp_path: Path) -> None:
+    alone = shutil.copy(fit(*KINDS["batch"]).path / "best.ckpt", tmp_path / "alone.ckpt")
+    official = data_dir / "cifar-10-batches-py"
+    assert not official.exists()
+    words = ["export", f"--ckpt_path={alone}", "--format=torch_export"]
+    with pytest.raises(SystemExit) as failed:
+        main([*words, f"--data_dir={data_dir}"])
+    assert failed.value.code == 2
+    assert not (tmp_path / "model.pt2").exists()
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as failed:
+        main(["export", *words])
+    assert failed.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "error: export of which weights? Name a run"),
+        (["--name=x", "--ckpt_path=y"], "error: export of which weights?"),
+        (["--name=nothing"], "is no checkpoint and no run"),
+        (["--name=x", "--format=tflite"], "invalid choice: 'tflite'"),
+        (["--nmae=x"], "unrecognized arguments: --nmae=x"),
+    ],
+)
+def test_what_can_not_be_exported_is_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(words, capsys)
+
+
+def test_numpy_is_not_exported(fit: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit("--model=NumPyMLP", "--model.hidden_units=[4]").path
+    capsys.readouterr()
+    line = refused(["--name=run", f"--runs_dir={run.parent}", "--format=torch_export"], capsys)
+    assert "NumPyMLP can't be exported: NumPyMLP computes with NumPy" in line
+    assert not (run / "model.pt2").exists()
+
+
+def test_a_file_that_computes_something_else_is_not_kept(
+    fit: Cli, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = fit(*KINDS["batch"]).path
+    capsys.readouterr()
+
+    def wrong(self: export.Exportable, images: torch.Tensor) -> torch.Tensor:
+        return self.model.evaluate(images.to(torch.float32) - self.mean + 1).softmax(1)
+
+    monkeypatch.setattr(export.Exportable, "forward", wrong)
+    line = refused(["--name=run", f"--runs_dir={run.parent}", "--format=torch_export"], capsys)
+    assert "does not compute what the model does" in line
+    assert not (run / "model.pt2").exists()
+
+
+def test_missing_packages_are_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    assert "pip install onnx onnxscript onnxruntime" in refused(["--name=x"], capsys)
