@@ -71,7 +71,7 @@ def test_the_file_computes_what_the_model_does(
     assert float(facts["test_accuracy"]) == accuracy
 
 
-def test_a_checkpoint_alone_is_exported(fit: Cli, data_dir: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_alone_needs_the_test_set(fit: Cli, data_dir: Path, tmp_path: Path) -> None:
     alone = shutil.copy(fit(*KINDS["batch"]).path / "best.ckpt", tmp_path / "alone.ckpt")
     official = data_dir / "cifar-10-batches-py"
     assert not official.exists()

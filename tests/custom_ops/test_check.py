@@ -1,0 +1,261 @@
+# ruff: noqa: RUF001 - faults are named in the letters of their formulas
+"""The checker finds nothing in right operators, and names what is wrong in others."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import custom_ops
+from custom_ops import check as checker
+from custom_ops import exercises, numpy_ops
+from custom_ops.faults import EXERCISES
+from tests.conftest import PROJECT
+
+
+def results(**classes: type) -> dict[tuple[str, str], str]:
+    module: Any = SimpleNamespace(**classes)
+    return {(title, quantity): wrong for title, quantity, wrong in checker.check(module)}
+
+
+def test_the_operators_of_this_project_are_right() -> None:
+    layers = {name: getattr(numpy_ops, name) for name in ("Linear", "ELU", "Softmax")}
+    layers["Linear"] = type("Linear", (numpy_ops.Linear,), {"__init__": in_float64})
+    functions = ("LinearFunction", "ELUFunction", "SoftmaxFunction", "CrossEntropyFunction")
+    found = results(
+        **layers,
+        CrossEntropyModule=numpy_ops.CrossEntropy,
+        **{name: getattr(custom_ops, name) for name in functions},
+        CustomLayerNormManualFunction=Rows,
+    )
+    assert set(found.values()) == {""}
+    assert len(found) == 4 + 2 + 2 + 2 + 4 + 2 + 2 + 2 + 4
+
+
+def in_float64(self: numpy_ops.Linear, inputs: int, outputs: int) -> None:
+    numpy_ops.Linear.__init__(self, inputs, outputs, dtype=float)
+
+
+class Rows(torch.autograd.Function):
+    """Layer normalisation by autograd, with the arguments of the course's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, gamma: Any, beta: Any, eps: float) -> Any:
+        ctx.save_for_backward(x, gamma, beta)
+        ctx.eps = eps
+        return torch.nn.functional.layer_norm(x, x.shape[1:], gamma, beta, eps)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Any) -> Any:
+        inputs = [t.detach().requires_grad_() for t in ctx.saved_tensors]
+        with torch.enable_grad():
+            x, gamma, beta = inputs
+            y = torch.nn.functional.layer_norm(x, dout.shape[1:], gamma, beta, ctx.eps)
+        return (*torch.autograd.grad(y, inputs, dout), None)
+
+
+class Linear:
+    """Of a student."""
+
+    dx, dw, db = "dout @ w", "dout.T @ x", "dout.sum(0)"
+    y = "x @ w.T + b"
+
+    def __init__(self, *sizes: int) -> None:
+        self.params: dict[str, Any] = {"weight": None, "bias": None}
+        self.grads: dict[str, Any] = {}
+
+    def given(self) -> dict[str, Any]:
+        w, b = self.params["weight"], self.params["bias"]
+        return {"np": np, "x": self.x, "w": w, "b": b}
+
+    def forward(self, x: Any) -> Any:
+        self.x = x
+        return eval(self.y, self.given())
+
+    def backward(self, dout: Any) -> Any:
+        known = {**self.given(), "dout": dout, "S": len(dout)}
+        self.grads = {"weight": eval(self.dw, known), "bias": eval(self.db, known)}
+        return eval(self.dx, known)
+
+
+class Softmax:
+    """Of a student."""
+
+    y, dx = "e / e.sum(1, keepdims=True)", "y * (dout - (dout * y).sum(1, keepdims=True))"
+
+    def forward(self, x: Any) -> Any:
+        self.x = x
+        self.out = eval(self.y, {"np": np, "x": x, "e": np.exp(x)})
+        return self.out
+
+    def backward(self, dout: Any) -> Any:
+        return eval(self.dx, {"np": np, "x": self.x, "y": self.out, "dout": dout})
+
+
+class ELU(Softmax):
+    """Of a student."""
+
+    y, dx = "np.where(x > 0, x, e - 1)", "dout * np.where(x > 0, 1, np.exp(x))"
+
+
+class CrossEntropy:
+    """Of a student."""
+
+    y, dx = "-(t * np.log(p)).sum() / S", "-t / p / S"
+
+    def forward(self, p: Any, t: Any) -> Any:
+        return eval(self.y, {"np": np, "p": p, "t": t, "S": len(p)})
+
+    def backward(self, p: Any, t: Any) -> Any:
+        return eval(self.dx, {"np": np, "p": p, "t": t, "S": len(p)})
+
+
+class LayerNorm(Linear):
+    """Of a student."""
+
+    y = "w * xh + b"
+    dx = "r * (g - g.mean(1, keepdims=True) - xh * (g * xh).mean(1, keepdims=True))"
+    dw = "(dout * xh).sum(0)"
+
+    def __init__(self, features: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def given(self) -> dict[str, Any]:
+        x = self.x
+        r = 1 / np.sqrt(x.var(1, keepdims=True) + self.eps)
+        return {**super().given(), "eps": self.eps, "r": r, "xh": r * (x - x.mean(1)[:, None])}
+
+    def backward(self, dout: Any) -> Any:
+        self.dx = type(self).dx.replace("g", "(dout * w)")
+        return super().backward(dout)
+
+
+def with_fault(kind: type, **formulas: str) -> type:
+    return type(kind.__name__, (kind,), formulas)
+
+
+@pytest.mark.parametrize("kind", [Linear, Softmax, ELU, CrossEntropy, LayerNorm])
+def test_right_ones_of_a_student_are_right(kind: type) -> None:
+    found = results(**{kind.__name__: kind})
+    assert found
+    assert set(found.values()) == {""}
+
+
+@pytest.mark.parametrize(
+    ("kind", "formulas", "quantity", "message"),
+    [
+        (Linear, {"dw": "(dout.T @ x).T"}, "dL/dW", "transposed: (4, 3), and should be (3, 4)"),
+        (Linear, {"dw": "dout.T @ x / S"}, "dL/dW", "a mean for a sum"),
+        (Linear, {"db": "dout.mean(0)"}, "dL/db", "a mean for a sum"),
+        (Linear, {"db": "dout.sum(1)"}, "dL/db", "over the outputs, not over the samples"),
+        (Linear, {"dx": "-dout @ w"}, "dL/dX", "its sign is wrong"),
+        (Linear, {"dx": "0 * x"}, "dL/dX", "zero everywhere"),
+        (Linear, {"y": "x @ w.T"}, "forward", "b is not added"),
+        (Linear, {"dx": "dout"}, "dL/dX", "the shape (5, 3), and should have (5, 4)"),
+        (ELU, {"dx": "dout * np.exp(x)"}, "dL/dX", "for X > 0, too"),
+        (ELU, {"dx": "dout * (x > 0)"}, "dL/dX", "e^X is missing where X < 0"),
+        (ELU, {"y": "np.where(x > 0, x, e)"}, "forward", "the - 1 is missing"),
+        (Softmax, {"dx": "dout * y * (1 - y)"}, "dL/dX", "only the diagonal"),
+        (Softmax, {"dx": "dout * y"}, "dL/dX", "the sum Σ_j dL/dY_j Y_j is missing"),
+        (Softmax, {"dx": "y * (dout - (dout * y).sum(0))"}, "dL/dX", "over the samples"),
+        (Softmax, {"y": "e / e.sum(0)"}, "forward", "over the samples, not over the classes"),
+        (CrossEntropy, {"dx": "-t / p"}, "dL/dX", "not divided by the number of samples"),
+        (CrossEntropy, {"dx": "t / p / S"}, "dL/dX", "its sign is wrong"),
+        (CrossEntropy, {"dx": "(p - t) / S"}, "dL/dX", "softmax and cross-entropy together"),
+        (CrossEntropy, {"y": "-(t * np.log(p)).sum()"}, "forward", "a sum for a mean"),
+        (LayerNorm, {"dx": "r * g"}, "dL/dX", "taken as constants"),
+        (LayerNorm, {"dx": "r * (g - g.mean(1, keepdims=True))"}, "dL/dX", "σ depends on X"),
+        (
+            LayerNorm,
+            {"dx": "r * (g - xh * (g * xh).mean(1, keepdims=True))"},
+            "dL/dX",
+            "the term mean(dX̂) is missing",
+        ),
+        (LayerNorm, {"dw": "dout.sum(0)"}, "dL/dW", "the factor X̂ is missing"),
+        (LayerNorm, {"dw": "(dout * xh).mean(0)"}, "dL/dW", "a mean for a sum"),
+        (
+            LayerNorm,
+            {"y": "w * (x - x.mean(1)[:, None]) / x.std(1)[:, None] + b"},
+            "forward",
+            "ε is",
+        ),
+        (LayerNorm, {"y": "xh + b"}, "forward", "γ is missing"),
+        (ELU, {"dx": "dout * x"}, "dL/dX", "values differ, by up to"),
+        (ELU, {"dx": "dout * np.nan"}, "dL/dX", "20 of 20 values are not finite"),
+        (ELU, {"dx": "'no array'"}, "dL/dX", "it is a str, not an array of shape (5, 4)"),
+        (ELU, {"dx": "undefined"}, "", "it raises NameError: name 'undefined' is not defined"),
+    ],
+)
+def test_a_fault_is_named(
+    kind: type, formulas: dict[str, str], quantity: str, message: str
+) -> None:
+    found = results(**{kind.__name__: with_fault(kind, **formulas)})
+    wrong = {key: text for (_, key), text in found.items() if text}
+    assert wrong.keys() == {quantity} or quantity == "forward"  # gradients then follow
+    assert message in wrong[quantity]
+
+
+def test_every_known_fault_is_one_and_is_told_apart() -> None:
+    for exercise in EXERCISES:
+        for quantity, text, wrong in exercise.faults:
+            assert checker.verdict(exercise, quantity, wrong) == text
+
+
+def test_the_exercises_are_to_be_filled_in() -> None:
+    found = results(**vars(exercises))
+    assert set(found.values()) == {"not filled in yet"}
+    assert len(found) == 6
+
+
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "custom_ops.check", *args]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+
+
+def test_a_file_is_written_and_checked(tmp_path: Path) -> None:
+    path = tmp_path / "my_ops.py"
+    assert run("--write", str(path)).returncode == 0
+    again = run("--write", str(path))
+    assert (again.returncode, again.stderr) == (2, f"error: {path} exists: name another file\n")
+    empty = run(str(path))
+    assert empty.returncode == 1
+    assert "0 of 6 right" in empty.stdout
+    text = path.read_text().replace(
+        '"""Returns Y in the shape of X."""\n        raise NotImplementedError',
+        '"""."""\n        self.x = x\n        return np.where(x > 0, x, np.expm1(x))',
+    )
+    text = text.replace(
+        '"""Returns dL/dX in the shape of X."""\n        raise NotImplementedError',
+        '"""."""\n        return dout * np.where(self.x > 0, 1, np.exp(self.x))',
+    )
+    path.write_text(text)
+    filled = run(str(path))
+    assert "ELU (ELUModule)\n  forward  right\n  dL/dX    right\n" in filled.stdout
+    assert "2 of 7 right" in filled.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is no Python file"),
+        ("x = 1", "has no class of a known name: CrossEntropy,"),
+        ("import nothing_there", "can't be run: ModuleNotFoundError: No module named"),
+    ],
+)
+def test_a_file_that_can_not_be_checked_is_one_line(
+    content: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "ops.py"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit) as failed:
+        checker.main([str(path)])
+    assert failed.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
