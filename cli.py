@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
 
 _INTERFACE = "experiments.command_line.interface"
 # Commands that are programs of their own.
-_PROGRAMS = {"export": "experiments.export"}
+_PROGRAMS = {
+    "export": "experiments.export",
+    "compare": "experiments.compare",
+    "reproduce": "reproduce",
+}
 # Where Lightning, torchrun and SLURM tell a process which of several it is.
 _RANKS = ("LOCAL_RANK", "RANK", "SLURM_PROCID")
 
@@ -34,8 +39,11 @@ def main(args: "ArgsType" = None) -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, as by 2>&-
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for good
-    words = sys.argv[1:] if args is None else args
-    if isinstance(words, list) and words[:1] and words[0] in _PROGRAMS:
+    words = sys.argv[1:] if args is None else args if isinstance(args, list) else []
+    if words[:1] == ["--version"]:
+        print(f"cifar10-lightning {version('cifar10-lightning')}")
+        return
+    if words and words[0] in _PROGRAMS:
         import_module(_PROGRAMS[words[0]]).main(words[1:])
         return
     if _INTERFACE not in sys.modules:

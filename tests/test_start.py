@@ -297,4 +297,4 @@ def test_every_package_is_installed() -> None:
     folders = [PROJECT / name for name in {name.partition(".")[0] for name in listed}]
     files = [file for folder in folders for file in folder.rglob("*.py")]
     found = {".".join(file.parent.relative_to(PROJECT).parts) for file in files}
-    assert found == set(listed)
+    assert found == set(listed) - {"configs"}  # files to be read

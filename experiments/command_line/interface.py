@@ -38,6 +38,7 @@ from experiments.command_line.messages import one_line, show_notes
 from experiments.command_line.own_modules import see_modules_here
 from experiments.command_line.parser_seam import options_of, take_as
 from experiments.command_line.parsing import RunParser, Seed, fail, prepare_arguments, user_errors
+from experiments.command_line.shipped_configs import with_shipped
 from experiments.errors import RunError, UsageError
 from experiments.identity import experiment_of
 from experiments.lightning_seam import CommandLine
@@ -139,7 +140,7 @@ class CIFAR10CLI(CommandLine):
             with user_errors():
                 given = sys.argv[1:] if args is None else args
                 check_encodings(given)
-                arguments = prepare_arguments(expand_homes(given))
+                arguments = prepare_arguments(with_shipped(expand_homes(given)))
                 see_modules_here([*arguments, *texts_of(arguments)])
                 self.config = expand_homes(self._parse(parser, arguments))
                 self._keep_environment()
