@@ -394,16 +394,17 @@ def test_a_file_system_without_locks_is_written_to(
 def test_a_partial_file_that_another_process_took_for_a_leftover_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock, taken = files._lock, list[Path]()
+    lock, made = files._lock, list[Path]()
 
     def take_the_first(descriptor: int, wait: bool) -> bool:
-        if not taken:
+        if wait:
             (partial,) = tmp_path.iterdir()
-            partial.unlink()
-            taken.append(partial)
+            made.append(partial)
+        if len(made) == 1:
+            made[0].unlink(missing_ok=True)
         return lock(descriptor, wait)
 
     monkeypatch.setattr(files, "_lock", take_the_first)
     replace_file(tmp_path / "record.json", "{}")
-    assert taken
+    assert len(made) == 2  # the second is locked, and no leftover to others
     assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
