@@ -24,14 +24,15 @@ SHOWN = {
     "changelog.md": "CHANGELOG.md",
 }
 _PAGES = {name: page for page, name in SHOWN.items()}
-_ADDED = "source/"  # where the added pages lie
+# An added page is source/cli.py.file.md: a folder of the site must not look like a Python file.
+_ADDED, _ENDING = "source/", ".file.md"
 _NOT_SEARCHED = "---\nsearch:\n  exclude: true\n---\n"
 _LANGUAGES = {".cfg": "ini", ".cpp": "cpp", ".py": "python", ".yaml": "yaml", ".yml": "yaml"}
 # The target of a link or a picture, unless it is on another server or on the same page.
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|[#/])[^)#\s]+")
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 # Of docstrings, in reStructuredText: "CIFAR-10 [1]_" and ".. [1] A. Krizhevsky".
-_FOOTNOTE = re.compile(r"\.\. (?=\[\d+\])|(?<=\[\d\])_")
+_FOOTNOTES = ((r"<p>\.\. (?=\[\d+\])", "<p>"), (r"\.\. (?=\[\d+\])", "<br>"), (r"(?<=\[\d\])_", ""))
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -87,7 +88,8 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
         The page to show.
     """
     if page.file.src_uri.startswith("reference/"):
-        html = _FOOTNOTE.sub("", html)
+        for written, shown in _FOOTNOTES:
+            html = re.sub(written, shown, html)
     return _FORMULA.sub(_mathml, html)
 
 
@@ -101,7 +103,7 @@ def _mathml(found: re.Match[str]) -> str:
 def source_of(uri: str) -> Path:
     """The file of the repository that a page of the site shows."""
     if uri.startswith(_ADDED):
-        return ROOT / uri.removeprefix(_ADDED).removesuffix(".md")
+        return ROOT / uri.removeprefix(_ADDED).removesuffix(_ENDING)
     return ROOT / SHOWN[uri] if uri in SHOWN else DOCS / uri
 
 
@@ -110,7 +112,7 @@ def page_of(target: Path) -> str:
     name = target.relative_to(ROOT).as_posix()
     if target.is_relative_to(DOCS):
         return target.relative_to(DOCS).as_posix()
-    return _PAGES.get(name, f"{_ADDED}{name}.md")
+    return _PAGES.get(name, f"{_ADDED}{name}{_ENDING}")
 
 
 def text_of(source: Path) -> str:
@@ -120,7 +122,7 @@ def text_of(source: Path) -> str:
         return source.read_text(encoding="utf-8")
     if source.is_dir():
         names = sorted(path.name for path in source.iterdir() if path.suffix in _LANGUAGES)
-        listed = "\n".join(f"- [{entry}]({source.name}/{entry})" for entry in names)
+        listed = "\n".join(f"- [`{entry}`]({source.name}/{entry})" for entry in names)
         return f"# {name}/\n\n{listed}\n"
     code = source.read_text(encoding="utf-8").rstrip("\n")
     return f"# {name}\n\n~~~~{_LANGUAGES.get(source.suffix, 'text')}\n{code}\n~~~~\n"
