@@ -65,6 +65,17 @@ def test_every_page_is_in_the_navigation_and_every_module_in_the_reference() -> 
     } == set()
 
 
+@pytest.mark.parametrize(("link", "status"), [("here.md", 0), ("gone.md", 1), ("../gone.py", 1)])
+def test_lint_fails_for_a_link_that_leads_nowhere(link: str, status: int, tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/index.md").write_text(f"[link]({link})")
+    (tmp_path / "docs/here.md").write_text("Here")
+    (tmp_path / "mkdocs.yml").write_text("site_name: Small\n")
+    command = [sys.executable, "-m", *start.LINT[-1]]
+    ended = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True)
+    assert ended.returncode == status
+
+
 @pytest.mark.slow
 def test_the_site_loads_nothing_from_another_server(tmp_path: Path) -> None:
     command = [sys.executable, "-m", *start.LINT[-1], "--site-dir", str(tmp_path)]
