@@ -4,7 +4,7 @@
     python3 start.py                    the quickstart: train a small model, then test it
     python3 start.py quickstart ARGS    the same, ARGS handed on to cli.py
     python3 start.py test ARGS          run the tests, ARGS handed on to pytest
-    python3 start.py lint               ruff and mypy
+    python3 start.py lint               ruff, mypy and the documentation site
 
 The first call creates .venv beside this file and installs the versions in constraints.txt
 (2-5 minutes and 6 GB with the CUDA build of torch); later calls use it at once, and install
@@ -43,7 +43,12 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 # Two processes; -n 0 for one, as debuggers want. One process runs a whole file, with its fixtures.
 TESTS = ["-m", "pytest", "-n", "2", "--dist", "loadfile"]
 QUICKSTART = ["cli.py", "fit", "--config", "configs/quickstart.yaml", "--test_after_fit", "true"]
-LINT = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]]
+LINT = [
+    ["ruff", "check", "."],
+    ["ruff", "format", "--check", "."],
+    ["mypy"],
+    ["mkdocs", "build", "--strict"],  # with --quiet, warnings would be none
+]
 BIG_DOWNLOAD_MB = 20.0
 
 
@@ -209,7 +214,8 @@ def run(command: list[str]) -> int:
     """
     # torch's threads otherwise spin while they wait for each other: a little faster on an idle
     # machine, many times slower on a busy one.
-    env = {"OMP_WAIT_POLICY": "passive", **os.environ}
+    # The theme of the documentation advertises its successor at each build.
+    env = {"OMP_WAIT_POLICY": "passive", "NO_MKDOCS_2_WARNING": "1", **os.environ}
     child = subprocess.Popen([str(PYTHON), *command], cwd=ROOT, env=env)
     previous = {
         signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),  # the terminal tells both

@@ -3,7 +3,7 @@
 import functools
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,7 +117,7 @@ class CIFAR10DataModule(DeviceDataModule):
         return self.predict_dir is not None and bool(self.trainer and self.trainer.predicting)
 
     @property
-    def resolved_source(self) -> Literal["cifar10", "synthetic"]:
+    def resolved_source(self) -> str:
         """What ``source`` turned out to be, once the data was found."""
         is_made = is_synthetic(self._folder) if self._folder else self.source == "synthetic"
         return "synthetic" if is_made else "cifar10"

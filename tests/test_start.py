@@ -157,7 +157,7 @@ def test_arguments_are_handed_on(
 
 def test_lint_runs_every_tool_and_reports_the_worst(commands: list[list[str]]) -> None:
     assert start.main(["lint"]) == 3
-    assert [command[1] for command in commands] == ["ruff", "ruff", "mypy"]
+    assert [command[1] for command in commands] == ["ruff", "ruff", "mypy", "mkdocs"]
 
 
 @pytest.mark.parametrize("args", [["trian"], ["lint", "--fix"]])

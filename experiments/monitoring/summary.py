@@ -80,8 +80,9 @@ def _data(record: RunRecord) -> str:
         f"{count:,} {name}" if used[name] == count else f"{used[name]:,} of {count:,} {name}"
         for name, count in images.items()
     )
-    name = {"cifar10": "CIFAR-10", "synthetic": "SYNTHETIC STAND-IN, not CIFAR-10"}
-    return f"{name[record.fields['data']]}: {sizes} images"
+    known = {"cifar10": "CIFAR-10", "synthetic": "SYNTHETIC STAND-IN, not CIFAR-10"}
+    name = str(record.fields["data"])
+    return f"{known.get(name, name)}: {sizes} images"
 
 
 def _results(record: RunRecord) -> list[tuple[str, str]]:
