@@ -19,7 +19,7 @@ from experiments.identity import flags_of
 from experiments.reproduction.claims import Claim, claims_named
 from experiments.reproduction.kept import data_of, keep
 from experiments.reproduction.page import write_page
-from experiments.reproduction.runner import BUDGETS, Runner, find_runs, intro, seen
+from experiments.reproduction.runner import BUDGETS, Runner, find_runs, intro, share_seen
 from experiments.texts import printable
 
 _TITLE = "The report's claims, reproduced"
@@ -74,7 +74,7 @@ def _command(options: argparse.Namespace, passed: list[str]) -> list[str]:
 def _write(folder: Path, claims: list[Claim]) -> None:
     """Writes the page, and prints what the claims asked for come to."""
     try:
-        runs = write_page(folder, _TITLE, seen())
+        runs = write_page(folder, _TITLE, share_seen())
     except ValueError as error:
         sys.exit(printable(f"error: {error}"))
     for claim in claims:

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from cli import main as cli_main
 from datamodules import CIFAR10DataModule
 from experiments.command_line.config_files import expand_home
-from experiments.records.environment import circumstances, fast_precision
+from experiments.records.environment import environment_fields, fast_precision
 from experiments.records.record import RECORD, RunRecord
 from lightning_modules import FastCNN, LinearSchedule, Muon
 from lightning_modules.fast_cnn import WHITENING_IMAGES
@@ -154,7 +154,7 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(f"error: expected flags of cli.py as --name=value, got {' '.join(more)}")
     data = [f"--data.data_dir={options.data_dir}", *more]
     measured = accuracy(options, data) if options.what == "accuracy" else speed(options, data)
-    report = {**circumstances(), **measured}
+    report = {**environment_fields(), **measured}
     name = f"{options.config.stem}_{options.what}.json"
     output = options.output or RESULTS / name
     output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -38,7 +38,7 @@ from torch.nn import functional as F
 from custom_ops import layer_norm
 from custom_ops.layer_norm import formula
 from experiments.command_line.config_files import expand_home
-from experiments.records.environment import circumstances
+from experiments.records.environment import environment_fields
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # (shape of x, dimensions of a row): of the report's networks, of transformers, of a CNN.
@@ -264,7 +264,7 @@ def main(args: list[str] | None = None) -> None:
     for case in run(options):
         print(line(case), flush=True)
         cases.append(case)
-    report = {**circumstances(), "errors": errors(), "cases": cases}
+    report = {**environment_fields(), "errors": errors(), "cases": cases}
     output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if options.plot:
         plot(cases, options.plot)

@@ -31,7 +31,7 @@ from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizon
 
 from datamodules import AugmentedImages, BatchSource
 from experiments.command_line.config_files import expand_home
-from experiments.records.environment import circumstances
+from experiments.records.environment import environment_fields
 
 RESULT = Path(__file__).resolve().parent / "results" / "loader.json"
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -103,7 +103,7 @@ def main(args: list[str] | None = None) -> None:
     cost(ways["ours"])  # pads the images, once
     rounds = [{name: cost(way) for name, way in ways.items()} for _ in range(options.repeats)]
     medians = {name: round(statistics.median(r[name] for r in rounds), 3) for name in ways}
-    report = {**circumstances(), "images": options.images, "core_seconds_per_epoch": medians}
+    report = {**environment_fields(), "images": options.images, "core_seconds_per_epoch": medians}
     options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for name, seconds in medians.items():
         print(f"{name:>24} {seconds:7.3f} core-s")

@@ -40,7 +40,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from cli import main as cli_main
 from datamodules import CIFAR10DataModule
 from experiments.command_line.config_files import expand_home
-from experiments.records.environment import circumstances
+from experiments.records.environment import environment_fields
 from experiments.records.record import RunRecord
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -229,7 +229,7 @@ def main(args: list[str] | None = None) -> None:
         print(f"{1e3 * plain_loop(module, options.steps):.4f} ms per step")
         return
     result = measure(data, options.steps, options.repeats)
-    report = {**circumstances(), **result}
+    report = {**environment_fields(), **result}
     options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=2))
 

@@ -18,7 +18,7 @@ import matplotlib as mpl
 
 from experiments.command_line.config_files import expand_home
 from experiments.errors import RunError
-from experiments.records.environment import circumstances
+from experiments.records.environment import environment_fields
 from experiments.records.record import RunRecord
 
 mpl.use("Agg")  # no display needed
@@ -73,7 +73,7 @@ def main(args: list[str] | None = None) -> None:
     except RunError as error:
         sys.exit(f"error: {error}")
     options.output.write_text(
-        json.dumps({**circumstances(), "runs": runs}, indent=2) + "\n", encoding="utf-8"
+        json.dumps({**environment_fields(), "runs": runs}, indent=2) + "\n", encoding="utf-8"
     )
     draw(runs, options.plot)
     print(f"{options.output}\n{options.plot}")

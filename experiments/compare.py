@@ -39,7 +39,7 @@ _METRICS = ("test/acc", "val/acc", "train/acc")
 _CURVES = ("val/acc", "test_curve/acc", "train/acc")
 _MOST_CURVES = 10
 _WIDEST = 200  # characters of a cell on a terminal
-_OF_A_RUN = (RECORD, CONFIG, METRICS)
+_RUN_FILES = (RECORD, CONFIG, METRICS)
 
 
 class CompareError(ValueError):
@@ -169,12 +169,12 @@ def _runs_in(folder: Path, now: float) -> list[Run]:
         return [Run(folder.name, folder, "unreadable", note=reason_of(error))]
     if RECORD in names:
         return [read_run(folder, now)]
-    below = {path.parent for name in _OF_A_RUN for path in _below(folder, name)}
+    below = {path.parent for name in _RUN_FILES for path in _below(folder, name)}
     if any(os.path.lexists(path / RECORD) for path in below):
         return [read_run(path, now) for path in sorted(below)]
     if files := find_wandb_files(folder) or find_wandb_files(folder / "wandb"):
         return read_wandb(files, now)
-    return [read_run(folder, now)] if names & {*_OF_A_RUN} else []
+    return [read_run(folder, now)] if names & {*_RUN_FILES} else []
 
 
 def _below(folder: Path, name: str) -> list[Path]:
@@ -262,7 +262,7 @@ def _render(
         return json.dumps({"warnings": warnings, "runs": rows}, indent=1) + "\n"
     frame = table(groups, baseline, everything=options.all)
     if options.format == "table":
-        return _plain(frame)
+        return _terminal_table(frame)
     notes = [pages.Paragraph(f"Warning: {warning}") for warning in warnings]
     if options.format == "md":
         return pages.markdown_blocks([pages.Table(frame), *notes])
@@ -272,7 +272,7 @@ def _render(
     return pages.html_page("Runs compared", blocks)
 
 
-def _plain(frame: pd.DataFrame) -> str:
+def _terminal_table(frame: pd.DataFrame) -> str:
     """A table for a terminal, columns aligned to the left."""
     rows = [list(frame.columns), *frame.to_numpy(dtype=object).tolist()]
     cells = [[shortened(printable(str(value)), _WIDEST) for value in row] for row in rows]

@@ -15,15 +15,15 @@ _BUILT_IN = (
     ModuleNotFoundError,  # what an accelerator, a logger or a strategy needs
 )
 # By name, so that a comparison of runs need not wait for these libraries to be imported.
-_OF_LIBRARIES = {
+_LIBRARY_ERRORS = {
     "datamodules.files.DatasetError",
     "lightning_fabric.utilities.exceptions.MisconfigurationException",
 }
 
 
-def is_of_user(error: BaseException) -> bool:
+def is_user_error(error: BaseException) -> bool:
     """Whether an error, raised while a run is set up, is about what the user asked for."""
     if isinstance(error, (*_BUILT_IN, RunError)):
         return True
     kinds = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__)
-    return any(kind in _OF_LIBRARIES for kind in kinds)
+    return any(kind in _LIBRARY_ERRORS for kind in kinds)

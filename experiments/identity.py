@@ -65,9 +65,9 @@ TABLE: tuple[tuple[str, Kind], ...] = (
 )
 _CALLBACKS = "trainer.callbacks"
 # Callbacks that look on; others, such as an average of the weights, make another experiment.
-_LOOKS_ON = re.compile(r"\w*(ProgressBar|Monitor|Summary|Statistics)|CurveOnTest")
+_OBSERVER = re.compile(r"\w*(ProgressBar|Monitor|Summary|Statistics)|CurveOnTest")
 # What a run has where neither its files nor a flag say anything: a flag left out is seen, too.
-_UNSAID: Mapping[str, Any] = {
+_IMPLIED_SETTINGS: Mapping[str, Any] = {
     "data.source": "cifar10",
     **dict.fromkeys(f"trainer.limit_{kind}_batches" for kind in ("train", "val", "test")),
 }
@@ -163,7 +163,7 @@ def experiment_name(name: str) -> str:
     return _SEED_AND_TIME.sub("", name) or name
 
 
-def of_the_experiment(config: Mapping[str, Any]) -> dict[str, Any]:
+def experiment_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of a flat configuration decides how well a network learns, but for the seed."""
     kept = {key: value for key, value in config.items() if kind_of(key).group}
     return {**kept, _CALLBACKS: _active(kept.get(_CALLBACKS) or [])}
@@ -174,7 +174,7 @@ def _active(callbacks: Any) -> list[Any] | None:
     found = []
     for entry in callbacks if isinstance(callbacks, list) else [callbacks]:
         name = str(entry.get("class_path") if isinstance(entry, dict) else entry).rpartition(".")[2]
-        if not _LOOKS_ON.fullmatch(name):
+        if not _OBSERVER.fullmatch(name):
             arguments = entry.get("init_args") if isinstance(entry, dict) else None
             found.append({name: arguments} if arguments else name)
     return found or None
@@ -189,9 +189,9 @@ def changes_between(before: Mapping[str, Any], config: Mapping[str, Any]) -> dic
     }
 
 
-def not_as_asked(config: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+def setting_mismatches(config: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """In what a run's flat configuration is not what a claim asks for, or as by default."""
-    asked = {**_UNSAID, **asked}
+    asked = {**_IMPLIED_SETTINGS, **asked}
     if asked.get("trainer.precision") is None:  # chosen by the hardware; the run has the choice
         asked.pop("trainer.precision", None)
     return [

@@ -28,7 +28,7 @@ def _put_in_place_of(owner: Any, name: str, value: Any) -> None:
 # ---- steps ---------------------------------------------------------------------------------------
 
 
-def pass_over(owner: Any, hook: str) -> None:
+def skip_hook(owner: Any, hook: str) -> None:
     """Lets the trainer pass over a hook of a callback or a model.
 
     Relies on: the trainer calls a hook only if it is callable. No setting leaves out hooks.
@@ -55,7 +55,7 @@ def _step_arguments(kwargs: Any, batch: Any, batch_idx: int) -> dict[str, Any]:
 # ---- signals -------------------------------------------------------------------------------------
 
 
-def leave_signals_to_us(trainer: Trainer) -> None:
+def disable_signal_handlers(trainer: Trainer) -> None:
     """Has Lightning take no signal.
 
     At SIGTERM it would talk to other processes from within the handler, which may wait for ever,
@@ -72,7 +72,7 @@ def leave_signals_to_us(trainer: Trainer) -> None:
 # ---- going on ------------------------------------------------------------------------------------
 
 
-def put_off_validation(trainer: Trainer) -> None:
+def postpone_validation(trainer: Trainer) -> None:
     """Has a fit that goes on begin with a batch, until `allow_validation`.
 
     Relies on: ``_TrainingEpochLoop._should_check_val_fx(data_fetcher)``, which the loop asks before
@@ -85,7 +85,7 @@ def put_off_validation(trainer: Trainer) -> None:
 
 
 def allow_validation(trainer: Trainer) -> None:
-    """Takes `put_off_validation` back."""
+    """Takes `postpone_validation` back."""
     loop: Any = trainer.fit_loop.epoch_loop
     vars(loop).pop("_should_check_val_fx", None)
 
@@ -103,7 +103,7 @@ def note_steps(loops: dict[str, Any], steps: int) -> None:
 # ---- callbacks -----------------------------------------------------------------------------------
 
 
-def asks_at_end_of_epoch(callback: EarlyStopping) -> bool | None:
+def checks_at_epoch_end(callback: EarlyStopping) -> bool | None:
     """What ``check_on_train_epoch_end`` was given; None leaves it to `EarlyStopping`.
 
     Relies on: ``EarlyStopping._check_on_train_epoch_end``; it has no public one.
@@ -112,7 +112,7 @@ def asks_at_end_of_epoch(callback: EarlyStopping) -> bool | None:
     return callback._check_on_train_epoch_end
 
 
-def start_of_averaging(callback: StochasticWeightAveraging) -> int | float:
+def averaging_start(callback: StochasticWeightAveraging) -> int | float:
     """What ``swa_epoch_start`` was given: an epoch, or a part of all.
 
     Relies on: ``StochasticWeightAveraging._swa_epoch_start``; the public ``swa_start`` is an error

@@ -5,7 +5,7 @@ import unicodedata
 from typing import Any
 
 # Characters that are shown as nothing, though Unicode has them among letters, marks and symbols.
-_UNSEEN = re.compile(
+_INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\uffa0\U000e0100-\U000e01ef]"
 )
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
@@ -21,7 +21,7 @@ def printable(text: str) -> str:
     Args:
         text: any text; what is printed of it is one line.
     """
-    if text.isprintable() and not _UNSEEN.search(text):
+    if text.isprintable() and not _INVISIBLE.search(text):
         return text
     return "".join(map(_printable, text))
 
@@ -29,7 +29,7 @@ def printable(text: str) -> str:
 def _printable(character: str) -> str:
     if unicodedata.category(character) == "Zs":
         return " "
-    if character.isprintable() and not _UNSEEN.match(character):
+    if character.isprintable() and not _INVISIBLE.match(character):
         return character
     return character.encode("unicode_escape").decode()
 

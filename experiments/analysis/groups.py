@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.analysis.significance import FEWEST, Difference, difference
-from experiments.identity import MAX_TIME, experiment_name, kind_of, of_the_experiment
+from experiments.identity import MAX_TIME, experiment_name, experiment_settings, kind_of
 from experiments.records.runs import Run
 from experiments.texts import shortened
 
@@ -113,7 +113,7 @@ def group_runs(runs: Sequence[Run], metric: str, curve: str, by_seed: bool = Tru
     """
     found: dict[str, list[Run]] = {}
     for run in runs:
-        key = _text({**of_the_experiment(run.config), **_way(run)})
+        key = _text({**experiment_settings(run.config), **_way(run)})
         alone = not (by_seed and run.config)
         found.setdefault(f"{run.path}" if alone else key, []).append(run)
     groups = []
@@ -185,7 +185,7 @@ def differing(groups: Sequence[Group], everything: bool = False) -> list[str]:
 
 def _shown(group: Group, everything: bool) -> Mapping[str, Any]:
     """What is shown of a group's configuration, and on what data its runs were."""
-    config = group.config if everything else of_the_experiment(group.config)
+    config = group.config if everything else experiment_settings(group.config)
     found = _way(group.runs[0])
     return {**found, **config, **found}
 

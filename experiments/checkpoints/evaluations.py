@@ -61,14 +61,14 @@ class Evaluation:
             raise RunError(f"{self.checkpoint} was replaced while it was read: try again")
 
     @property
-    def is_of_run(self) -> bool:
+    def belongs_to_run(self) -> bool:
         """Whether its figures are the run's own."""
         return not self.differs
 
     @property
     def tag(self) -> str:
         """What names of its files end in; empty for the run's own."""
-        return "" if self.is_of_run else _tag(self.weights_sha256, self.differs)
+        return "" if self.belongs_to_run else _tag(self.weights_sha256, self.differs)
 
     def file(self, record: RunRecord) -> str:
         """The checkpoint's name, with its path if it lies elsewhere than the run."""
@@ -94,7 +94,7 @@ class Evaluation:
         """
         entry = self.facts(record) | {"images": figures["images"]}
         summary: dict[str, Any] = {}
-        if self.is_of_run and self.stage != "predict":
+        if self.belongs_to_run and self.stage != "predict":
             figures = {**figures, "checkpoint": self.checkpoint.name}
             summary = {f"{self.stage}/{name}": value for name, value in figures.items()}
         else:
@@ -179,17 +179,17 @@ def in_run(record: RunRecord, evaluation: Evaluation) -> Evaluation:
         The evaluation, with other weights among what differs if it is kept aside.
     """
     key = evaluation.key(record)
-    if not _is_of_runs_weights(record, evaluation):
+    if not _has_runs_weights(record, evaluation):
         others = {OTHER_WEIGHTS: evaluation.file(record)}
         return replace(evaluation, differs={**evaluation.differs, **others})
     there = record.evaluations.get(key)
-    if evaluation.is_of_run and there and there["weights_sha256"] != evaluation.weights_sha256:
+    if evaluation.belongs_to_run and there and there["weights_sha256"] != evaluation.weights_sha256:
         set_aside(record, key)
         record.save()
     return evaluation
 
 
-def _is_of_runs_weights(record: RunRecord, evaluation: Evaluation) -> bool:
+def _has_runs_weights(record: RunRecord, evaluation: Evaluation) -> bool:
     checkpoint, sha256 = evaluation.checkpoint, evaluation.weights_sha256
     if record.fields.get("job_type") != "fit":  # a run that is only evaluations
         hashes = [entry.get("weights_sha256") for entry in record.evaluations.values()]
@@ -217,7 +217,11 @@ def confirmed(record: RunRecord, evaluation: Evaluation) -> Evaluation:
         record: the run's record.
         evaluation: what was evaluated.
     """
-    if not evaluation.is_of_run or not evaluation.identity or _still_has(record.path, evaluation):
+    if (
+        not evaluation.belongs_to_run
+        or not evaluation.identity
+        or _still_has(record.path, evaluation)
+    ):
         return evaluation
     return replace(evaluation, differs={OTHER_WEIGHTS: evaluation.checkpoint.name})
 

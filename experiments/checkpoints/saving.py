@@ -25,7 +25,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 
 from experiments.checkpoints.loading import ABANDONED, BEST, LAST, PREVIOUS, steps_behind
 from experiments.errors import RunError
-from experiments.lightning_seam import allow_validation, note_steps, put_off_validation
+from experiments.lightning_seam import allow_validation, note_steps, postpone_validation
 from experiments.records.curves import CHOSEN_BY, direction
 from experiments.records.files import is_in_folder, replacing, synced
 from experiments.records.log import sync_log
@@ -282,7 +282,7 @@ class SettledProgress(Callback):
         restored, self._restored = self._restored, {}
         loop: Any = trainer.fit_loop.epoch_loop
         if loop.restarting:
-            put_off_validation(trainer)
+            postpone_validation(trainer)
             # Lightning forgets this where a schedule has asked for the number of steps before.
             done = loop.batch_progress.current.completed
             source: Any = trainer.train_dataloader
@@ -314,8 +314,8 @@ def _begin_epoch_again(trainer: Trainer) -> None:
     """
     model = trainer.lightning_module
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    told = [callback for callback in callbacks if _is_told(callback, Callback)]
-    if not told and not _is_told(model, LightningModule):
+    told = [callback for callback in callbacks if _has_epoch_start_hook(callback, Callback)]
+    if not told and not _has_epoch_start_hook(model, LightningModule):
         return
     schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
     holders: list[Any] = [*told, *trainer.optimizers, *schedules, model]
@@ -332,7 +332,7 @@ def _begin_epoch_again(trainer: Trainer) -> None:
             holder.load_state_dict(state)
 
 
-def _is_told(owner: Any, base: type) -> bool:
+def _has_epoch_start_hook(owner: Any, base: type) -> bool:
     hook = "on_train_epoch_start"
     return hook in vars(owner) or getattr(type(owner), hook) is not getattr(base, hook)
 

@@ -20,8 +20,8 @@ from experiments.identity import flat_key
 from experiments.records.files import read_bytes
 from experiments.records.reader import LARGEST_CONFIG
 
-_PLAIN = "tag:yaml.org,2002:"
-_MERGE, _TEXT, _NUMBER = (f"{_PLAIN}{kind}" for kind in ("merge", "str", "int"))
+_YAML_TAG = "tag:yaml.org,2002:"
+_MERGE, _TEXT, _NUMBER = (f"{_YAML_TAG}{kind}" for kind in ("merge", "str", "int"))
 _MOST_NODES = 100_000  # a file of nested aliases can mean billions
 # Keys as error lines name them: "unknown key 'x'", "x: expected int", "x must be positive".
 _KEY = re.compile(r"(?:unknown key '([\w.]+)'|([\w.]+)(?::| must be| is not))")
@@ -191,7 +191,7 @@ def _keys(
     """Yields every key with its line, and an empty one for each item of a list."""
     if node in above:
         raise ValueError(f"{path}, line {_line(node)}: an alias that contains itself")
-    if not node.tag.startswith(_PLAIN) or "python" in node.tag:
+    if not node.tag.startswith(_YAML_TAG) or "python" in node.tag:
         raise ValueError(f"{path}, line {_line(node)}: the tag {node.tag} is refused")
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:

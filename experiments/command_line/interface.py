@@ -35,8 +35,8 @@ from experiments.command_line.config_files import check_encodings, expand_homes,
 from experiments.command_line.help import COMMANDS, DESCRIPTION
 from experiments.command_line.lightning_table import check_lightning
 from experiments.command_line.messages import one_line, show_notes
-from experiments.command_line.own_modules import see_modules_here
-from experiments.command_line.parser_seam import options_of, take_as
+from experiments.command_line.own_modules import add_working_directory
+from experiments.command_line.parser_seam import options_of, set_option_type
 from experiments.command_line.parsing import RunParser, Seed, fail, prepare_arguments, user_errors
 from experiments.errors import RunError, UsageError
 from experiments.identity import experiment_of
@@ -127,7 +127,7 @@ class CIFAR10CLI(CommandLine):
         for option in options_of(parser):
             if option.dest.startswith("trainer.limit_"):
                 # Lightning's float | int makes 1.0, all batches, of 1, one batch.
-                take_as(option, int | float | None)
+                set_option_type(option, int | float | None)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses the arguments, short forms included."""
@@ -140,7 +140,7 @@ class CIFAR10CLI(CommandLine):
                 given = sys.argv[1:] if args is None else args
                 check_encodings(given)
                 arguments = prepare_arguments(expand_homes(given))
-                see_modules_here([*arguments, *texts_of(arguments)])
+                add_working_directory([*arguments, *texts_of(arguments)])
                 self.config = expand_homes(self._parse(parser, arguments))
                 self._keep_environment()
                 self.experiment = experiment_of(given)

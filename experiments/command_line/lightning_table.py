@@ -23,7 +23,7 @@ register_type(torch.device, deserializer=torch.device)
 warnings.filterwarnings("ignore", r"\s*Unable to serialize instance")
 
 WORKS = ""
-_OF_A_BASE = "is only a base class: name a class that derives from it"
+_BASE_CLASS_ONLY = "is only a base class: name a class that derives from it"
 
 CALLBACKS: dict[str, str] = {
     "BackboneFinetuning": "unfreezes a `backbone`, which no model here has; take --model FineTuned "
@@ -97,11 +97,11 @@ STRATEGIES: dict[str, str] = {
     "DeepSpeedStrategy": _SHARDS,
     "FSDPStrategy": _SHARDS,
     "ModelParallelStrategy": _SHARDS,
-    "ParallelStrategy": _OF_A_BASE,
+    "ParallelStrategy": _BASE_CLASS_ONLY,
     "SingleDeviceStrategy": WORKS,
     "SingleDeviceXLAStrategy": _TPU,
     "SingleTPUStrategy": _TPU,
-    "Strategy": _OF_A_BASE,
+    "Strategy": _BASE_CLASS_ONLY,
     "XLAStrategy": _TPU,
 }
 
@@ -131,7 +131,7 @@ LOGGERS: dict[str, str] = {
     "CSVLogger": _NOT_EXACT,
     "CometLogger": _NOT_EXACT,
     "LitLogger": _NOT_EXACT,
-    "Logger": _OF_A_BASE,
+    "Logger": _BASE_CLASS_ONLY,
     "MLFlowLogger": _NOT_EXACT,
     "TensorBoardLogger": _NOT_EXACT,
     "WandbLogger": "begins another W&B run with each process; take experiments.WandbLogger",
@@ -144,40 +144,42 @@ PROFILERS: dict[str, str] = {
     "xla": _TPU,
     "AdvancedProfiler": WORKS,
     "PassThroughProfiler": WORKS,
-    "Profiler": _OF_A_BASE,
+    "Profiler": _BASE_CLASS_ONLY,
     "PyTorchProfiler": WORKS,
     "SimpleProfiler": WORKS,
     "XLAProfiler": _TPU,
 }
 
-_BY_PRECISION = "is chosen with --trainer.precision: leave it out"
-_OURS = "would take the place of this project's own, which writes whole files or none: leave it out"
+_USE_PRECISION_FLAG = "is chosen with --trainer.precision: leave it out"
+_REPLACES_OURS = (
+    "would take the place of this project's own, which writes whole files or none: leave it out"
+)
 
 PLUGINS: dict[str, str] = {
-    "AsyncCheckpointIO": _OURS,
+    "AsyncCheckpointIO": _REPLACES_OURS,
     "BitsandbytesPrecision": "changes a model's layers to ones of 8 bits and has not been tried; "
     "leave it out",
     "CheckpointIO": WORKS,
     "ClusterEnvironment": WORKS,
-    "DeepSpeedPrecision": _BY_PRECISION,
-    "DoublePrecision": _BY_PRECISION,
-    "FSDPPrecision": _BY_PRECISION,
-    "HalfPrecision": _BY_PRECISION,
+    "DeepSpeedPrecision": _USE_PRECISION_FLAG,
+    "DoublePrecision": _USE_PRECISION_FLAG,
+    "FSDPPrecision": _USE_PRECISION_FLAG,
+    "HalfPrecision": _USE_PRECISION_FLAG,
     "KubeflowEnvironment": "has not been tried; torchrun starts processes on many machines",
     "LSFEnvironment": "has not been tried; torchrun starts processes on many machines",
     "LayerSync": WORKS,
     "LightningEnvironment": WORKS,
     "MPIEnvironment": "has not been tried; torchrun starts processes on many machines",
-    "MixedPrecision": _BY_PRECISION,
-    "Precision": _BY_PRECISION,
+    "MixedPrecision": _USE_PRECISION_FLAG,
+    "Precision": _USE_PRECISION_FLAG,
     "SLURMEnvironment": WORKS,
-    "TorchCheckpointIO": _OURS,
+    "TorchCheckpointIO": _REPLACES_OURS,
     "TorchElasticEnvironment": WORKS,
     "TorchSyncBatchNorm": WORKS,
-    "TransformerEnginePrecision": _BY_PRECISION,
-    "XLACheckpointIO": _OURS,
+    "TransformerEnginePrecision": _USE_PRECISION_FLAG,
+    "XLACheckpointIO": _REPLACES_OURS,
     "XLAEnvironment": _TPU,
-    "XLAPrecision": _BY_PRECISION,
+    "XLAPrecision": _USE_PRECISION_FLAG,
 }
 
 ACCELERATORS: dict[str, str] = {
@@ -191,7 +193,7 @@ ACCELERATORS: dict[str, str] = {
 
 # Flags of the Trainer: whose values are decided above, which work whatever is asked for (a wrong
 # value is refused by Lightning or by `experiments.session.checks`), and which work only left alone.
-BY_TABLE: dict[str, Mapping[str, str]] = {
+DECISION_TABLES: dict[str, Mapping[str, str]] = {
     "accelerator": ACCELERATORS,
     "callbacks": CALLBACKS,
     "logger": LOGGERS,
@@ -200,7 +202,7 @@ BY_TABLE: dict[str, Mapping[str, str]] = {
     "profiler": PROFILERS,
     "strategy": STRATEGIES,
 }
-FREE = {
+ANY_VALUE = {
     "accumulate_grad_batches",
     "benchmark",
     "check_val_every_n_epoch",
@@ -233,7 +235,7 @@ FREE = {
     "use_distributed_sampler",
     "val_check_interval",
 }
-LEFT_ALONE: dict[str, tuple[tuple[Any, ...], str]] = {
+DEFAULT_ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "barebones": (
         (None, False),
         "keeps no record, checkpoint or log, which every run here has; leave it out",
@@ -262,14 +264,14 @@ def check_lightning(trainer: Any) -> None:
     Raises:
         ValueError: naming the setting, the reason and the remedy.
     """
-    for flag, (values, reason) in LEFT_ALONE.items():
+    for flag, (values, reason) in DEFAULT_ONLY.items():
         if trainer.get(flag) not in values:
             raise ValueError(f"trainer.{flag} {reason}")
     if trainer.get("logger") is True:
         raise ValueError(f"trainer.logger: true makes a CSVLogger, which {_NOT_EXACT}")
     _check_float16(trainer)
     keys = [_BEST_KEY]
-    for flag, table in BY_TABLE.items():
+    for flag, table in DECISION_TABLES.items():
         for name, options in _asked_for(trainer.get(flag)):
             short = name.rpartition(".")[2]
             if reason := refusal(table, name):
@@ -306,7 +308,7 @@ def kind_of(table: Mapping[str, str], name: str) -> str:
     found = cls.__mro__ if isinstance(cls, type) else ()
     if any(c.__module__.startswith("experiments.") for c in found):
         return ""
-    return next((c.__name__ for c in found if _is_of_lightning(c) and c.__name__ in table), "")
+    return next((c.__name__ for c in found if _is_lightning_class(c) and c.__name__ in table), "")
 
 
 def refusal(table: Mapping[str, str], name: str) -> str:
@@ -323,10 +325,10 @@ def refusal(table: Mapping[str, str], name: str) -> str:
     reason = table.get(kind, WORKS)
     if kind not in _BASES:
         return reason
-    return _OF_A_BASE if name.endswith(f".{kind}") else WORKS
+    return _BASE_CLASS_ONLY if name.endswith(f".{kind}") else WORKS
 
 
-def _is_of_lightning(cls: type) -> bool:
+def _is_lightning_class(cls: type) -> bool:
     return cls.__module__.startswith(("pytorch_lightning.", "lightning_fabric."))
 
 

@@ -92,14 +92,14 @@ def one_line(message: str, keys: Iterable[str] = ()) -> str:
     name = key_match[1] if key_match else ""
     key = _full_key(name)
     listed = re.sub(r":\n\s+(?!\s*- )", ": ", message)  # a reason over two lines
-    reasons = [_plain(r) for r in re.findall(r"^\s+- (.+)$", listed, re.MULTILINE)]
+    reasons = [_reworded(r) for r in re.findall(r"^\s+- (.+)$", listed, re.MULTILINE)]
     if key_match and not reasons:
-        reasons = [_plain(key_match[2])]
+        reasons = [_reworded(key_match[2])]
     reasons = [r for r in reasons if not r.startswith(_UNHELPFUL)]
     if _LOST_CHOICES in message and (choices := _choices(name, message)):
         reasons = [f"expected one of {', '.join(choices)}"]
     if not reasons:
-        return " ".join(_plain(message).split())
+        return " ".join(_reworded(message).split())
     given = re.search(r"(?:Given value|dot import path string): (.+)", message)
     reasons = [r for r in reasons if not r.startswith("expected")] or reasons  # a class's own
     of_parser = all(r.startswith("expected") and ", got " not in r for r in reasons)
@@ -147,7 +147,7 @@ def _choices(key: str, message: str) -> list[str]:
     return []
 
 
-def _plain(reason: str) -> str:
+def _reworded(reason: str) -> str:
     """Rewords a parser's complaint about a type for people who don't read Python's."""
     for pattern, text in (
         (r"^Validation failed: ", ""),

@@ -10,7 +10,7 @@ from pathlib import Path
 _MODULE = re.compile(r"(?<![\w./-])([^\W\d]\w*)(?=\.\w)")
 
 
-def see_modules_here(texts: Iterable[str]) -> None:
+def add_working_directory(texts: Iterable[str]) -> None:
     """Puts the working directory on the module path if classes of modules in it are named.
 
     It comes last, so that nothing in it hides a library; without such a name it stays away, so that

@@ -30,7 +30,7 @@ def groups_of(parser: ArgumentParser) -> list[tuple[Any, list[Action]]]:
     return [(group, group._group_actions) for group in parser._action_groups]
 
 
-def take_as(option: Action, kind: Any) -> None:
+def set_option_type(option: Action, kind: Any) -> None:
     """Has an option of a class take another type.
 
     Relies on: ``ActionTypeHint._typehint`` of jsonargparse. The public way, a Trainer with other

@@ -24,7 +24,7 @@ from experiments.command_line.help import (
 )
 from experiments.command_line.messages import one_line, project_classes
 from experiments.command_line.parser_seam import groups_of, options_of
-from experiments.errors import UsageError, is_of_user
+from experiments.errors import UsageError, is_user_error
 from experiments.identity import LEARNING_RATE, expand_learning_rate, flat_key
 from experiments.records.record import CONFIG, RunRecord, run_folder
 from experiments.records.trust import TRUST_FLAG, check_run_config
@@ -47,7 +47,7 @@ def user_errors() -> Iterator[None]:
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         raise UsageError(one_line(reason)) from error
     except Exception as error:
-        if not is_of_user(error):
+        if not is_user_error(error):
             raise
         raise UsageError(one_line(str(error))) from error
 

@@ -40,7 +40,7 @@ _VARIABLES = {
     "notes": "WANDB_NOTES",
 }
 # What the run itself says, so that its folder and its W&B run are found by each other.
-_OF_THE_RUN = {"WANDB_NAME": "--name", "WANDB_DIR": "--runs_dir"}
+_IGNORED_VARIABLES = {"WANDB_NAME": "--name", "WANDB_DIR": "--runs_dir"}
 
 
 class RecordLogger(Logger):
@@ -161,7 +161,7 @@ class WandbLogger(OpenWandbLogger):
             RunError: if W&B can't start; the message names the remedy.
         """
         self._count_steps = step
-        for variable, flag in _OF_THE_RUN.items():
+        for variable, flag in _IGNORED_VARIABLES.items():
             if self.mode != "disabled" and os.environ.get(variable):
                 _log.warning(
                     f"{variable} is not used: W&B's name and folder are the run's, see {flag}"

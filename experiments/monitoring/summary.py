@@ -35,7 +35,7 @@ def summary_table(
         rows = [("predictions", _predictions(record, evaluation))]
     else:
         rows = [("data", _data(record)), *_results(record)]
-    if evaluation is not None and not evaluation.is_of_run:
+    if evaluation is not None and not evaluation.belongs_to_run:
         rows += _aside(record, evaluation)
     rows.append(("stopped", record.fields.get("stopped_by", "") if command == "fit" else ""))
     rows += [("time", f"{seconds:.1f} s for {command}"), ("run", str(record.path))]
@@ -100,14 +100,14 @@ def _results(record: RunRecord) -> list[tuple[str, str]]:
         best = f"best acc {_number(summary.get(f'best/{CHOSEN_BY}'))} at step {step:,}"
         rows.append(("val", f"{_figures(record, 'val')}, {best}"))
     rows += [
-        (stage, f"{_figures(record, stage)} ({_of_what(record, stage)})")
+        (stage, f"{_figures(record, stage)} ({_evaluated_weights(record, stage)})")
         for stage in ("validate", "test")
         if f"{stage}/loss" in summary
     ]
     return rows
 
 
-def _of_what(record: RunRecord, stage: str) -> str:
+def _evaluated_weights(record: RunRecord, stage: str) -> str:
     """Which weights were evaluated, and on which part of the images if not on all."""
     images = record.summary.get(f"{stage}/images")
     whole = (record.fields.get("images") or {}).get(_SETS[stage])

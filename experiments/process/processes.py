@@ -14,7 +14,7 @@ from torch.distributed import DistError
 from experiments.errors import RunError
 
 PARENT_VARIABLE = "CIFAR10_LIGHTNING_PARENT"  # tells the other processes of a run the first one's
-_OF_PROCESSES = re.compile("gloo|NCCL|EADDRINUSE|TCPStore|timed out", re.IGNORECASE)
+_COMMUNICATION_ERROR = re.compile("gloo|NCCL|EADDRINUSE|TCPStore|timed out", re.IGNORECASE)
 _PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
@@ -49,7 +49,7 @@ def other_processes(trainer: Trainer) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        of_processes = isinstance(error, DistError) or _OF_PROCESSES.search(str(error))
+        of_processes = isinstance(error, DistError) or _COMMUNICATION_ERROR.search(str(error))
         if trainer.world_size == 1 or not of_processes or isinstance(error, RunError):
             raise
         raise LostProcessError(_reason(error)) from error

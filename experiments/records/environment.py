@@ -14,7 +14,7 @@ _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16")
 _PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy", "wandb")
 
 
-def circumstances() -> dict[str, Any]:
+def environment_fields() -> dict[str, Any]:
     """What a measurement is published with: date, code, hardware and versions."""
     return {
         "date": datetime.now(UTC).date().isoformat(),

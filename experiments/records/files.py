@@ -35,8 +35,8 @@ _NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
 _NEVER_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
 # What others write into within a run's folder, and not by a new file in the place of the old.
 _WRITTEN_INTO = (".", "wandb", "wandb/artifacts", "wandb/artifacts/staging")
-_LINKED_BY_WANDB = {"latest-run", "debug.log", "debug-internal.log", "debug-core.log"}
-_INSTEAD = "put what it leads to in its place, or remove it"
+_WANDB_LINKS = {"latest-run", "debug.log", "debug-internal.log", "debug-core.log"}
+_LINK_REMEDY = "put what it leads to in its place, or remove it"
 _LOCKS = {LOCK, RECORD_LOCK}
 _KEPT_OPEN = {*_LOCKS, "metrics.jsonl"}
 
@@ -309,8 +309,8 @@ def _leads_elsewhere(entry: Path, of_wandb: bool) -> str:
     mode = status.st_mode
     if stat.S_ISLNK(mode):
         replaced = entry.is_file() and entry.name not in _KEPT_OPEN and not of_wandb
-        own = of_wandb and entry.name in _LINKED_BY_WANDB
-        return "" if replaced or own else f"a symbolic link: {_INSTEAD}"
+        own = of_wandb and entry.name in _WANDB_LINKS
+        return "" if replaced or own else f"a symbolic link: {_LINK_REMEDY}"
     if entry.name in _LOCKS and status.st_nlink > 1 and status.st_size:  # to lock may empty it
         return "a second name of another file: remove it"
     known = stat.S_ISREG(mode) or stat.S_ISDIR(mode)

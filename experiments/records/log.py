@@ -19,7 +19,7 @@ def add_entry(run: Path, entry: Mapping[str, Any]) -> None:
 
     Args:
         run: its folder.
-        entry: as `plain` makes it, with ``step`` and ``seconds``.
+        entry: as `to_json_values` makes it, with ``step`` and ``seconds``.
 
     Raises:
         RunError: if it can't be written.
@@ -67,22 +67,22 @@ def entries_in(run: Path) -> Iterator[dict[str, Any]]:
         raise RunError(f"{path} can't be read: {reason_of(error)}; remove it") from error
 
 
-def is_of_fit(entry: Mapping[str, Any], step: int) -> bool:
+def is_fit_entry(entry: Mapping[str, Any], step: int) -> bool:
     """Whether an entry belongs to a fit of so many steps, and not to an evaluation by itself."""
-    return not is_of_evaluation(entry) and (entry["step"] or 0) <= step and step > 0
+    return not is_evaluation_entry(entry) and (entry["step"] or 0) <= step and step > 0
 
 
-def is_of_evaluation(entry: Mapping[str, Any]) -> bool:
+def is_evaluation_entry(entry: Mapping[str, Any]) -> bool:
     """Whether an entry belongs to an evaluation by itself."""
     return any(key.partition("/")[0] in EVALUATED for key in entry)
 
 
-def plain(value: Any) -> Any:
+def to_json_values(value: Any) -> Any:
     """Makes a value JSON: numbers that aren't finite become null, scalars of tensors floats."""
     if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
+        return {str(key): to_json_values(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
+        return [to_json_values(entry) for entry in value]
     if isinstance(value, bool | int | str) or value is None:
         return value
     number = float(value)

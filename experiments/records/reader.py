@@ -56,7 +56,7 @@ _COMMIT: dict[str, type] = {"commit": str, "dirty": bool}
 _FIGURE = re.compile(r".+/(acc|loss|steps?|seconds|images|images_per_s|peak_gpu_mib)")
 
 
-_NEVER_NULL = ("evaluations", "weights", "started_from", "resumed", "best_since", "chosen")
+_REQUIRED_VALUES = ("evaluations", "weights", "started_from", "resumed", "best_since", "chosen")
 
 
 def parse_json(text: str) -> Any:
@@ -157,7 +157,7 @@ def read_record(path: Path) -> dict[str, Any]:
     fields = read_json(path, LARGEST_RECORD)
     if not isinstance(fields, dict):
         raise ValueError("it is not of this project: no fields")
-    fields = {k: v for k, v in fields.items() if v is not None or k not in _NEVER_NULL}
+    fields = {k: v for k, v in fields.items() if v is not None or k not in _REQUIRED_VALUES}
     check_record(fields)
     return fields
 
@@ -182,16 +182,16 @@ def _wrong(fields: Mapping[str, Any]) -> str:
         checked += [(f"git {key}", git.get(key), kind) for key, kind in _COMMIT.items()]
     for key, kind in _KINDS_WITHIN.items():
         values = [*_within(fields.get(key))]
-        if key in _NEVER_NULL and None in values:
+        if key in _REQUIRED_VALUES and None in values:
             return f"{key} is null"
         checked += [(key, value, kind) for value in values]
     checked += [(key, value, float) for key, value in summary.items() if _FIGURE.fullmatch(key)]
     if None in _within(fields.get("images")):
         return "images are not counted"
-    return next((f"{k} is {v!r:.40}" for k, v, kind in checked if not _is_of(v, kind)), "")
+    return next((f"{k} is {v!r:.40}" for k, v, kind in checked if not _has_type(v, kind)), "")
 
 
-def _is_of(value: Any, kind: type) -> bool:
+def _has_type(value: Any, kind: type) -> bool:
     if value is None:
         return True
     if kind in {int, float}:
@@ -242,11 +242,11 @@ def _entry(line: str) -> dict[str, Any] | None:
         entry = parse_json(line)
     except ValueError:
         return None
-    if not isinstance(entry, dict) or not _is_of(entry.get("step"), int):
+    if not isinstance(entry, dict) or not _has_type(entry.get("step"), int):
         return None
     others = (key for key, value in entry.items() if not isinstance(value, float))
     figures = (key for key in others if key == "seconds" or _FIGURE.fullmatch(key))
-    return entry if all(_is_of(entry[key], float) for key in figures) else None
+    return entry if all(_has_type(entry[key], float) for key in figures) else None
 
 
 def is_number(value: Any) -> bool:

@@ -34,9 +34,9 @@ from experiments.records.files import (
 from experiments.records.log import (
     add_entry,
     entries_in,
-    is_of_evaluation,
-    is_of_fit,
-    plain,
+    is_evaluation_entry,
+    is_fit_entry,
+    to_json_values,
     write_entries,
 )
 from experiments.records.reader import read_record
@@ -46,8 +46,8 @@ Status = Literal["running", "finished", "failed", "interrupted", "preempted"]
 RECORD = "record.json"
 CONFIG = "config.yaml"
 
-_OF_WEIGHTS = ("curves.png", "confusion_*.png", "mistakes_*.png", "predictions*.csv")
-_OF_THE_END = (
+_RESULT_FILES = ("curves.png", "confusion_*.png", "mistakes_*.png", "predictions*.csv")
+_END_FIELDS = (
     "error",
     "fitted",
     "ended",
@@ -57,7 +57,7 @@ _OF_THE_END = (
     "weights",
     "chosen",
 )
-_ELSEWHERE = "name another with --runs_dir, make room or mend its permissions"
+_WRITE_REMEDY = "name another with --runs_dir, make room or mend its permissions"
 _LONGEST_NAME = 128  # W&B's limit for the name of a run; file systems allow about 255
 
 
@@ -110,7 +110,7 @@ class RunRecord:
         record = cls(path, {})
         record.fields = fields
         record._is_owner = True
-        with writing(path, _ELSEWHERE):
+        with writing(path, _WRITE_REMEDY):
             path.mkdir(parents=True, exist_ok=True)
             with record._file.alone():
                 (path / RECORD).unlink(missing_ok=True)  # of an evaluation of a run that is gone
@@ -168,14 +168,14 @@ class RunRecord:
         with writing(self.path), self._file.alone():
             self.fields = self._file.read(self.fields)
             self._is_owner = True
-            kept = [entry for entry in entries_in(self.path) if is_of_fit(entry, step)][:entries]
+            kept = [entry for entry in entries_in(self.path) if is_fit_entry(entry, step)][:entries]
             self.entries = len(kept)
             replace_file(self.path / CONFIG, config)
             write_entries(self.path, kept)
             again = {"command": command, "started": _now(), "step": step, "git": git_state()}
             again |= {"changes": dict(changes)} if changes else {}
             self.fields.setdefault("resumed", []).append(again)
-            for key in _OF_THE_END:
+            for key in _END_FIELDS:
                 self.fields.pop(key, None)
             self.fields.update(facts, status="running", summary={})
             if best_anew:
@@ -183,7 +183,7 @@ class RunRecord:
             for entry in kept:
                 summarize(entry, self.summary, self.fields.get("best_since", -1))
             self._before = (kept[-1].get("seconds") or 0.0) if kept else 0.0
-            for pattern in _OF_WEIGHTS:
+            for pattern in _RESULT_FILES:
                 for file in self.path.glob(pattern):
                     file.unlink()
             self.save()
@@ -224,7 +224,7 @@ class RunRecord:
         Raises:
             RunError: if it can't be written; the old one is left.
         """
-        self.fields = self._file.write(plain(self.fields))
+        self.fields = self._file.write(to_json_values(self.fields))
 
     @property
     def seconds(self) -> float:
@@ -241,11 +241,11 @@ class RunRecord:
         Raises:
             RunError: if it can't be written.
         """
-        entry = {"step": step, "seconds": self.seconds, **plain(metrics)}
+        entry = {"step": step, "seconds": self.seconds, **to_json_values(metrics)}
         # Only a fit rewrites the file, when it begins: no other line of its own can get lost.
         with nullcontext() if self._is_owner else self._file.alone():
             add_entry(self.path, entry)
-        self.entries += not is_of_evaluation(entry)
+        self.entries += not is_evaluation_entry(entry)
         summarize(entry, self.summary, self.fields.get("best_since", -1))
 
     def metrics(self) -> Iterator[dict[str, Any]]:

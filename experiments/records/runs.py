@@ -158,14 +158,14 @@ def _last_write(path: Path) -> float:
     return max(written)
 
 
-_KNOWN = re.compile(
+_KNOWN_CLASS = re.compile(
     r"(lightning_modules|datamodules|experiments|torch|pytorch_lightning|lightning_fabric)\..*"
 )
 
 
 def class_name(path: str) -> str:
     """The name of a class of this project, torch or Lightning; of others the whole import path."""
-    return path.rpartition(".")[2] if _KNOWN.fullmatch(path) else path
+    return path.rpartition(".")[2] if _KNOWN_CLASS.fullmatch(path) else path
 
 
 def flat(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:

@@ -26,19 +26,19 @@ from experiments.records.reader import parse_yaml, read_config
 from experiments.records.runs import flat
 
 TRUST_FLAG = "--trust_run"
-_KNOWN = "run-configs-written-here"  # of the user's state folder; a hash a line
+_HASHES_FILE = "run-configs-written-here"  # of the user's state folder; a hash a line
 _IMPORT_PATH = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
 _CONFIG_FILE = re.compile(r".*\.(ya?ml|json|jsonnet|toml)", re.IGNORECASE)
 # Keys whose values are places, and values that are places whatever their key.
-_KEY_OF_A_PLACE = re.compile(r"(.*_)?(dir|dirpath|path|folder|root|uri|url|host)")
-_PLACE = re.compile(r"(/|~|\\|[A-Za-z]:[\\/]|[A-Za-z][\w+.-]*://).*|(.*[/\\])?\.\.([/\\].*)?")
+_PATH_KEY = re.compile(r"(.*_)?(dir|dirpath|path|folder|root|uri|url|host)")
+_PATH_VALUE = re.compile(r"(/|~|\\|[A-Za-z]:[\\/]|[A-Za-z][\w+.-]*://).*|(.*[/\\])?\.\.([/\\].*)?")
 # Modules whose classes do what a configuration is for, and nothing else.
 _MODULES = re.compile(
     r"(lightning_modules|datamodules|experiments|custom_ops|torch\.optim"
     r"|pytorch_lightning|lightning_fabric)(\..*)?"
 )
 _READ_ONLY = {"data.predict_dir", "model.weights"}
-_NOT_USED = {"runs_dir", "name"}  # the folder where the run was found counts
+_IGNORED_KEYS = {"runs_dir", "name"}  # the folder where the run was found counts
 
 
 def check_run_config(path: Path, arguments: Sequence[str]) -> None:
@@ -73,7 +73,7 @@ def remember(path: Path) -> None:
             return
         folder = user_state_path("cifar10-lightning", appauthor=False)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (folder / _KNOWN).open("a", encoding="ascii") as file:
+        with (folder / _HASHES_FILE).open("a", encoding="ascii") as file:
             file.write(f"{_hash(path)}\n")
     except (OSError, ValueError, RuntimeError):  # no home, or none to write to: --trust_run is left
         return
@@ -85,7 +85,7 @@ def _hash(path: Path) -> str:
 
 def _known() -> set[str]:
     try:
-        path = user_state_path("cifar10-lightning", appauthor=False) / _KNOWN
+        path = user_state_path("cifar10-lightning", appauthor=False) / _HASHES_FILE
         return set(path.read_text(encoding="ascii").split())
     except (OSError, RuntimeError, ValueError):
         return set()
@@ -102,7 +102,7 @@ def _problems(path: Path, named: set[str], given: set[str]) -> Iterator[tuple[st
     tree = read_config(path)
     for key, value in _leaves(tree, ""):
         short, last = flat_key(key.rstrip("+")), key.rpartition(".")[2].rstrip("+")
-        if short in _NOT_USED:
+        if short in _IGNORED_KEYS:
             continue
         if short in {"config", "ckpt_path"} or _is_file(value, path.parent):
             yield key, f"names the file {value}"  # a parser reads it, whatever it is called
@@ -115,7 +115,7 @@ def _problems(path: Path, named: set[str], given: set[str]) -> Iterator[tuple[st
             short == "data.data_dir" and _has_data(value, tree)
         ):
             continue
-        elif (_KEY_OF_A_PLACE.fullmatch(last) or _PLACE.fullmatch(value)) and not (
+        elif (_PATH_KEY.fullmatch(last) or _PATH_VALUE.fullmatch(value)) and not (
             _inside(value, path.parent) or (short, value) == ("trainer.default_root_dir", "runs")
         ):
             yield key, f"leads out of the run, to {value}"

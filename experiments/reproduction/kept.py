@@ -95,8 +95,8 @@ def read_kept(folder: Path) -> tuple[dict[str, dict[int, Run]], list[str]]:
         runs: dict[str, dict[int, Run]] = {name: {} for name in ARMS}
         for record in content["runs"]:
             run = _run(record, path)
-            runs[record["arm"]][_of(int, run.seed)] = run
-        return runs, [_of(str, text) for text in content["intro"]]
+            runs[record["arm"]][_checked_type(int, run.seed)] = run
+        return runs, [_checked_type(str, text) for text in content["intro"]]
     except OSError as error:
         raise ValueError(f"no runs are kept in {path}: {error.strerror}") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -114,12 +114,12 @@ def _run(record: Mapping[str, Any], path: Path) -> Run:
     known = ("seed", "data", "images", "started", "git", "command", "versions", "hardware")
     fields = {"summary": summary, **{key: record.get(key) for key in known}}
     check_record(fields)
-    words = (_of(str, record[key]) for key in ("name", "status", "note"))
+    words = (_checked_type(str, record[key]) for key in ("name", "status", "note"))
     name, status, note = words
     return Run(name, path, status, fields, {}, entries, note)
 
 
-def _of(kind: type[_T], value: object) -> _T:
+def _checked_type(kind: type[_T], value: object) -> _T:
     if not isinstance(value, kind):
         raise TypeError(f"{value!r:.40} is no {kind.__name__}")
     return value

@@ -12,8 +12,8 @@ from pathlib import Path
 import yaml
 
 from datamodules.course import CourseOrder
-from experiments.identity import flags_of, flat_key, not_as_asked
-from experiments.records.environment import circumstances
+from experiments.identity import flags_of, flat_key, setting_mismatches
+from experiments.records.environment import environment_fields
 from experiments.records.runs import Run, flat, read_run
 from experiments.reproduction.arms import ARMS, Arm
 from experiments.reproduction.claims import CLAIMS, Claim
@@ -134,7 +134,7 @@ class Runner:
             asked |= flat(yaml.safe_load(text))
         flags = flags_of([*arm.flags, *self.passed])
         asked |= {flat_key(key): yaml.safe_load(value) for key, value in flags}
-        return not_as_asked(run.config, {**asked, "seed_everything": seed})
+        return setting_mismatches(run.config, {**asked, "seed_everything": seed})
 
     def _fit(self, arguments: list[str]) -> bool:
         """Runs ``cli.py`` as from a shell; returns whether it could start."""
@@ -190,7 +190,7 @@ def _seed(path: Path, name: str) -> int | None:
     return int(digits) if digits.isdecimal() else None
 
 
-def seen() -> dict[int, float]:
+def share_seen() -> dict[int, float]:
     """Share of the images of the author's evaluations that had been trained on, by step."""
     order = CourseOrder.draw(_IMAGES, _BATCH, _STEPS, _EVERY, _SEED)
     return {_EVERY * count: share for count, share in enumerate(order.seen(), 1)}
@@ -212,7 +212,7 @@ def intro(command: Sequence[str], runs: Runs) -> list[str]:
         command: the words that ran them.
         runs: by arm and seed.
     """
-    now = circumstances()
+    now = environment_fields()
     versions = ", ".join(f"{name} {version}" for name, version in now["versions"].items())
     machine = now["hardware"]
     gpus = ", ".join(machine["gpus"]) or "no GPU"

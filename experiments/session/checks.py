@@ -19,7 +19,7 @@ from torch import nn
 from datamodules import CIFAR10DataModule
 from experiments.checkpoints.loading import schedule_of
 from experiments.errors import RunError
-from experiments.lightning_seam import asks_at_end_of_epoch, start_of_averaging
+from experiments.lightning_seam import averaging_start, checks_at_epoch_end
 from experiments.session.stopping import time_limit
 from lightning_modules.schedules import steps_of_fit
 
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 _TRAIN_METRICS = ("train/loss", "train/acc", "lr", "images_per_s")
 _VAL_METRICS = ("val/loss", "val/acc")
 # What Lightning takes without a word, and fails of, or ignores, later.
-_LEAST = {
+_MINIMA = {
     "log_every_n_steps": 1,
     "accumulate_grad_batches": 1,
     "check_val_every_n_epoch": 1,
@@ -93,7 +93,7 @@ def check_fit(trainer: Trainer, test_after_fit: bool) -> None:
         if getattr(settings, name) == 0:
             hint = "; data.val_size 0 trains without validation" if "val" in name else ""
             raise ValueError(f"trainer.{name} must be positive, got 0{hint}")
-    for name, least in _LEAST.items():
+    for name, least in _MINIMA.items():
         value = getattr(settings, name)
         if value is not None and value < least:
             raise ValueError(f"trainer.{name} must be at least {least}, got {value}")
@@ -127,20 +127,20 @@ def check_validation(trainer: Trainer, data: CIFAR10DataModule, model: Lightning
     metrics = _TRAIN_METRICS + (_VAL_METRICS if data.val_size else ())
     first = _first_validation(trainer, batches) if data.val_size else batches
     for callback in settings.callbacks:
-        asks = batches if _asks_at_end_of_epoch(callback, trainer) else first
+        asks = batches if _checks_at_epoch_end(callback, trainer) else first
         _check_monitor(callback, getattr(callback, "monitor", None), metrics, asks, trainer, first)
     schedule, interval = schedule_of(model)
     asks = batches if interval == "epoch" else trainer.accumulate_grad_batches
     _check_monitor(schedule, getattr(schedule, "monitor", None), metrics, asks, trainer, first)
 
 
-def _asks_at_end_of_epoch(callback: Any, trainer: Trainer) -> bool:
+def _checks_at_epoch_end(callback: Any, trainer: Trainer) -> bool:
     """Whether a callback asks for its metric when an epoch ends, not after a validation."""
     if not isinstance(callback, EarlyStopping) or not callback.strict:
         return False
     settings: Any = trainer
     by_epoch = settings.val_check_interval == 1.0 and settings.check_val_every_n_epoch == 1
-    asked = asks_at_end_of_epoch(callback)
+    asked = checks_at_epoch_end(callback)
     return by_epoch if asked is None else asked
 
 
@@ -239,7 +239,7 @@ def check_averaging(trainer: Trainer, model: nn.Module, data: CIFAR10DataModule)
     if StochasticWeightAveraging.pl_module_contains_batch_norm(cast(LightningModule, model)):
         problem = "spoils the weights of a model with batch normalisation; take EMAWeightAveraging"
     epochs, epoch = trainer.max_epochs or -1, _batches_of_an_epoch(trainer, data)
-    start = start_of_averaging(averaging[0])
+    start = averaging_start(averaging[0])
     if epochs > 0 and 0 <= trainer.max_steps < steps_of_fit(trainer, epoch, ignore_max_steps=True):
         problem = (
             f"averages when the last epoch is over, but trainer.max_steps {trainer.max_steps} "
@@ -253,7 +253,7 @@ def check_averaging(trainer: Trainer, model: nn.Module, data: CIFAR10DataModule)
         raise ValueError(f"trainer.callbacks: StochasticWeightAveraging {problem}")
 
 
-def take_precision(trainer: Trainer, model: LightningModule) -> None:
+def apply_precision(trainer: Trainer, model: LightningModule) -> None:
     """Gives weights the type that the trainer's precision has from the start on.
 
     Lightning does it later: weights of 64 bits would be loaded through 32.
@@ -281,9 +281,9 @@ def written_config(parser: Any, config: Any) -> str:
         try:
             written: str = parser.dump(config, skip_none=False, skip_validation=True)
         except (yaml.YAMLError, TypeError) as error:  # of an object among the defaults
-            raise ValueError(f"{error.args[-1]!r} {_CANT_BE_HELD}") from error
-    if lost := _LOST.search(written):
-        raise ValueError(f"{lost[1]}: {lost[2]} {_CANT_BE_HELD}")
+            raise ValueError(f"{error.args[-1]!r} {_NOT_SERIALIZABLE}") from error
+    if lost := _UNSERIALIZED.search(written):
+        raise ValueError(f"{lost[1]}: {lost[2]} {_NOT_SERIALIZABLE}")
     return written
 
 
@@ -296,19 +296,19 @@ def read_back(parser: Any, written: str) -> dict[str, Any]:
     """
     config: dict[str, Any] = yaml.safe_load(written)
     trainer = config.get("trainer") or {}
-    if not all(isinstance(trainer.get(key), _SIMPLE) for key in _MADE_OF_CLASSES):
+    if not all(isinstance(trainer.get(key), _SCALAR_TYPES) for key in _CLASS_OPTIONS):
         parser.parse_string(written)
     return config
 
 
-_CANT_BE_HELD = (
+_NOT_SERIALIZABLE = (
     "is a value that the run's config.yaml can't hold, so that the run could not go on: give "
     "another in its place"
 )
-_SIMPLE = (str, int, float, type(None))
-_MADE_OF_CLASSES = ("callbacks", "plugins", "profiler", "strategy")
+_SCALAR_TYPES = (str, int, float, type(None))
+_CLASS_OPTIONS = ("callbacks", "plugins", "profiler", "strategy")
 # What jsonargparse writes in place of an object.
-_LOST = re.compile(r"(\w+): '?Unable to serialize instance (.+?)'?$", re.MULTILINE)
+_UNSERIALIZED = re.compile(r"(\w+): '?Unable to serialize instance (.+?)'?$", re.MULTILINE)
 
 
 def _batches_of_an_epoch(trainer: Trainer, data: CIFAR10DataModule) -> int:

@@ -90,8 +90,8 @@ def _save_evaluation(run: OpenRun, report: EvaluationReport) -> None:
     run.evaluation = found = confirmed(record, measured)
     if found is not measured:
         set_aside(record, measured.key(record))
-    if opened.is_of_run and not found.is_of_run:
+    if opened.belongs_to_run and not found.belongs_to_run:
         _log.info(f"a fit of {record.name} has replaced these weights meanwhile: kept aside")
     record.save()
-    if found.is_of_run:
+    if found.belongs_to_run:
         found.log(record)

@@ -25,28 +25,28 @@ from experiments.checkpoints.loading import (
 )
 from experiments.checkpoints.saving import entries_of
 from experiments.errors import RunError
-from experiments.lightning_seam import leave_signals_to_us
+from experiments.lightning_seam import disable_signal_handlers
 from experiments.records.files import file_identity
 from experiments.records.record import RECORD, RunRecord, run_folder
 from experiments.session.checks import (
+    apply_precision,
     check_averaging,
     check_devices,
     check_fit,
     check_progress,
     check_validation,
     read_back,
-    take_precision,
     written_config,
 )
 from experiments.session.resuming import choose_run
-from experiments.session.stopping import take_over_max_time
+from experiments.session.stopping import replace_max_time_timer
 from lightning_modules import Classifier
 
 if TYPE_CHECKING:
     from experiments.lightning_seam import CommandLine
 
 # Of this command alone: one that takes the run's configuration later must not take these.
-OF_THIS_COMMAND = {
+ONE_COMMAND_OPTIONS = {
     "ckpt_path": None,
     "name": None,
     "overwrite": False,
@@ -163,7 +163,7 @@ def prepare(cli: "CommandLine", command: str, experiment: str) -> Prepared:
         cli.trainer.callbacks.append(TrainingSettings(settings))  # type: ignore[attr-defined]
     parser = cli.command_parser(command)
     kept = config.clone()
-    for key, value in OF_THIS_COMMAND.items():
+    for key, value in ONE_COMMAND_OPTIONS.items():
         kept[key] = value
     written = written_config(parser, kept)
     resolved = read_back(parser, written)
@@ -177,10 +177,10 @@ def _check_trainer(
     trainer: Trainer, model: Classifier, config: Namespace, command: str, goes_on: bool
 ) -> dict[str, Any]:
     """Checks the trainer, for itself and with the model; returns the settings of the training."""
-    leave_signals_to_us(trainer)
-    take_over_max_time(trainer)
+    disable_signal_handlers(trainer)
+    replace_max_time_timer(trainer)
     check_devices(trainer)
-    take_precision(trainer, model)
+    apply_precision(trainer, model)
     model.check_trainer(trainer)
     if command == "fit":
         check_fit(trainer, config.test_after_fit)

@@ -14,7 +14,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.profilers import PassThroughProfiler
 
-from experiments.lightning_seam import give_step_arguments, pass_over
+from experiments.lightning_seam import give_step_arguments, skip_hook
 from lightning_modules import Classifier
 
 # Tips; and devices and seed, which the run's first line and its record name.
@@ -93,4 +93,4 @@ def skip_idle_hooks(trainer: Trainer, model: Classifier) -> None:
 
 def _skip_if_idle(owner: Any, base: type, hook: str) -> None:
     if getattr(type(owner), hook) is getattr(base, hook) and hook not in vars(owner):
-        pass_over(owner, hook)
+        skip_hook(owner, hook)

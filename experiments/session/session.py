@@ -19,7 +19,7 @@ from experiments.checkpoints.loading import (
     state_sha256,
 )
 from experiments.checkpoints.saving import AtomicCheckpointIO, LastCheckpoint, SettledProgress
-from experiments.errors import RunError, UsageError, is_of_user
+from experiments.errors import RunError, UsageError, is_user_error
 from experiments.monitoring.callbacks import EvaluationReport, PredictionWriter
 from experiments.monitoring.loggers import RecordLogger, wandb_logger
 from experiments.monitoring.progress import TrainMonitor
@@ -30,10 +30,10 @@ from experiments.records.record import RunRecord, Status
 from experiments.session.closing import announce, close, say_how_to_go_on
 from experiments.session.opening import OpenRun
 from experiments.session.outcome import RunStatus, note_fit, note_outcome
-from experiments.session.preparation import OF_THIS_COMMAND, Prepared
+from experiments.session.preparation import ONE_COMMAND_OPTIONS, Prepared
 from experiments.session.quiet import silence_expected_warnings, skip_idle_hooks
 from experiments.session.resuming import BestAnew
-from experiments.session.stopping import StopBetweenBatches, order_of
+from experiments.session.stopping import StopBetweenBatches, callback_order
 
 _log = logging.getLogger(__name__)
 
@@ -84,13 +84,13 @@ class RunSession:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO(record.path)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks += self._callbacks(run)
-        callbacks.sort(key=order_of)
+        callbacks.sort(key=callback_order)
         logger = RecordLogger(record, self._step, is_silent=run.evaluation is not None)
         trainer.loggers = [logger, *trainer.loggers]
-        if run.evaluation is not None and not run.evaluation.is_of_run:
+        if run.evaluation is not None and not run.evaluation.belongs_to_run:
             trainer.loggers = [logger]  # its figures are kept aside
         if trainer.is_global_zero and (wandb := wandb_logger(trainer)):
-            kept = {k: value for k, value in run.config().items() if k not in OF_THIS_COMMAND}
+            kept = {k: value for k, value in run.config().items() if k not in ONE_COMMAND_OPTIONS}
             wandb.start(record, kept, self._step)
             wandb.summarize({"model_summary": str(ModelSummary(self.prepared.model))})
             record.save()  # with W&B's name of the run
@@ -181,7 +181,7 @@ class RunSession:
         except Exception as error:
             of_lightning = isinstance(error, MisconfigurationException)
             has_begun = self._monitor.started if self.prepared.is_fit else not of_lightning
-            if not is_of_user(error) or isinstance(error, RunError) or has_begun:
+            if not is_user_error(error) or isinstance(error, RunError) or has_begun:
                 raise
             self._abandon()
             raise UsageError(str(error)) from error

@@ -56,7 +56,7 @@ class TimeLimit(Timer):
     on_train_epoch_end = Callback.on_train_epoch_end
 
 
-def take_over_max_time(trainer: Trainer) -> None:
+def replace_max_time_timer(trainer: Trainer) -> None:
     """Puts a `TimeLimit` in place of the timer that ``trainer.max_time`` has made."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for place, callback in enumerate(callbacks):
@@ -77,7 +77,7 @@ class StopBetweenBatches(Callback):
     processes, one that is told to stop stops all, at the next entry of the log.
 
     It must be the first of all callbacks: what others do at the start of a batch comes after the
-    checkpoint, and will come again when the fit goes on from there (see `order_of`).
+    checkpoint, and will come again when the fit goes on from there (see `callback_order`).
 
     Args:
         signals: what came.
@@ -165,7 +165,7 @@ def _last_checkpoints(trainer: Trainer) -> Iterator[LastCheckpoint]:
     return (c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint))
 
 
-def order_of(callback: Callback) -> int:
+def callback_order(callback: Callback) -> int:
     """Sorts callbacks: what saves between batches first, then others, then checkpoints.
 
     The newest state comes last of all, after the best, so that it knows of that.
