@@ -1,11 +1,11 @@
-"""Accuracy on validation over wall time: what runs recorded, as data and as a plot.
+"""Accuracy on validation over wall time, from the records of runs, as data and as a plot.
 
     python cli.py fit --config configs/fast94.yaml --name fast94 --data.val_size 5000
     python cli.py fit --config configs/cnn_5k.yaml --name cnn_5k
     python cli.py fit --config configs/cnn.yaml --name cnn
     python -m benchmarks.time_to_accuracy runs/fast94 runs/cnn_5k runs/cnn
 
-Seconds are wall time since the fit began, validations included; of a resumed run, since it went on.
+Seconds are wall time since the start of the fit, or of the last resume, with validations.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""What of Lightning a run may use: each part works, also killed and resumed, or is refused.
+"""The parts of Lightning that a run may use: each works, also after a resume, or is refused.
 
-`tests/test_lightning.py` lists what the installed Lightning has and fails for what is not decided
-here.
+`tests/test_lightning.py` lists the parts of the installed Lightning, and fails for a part that
+these tables do not decide.
 """
 
 import os
@@ -17,9 +17,9 @@ from pytorch_lightning.accelerators import CUDAAccelerator
 
 from experiments.records.curves import CHOSEN_BY, direction
 
-# SWA's default is a device, which a configuration could not hold.
+# The default of SWA is a device, which a configuration can't hold.
 register_type(torch.device, deserializer=torch.device)
-# What can't be written is an error of one line, see `experiments.session.checks.written_config`.
+# `experiments.session.checks.written_config` reports a value that can't be written.
 warnings.filterwarnings("ignore", r"\s*Unable to serialize instance")
 
 WORKS = ""
@@ -191,8 +191,9 @@ ACCELERATORS: dict[str, str] = {
     "tpu": _TPU,
 }
 
-# Flags of the Trainer: whose values are decided above, which work whatever is asked for (a wrong
-# value is refused by Lightning or by `experiments.session.checks`), and which work only left alone.
+# Flags of the Trainer: those whose values the tables above decide; those that allow any value (a
+# wrong one is refused by Lightning or by `experiments.session.checks`); those that allow only the
+# default.
 DECISION_TABLES: dict[str, Mapping[str, str]] = {
     "accelerator": ACCELERATORS,
     "callbacks": CALLBACKS,
@@ -245,21 +246,21 @@ DEFAULT_ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-# Under which Lightning keeps the state of such callbacks: it refuses two of one key.
+# Options that make up the key of a callback's state in Lightning, which refuses equal keys.
 _KEYS = {
     "EarlyStopping": ("monitor", "mode"),
     "ModelCheckpoint": ("monitor", "mode", "every_n_train_steps", "every_n_epochs"),
 }
-# Of this project's own, see `experiments.checkpoints.saving.best_checkpoint`.
+# The key of this project's own callback, see `experiments.checkpoints.saving.best_checkpoint`.
 _BEST_KEY = ("ModelCheckpoint", CHOSEN_BY, direction(CHOSEN_BY), None, None)
 _OUR_FILES = ("best", "last", "previous", "abandoned")
 
 
 def check_lightning(trainer: Any) -> None:
-    """Refuses what of Lightning would not do what is asked for, before any of it is made.
+    """Refuses parts of Lightning that would not work, before any of them is built.
 
     Args:
-        trainer: the trainer's part of a configuration.
+        trainer: the section ``trainer`` of a configuration.
 
     Raises:
         ValueError: naming the setting, the reason and the remedy.
@@ -287,7 +288,7 @@ def check_lightning(trainer: Any) -> None:
 
 
 def _asked_for(value: Any) -> Iterator[tuple[str, Any]]:
-    """The names that a setting has, of classes with their path, each with its arguments."""
+    """The names or class paths in a setting, each with its arguments."""
     for item in value if isinstance(value, list | tuple) else [value]:
         if item is None or isinstance(item, bool):
             continue
@@ -298,9 +299,9 @@ def _asked_for(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def kind_of(table: Mapping[str, str], name: str) -> str:
-    """The entry of a table that decides a name, or the class of a path; empty if none does.
+    """The table entry for a name or a class path; empty if there is none.
 
-    A class of the user's own is decided by the nearest class of Lightning that it derives from.
+    The nearest base class of Lightning decides a class of the user.
     """
     if "." not in name:
         return name if name in table else ""
@@ -312,10 +313,10 @@ def kind_of(table: Mapping[str, str], name: str) -> str:
 
 
 def refusal(table: Mapping[str, str], name: str) -> str:
-    """Why a part of Lightning is refused, and what to do instead.
+    """The reason why a part of Lightning is refused, and the remedy.
 
     Args:
-        table: one of this module's.
+        table: a table of this module.
         name: a name of the table, or the path of a class.
 
     Returns:
@@ -333,7 +334,7 @@ def _is_lightning_class(cls: type) -> bool:
 
 
 def _check_options(kind: str, options: Any) -> None:
-    """Refuses options that make of what works something that does not."""
+    """Refuses options with which a working part does not work."""
     start = options.get("start_method")
     if kind == "DDPStrategy" and start not in {None, "popen"}:
         raise ValueError(f"trainer.strategy: DDPStrategy with start_method {start} {_SPAWNS}")
@@ -374,7 +375,7 @@ def _check_model_checkpoint(options: Any) -> None:
 
 
 def _check_keys(keys: list[tuple[Any, ...]]) -> None:
-    """Refuses callbacks that Lightning can't tell apart in a checkpoint."""
+    """Refuses callbacks that Lightning can't distinguish in a checkpoint."""
     for place, key in enumerate(keys):
         kind, *options = key
         if key == _BEST_KEY and place:
@@ -390,7 +391,7 @@ def _check_keys(keys: list[tuple[Any, ...]]) -> None:
 
 
 def _check_float16(trainer: Any) -> None:
-    """Refuses float16 where Lightning would take bfloat16 instead."""
+    """Refuses float16 if Lightning would use bfloat16 instead."""
     asked, device = str(trainer.get("precision")), trainer.get("accelerator")
     on_gpu = {"gpu", "cuda", "mps"} | ({None, "auto"} if CUDAAccelerator.is_available() else set())
     if asked in {"16", "16-mixed"} and device not in on_gpu:

@@ -1,4 +1,4 @@
-"""The report's claims, with its numbers from its text, and how each is judged.
+"""The report's claims, with the numbers in its text, and the judge of each.
 
 A claim compares experiments (`experiments.reproduction.arms`) with a figure of the report or with
 each other.
@@ -25,11 +25,11 @@ class Claim:
 
     Attributes:
         key: its name here.
-        section: where the report makes it.
-        text: what it says.
-        number: its figure, if it gives one.
-        judge: how it is judged.
-        drawn: arms that its figure needs besides.
+        section: its section in the report.
+        text: the claim in words.
+        number: its figure, if any.
+        judge: the test of the claim.
+        drawn: more arms for its plot.
     """
 
     key: str
@@ -41,7 +41,7 @@ class Claim:
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """All arms that are run for it."""
+        """All arms of the claim."""
         return (*self.judge.arms, *self.drawn)
 
 
@@ -274,10 +274,10 @@ CLAIMS = (
 
 
 def claims_named(keys: Iterable[str]) -> list[Claim]:
-    """The claims of these keys; all of them for none.
+    """The claims with these keys; all claims if there are no keys.
 
     Raises:
-        ValueError: for a key that no claim has; the message names those that there are.
+        ValueError: for an unknown key; the message lists the valid ones.
     """
     known = {claim.key: claim for claim in CLAIMS}
     for key in keys:

@@ -9,7 +9,7 @@ from experiments.reproduction.arms import ARMS, BATCH_SIZES, NORMS
 from experiments.reproduction.judges import Runs, values
 from experiments.reproduction.kept import CURVE
 
-# Their names, so that nothing else is removed before they are drawn again.
+# The names of the pictures, so that nothing else is removed before a new drawing.
 _PICTURES = (
     *("mlp_numpy", "mlp_deep", "cnn_report"),
     *("ninety_one", "changes", "activations", "batch_sizes"),
@@ -17,18 +17,18 @@ _PICTURES = (
 
 
 def remove_figures(folder: Path) -> None:
-    """Removes the pictures that `draw_figures` has left in a folder, and nothing else."""
+    """Removes only the pictures of `draw_figures` from a folder."""
     for name in _PICTURES:
         (folder / f"{name}.png").unlink(missing_ok=True)
 
 
 def draw_figures(runs: Runs, folder: Path, seen: Mapping[int, float]) -> Iterable[pages.Block]:
-    """Draws what there are runs for.
+    """Draws the figures that the runs allow.
 
     Args:
         runs: by arm and seed.
-        folder: where to write the pictures.
-        seen: share of the images of the report's CNN evaluations that had been trained on, by step.
+        folder: the folder for the pictures.
+        seen: by step, the share of images in the report's CNN evaluations that were trained before.
     """
     figures = (
         _curves(runs, "mlp_numpy", folder, "Figure 1 of the report: the NumPy MLP"),
@@ -87,7 +87,7 @@ def _ninety_one(runs: Runs, folder: Path, seen: Mapping[int, float]) -> pages.Fi
 
 
 def _changes(runs: Runs, folder: Path) -> pages.Figure | None:
-    """What each change to the best MLP does to its test accuracy."""
+    """The effect of each change to the best MLP on its test accuracy."""
     best = values(runs, "mlp_deep")
     rows = []
     for name, arm in ARMS.items():
@@ -137,7 +137,7 @@ def _activations(runs: Runs, folder: Path) -> pages.Figure | None:
 
 
 def _layers(runs: Runs, arm: str, kind: str, last: bool) -> list[dict[int, float]]:
-    """A figure of the activations by layer, one mapping a run, before or after training."""
+    """A figure of the activations by layer, one mapping for each run, before or after training."""
     found = []
     for run in runs.get(arm, {}).values():
         curves = {layer: run.curve(f"activations/{layer}/{kind}") for layer in range(1, 6)}
