@@ -78,8 +78,8 @@ def _ninety_one(runs: Runs, folder: Path, seen: Mapping[int, float]) -> pages.Fi
         ax.legend(loc="lower right")
     plots.save(figure, folder / "ninety_one.png")
     caption = (
-        "The author's script evaluates on images drawn from the training stream. The dashed line "
-        "is the share of them that had been trained on before: "
+        "The author's script evaluates on images from the training stream. The dashed line is the "
+        "share of these images that were trained before: "
         + ", ".join(f"{share:.1%} at {step}" for step, share in seen.items() if step % 1000 == 0)
         + " (his order of images at seed 42, replayed without a network)."
     )
@@ -171,7 +171,7 @@ def _batch_sizes(runs: Runs, folder: Path) -> pages.Figure | None:
     ax.legend()
     plots.save(figure, folder / "batch_sizes.png")
     caption = (
-        "The network of `mlp_deep` under SGD with momentum, two epochs, a learning rate in "
+        "The network of `mlp_deep` with SGD and momentum for two epochs, and a learning rate in "
         "proportion to the batch size (section 3.3): mean and standard deviation over seeds."
     )
     return pages.Figure(folder / "batch_sizes.png", caption)

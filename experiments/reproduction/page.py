@@ -47,17 +47,17 @@ def write_page(folder: Path, title: str, seen: Mapping[int, float]) -> Runs:
 
 
 _TESTS = (
-    "All at 5 %, by Student's t over seeds. A figure of the report holds if it is inside the "
-    "interval that one more run of ours would fall into. A difference is tested in pairs of the "
-    "same seed: all of its interval has to be beyond 0, or beyond the margin that a claim names "
-    '(what the report calls "a lot", in our numbers). "Does not help" does not hold if the change '
-    "is significantly better, by however little (Bonferroni over the changes of a claim); else it "
-    "holds if the interval of the difference ends below one point. Where a run diverged, its "
+    "All tests are at the 5 % level, by Student's t over seeds. A figure of the report holds if it "
+    "is inside the prediction interval for one more run of ours. A difference is tested in pairs "
+    "of the same seed: its whole interval must be above 0, or above the margin that a claim names "
+    '(our number for the report\'s "a lot"). "Does not help" does not hold if the change is '
+    "significantly better, even by a little (Bonferroni over the changes of a claim). Otherwise, "
+    "it holds if the interval of the difference ends below one point. If a run diverged, its "
     "missing accuracy counts as chance, 0.1."
 )
 _RUNS = (
-    "Test accuracy is of the last weights, on the official 10,000 images, once. Every run with its "
-    "seed, command, commit, versions and curves is in `reproduction/runs.json`."
+    "Test accuracy is measured once, with the last weights on the official 10,000 images. "
+    "`reproduction/runs.json` has every run with its seed, command, commit, versions and curves."
 )
 
 

@@ -22,13 +22,7 @@ from experiments.texts import printable
 
 PROJECT = Path(__file__).resolve().parents[2]
 BUDGETS = {"quick": (3, 0), "full": (5, 3)}  # number of seeds of an experiment, and of a slow one
-_IMAGES, _BATCH, _STEPS, _EVERY, _SEED = (
-    50_000,
-    32,
-    5_000,
-    500,
-    42,
-)  # steps between evaluations of the author's CNN
+_IMAGES, _BATCH, _STEPS, _EVERY, _SEED = 50_000, 32, 5_000, 500, 42  # of the author's CNN
 
 
 @dataclass(frozen=True)
