@@ -26,7 +26,7 @@ _PROGRAMS = {
     "compare": "experiments.compare",
     "reproduce": "reproduce",
 }
-# Where Lightning, torchrun and SLURM tell a process which of several it is.
+# Lightning, torchrun and SLURM write the rank of a process into these variables.
 _RANKS = ("LOCAL_RANK", "RANK", "SLURM_PROCID")
 
 
@@ -34,7 +34,7 @@ def main(args: "ArgsType" = None) -> None:
     """Runs the command line, and exits with its status if that is not 0.
 
     Args:
-        args: arguments without the program's name; default: those of the process.
+        args: arguments without the program's name; default: the arguments of the process.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, as by 2>&-
@@ -61,13 +61,13 @@ def _say(line: str) -> None:
 
 @contextlib.contextmanager
 def _importing() -> Iterator[None]:
-    """Lets Ctrl-C end the process without a traceback, and the garbage collector rest meanwhile.
+    """Imports without a traceback on Ctrl-C, and without the garbage collector.
 
-    What is imported stays: to look through it takes a third of the start.
+    Imported objects stay in use, and a search through them takes a third of the start.
     """
     interrupt, collects = signal.getsignal(signal.SIGINT), gc.isenabled()
     in_main = threading.current_thread() is threading.main_thread()
-    is_ours = in_main and interrupt is signal.default_int_handler  # else it is ignored
+    is_ours = in_main and interrupt is signal.default_int_handler  # otherwise it is ignored
     if is_ours:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     gc.disable()

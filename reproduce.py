@@ -1,13 +1,13 @@
-"""Reproduces the report: runs its claims through the command line and writes what holds.
+"""Reproduces the report: runs its claims through the command line and writes the verdicts.
 
     python reproduce.py --budget quick           # the MLP's claims, three seeds
     python reproduce.py --budget full            # all claims, five seeds; three for the CNNs
     python reproduce.py --only adam schedule     # some claims
-    python reproduce.py --list                   # what there is
+    python reproduce.py --list                   # all claims
     python reproduce.py --rejudge docs           # the page in docs/ again, from the runs kept there
 
-A run that exists is not run again, one that was interrupted goes on. Other arguments go to every
-``cli.py fit``, as ``--data.data_dir FOLDER``.
+A run that exists is not repeated, and an interrupted run is resumed. Other arguments, such as
+``--data.data_dir FOLDER``, are passed to every ``cli.py fit``.
 """
 
 import argparse
@@ -19,17 +19,17 @@ from experiments.identity import flags_of
 from experiments.reproduction.claims import Claim, claims_named
 from experiments.reproduction.kept import data_of, keep
 from experiments.reproduction.page import write_page
-from experiments.reproduction.runner import BUDGETS, Runner, find_runs, intro, seen
+from experiments.reproduction.runner import BUDGETS, Runner, find_runs, intro, share_seen
 from experiments.texts import printable
 
 _TITLE = "The report's claims, reproduced"
 
 
 def main(args: list[str] | None = None) -> None:
-    """Runs what is asked for and writes the page.
+    """Runs the claims and writes the page.
 
     Args:
-        args: arguments without the program's name; default: those of the process.
+        args: arguments without the program's name; default: the arguments of the process.
     """
     use_utf8()
     options, passed = parser().parse_known_args(args)
@@ -64,7 +64,7 @@ def _run(options: argparse.Namespace, passed: list[str], claims: list[Claim]) ->
 
 
 def _command(options: argparse.Namespace, passed: list[str]) -> list[str]:
-    """The command that makes these runs, without the places of this machine."""
+    """The command that makes these runs, without the paths of this machine."""
     words = ["python reproduce.py", "--budget", options.budget]
     words += ["--only", *options.only] if options.only else []
     words += ["--seeds", str(options.seeds)] if options.seeds is not None else []
@@ -72,9 +72,9 @@ def _command(options: argparse.Namespace, passed: list[str]) -> list[str]:
 
 
 def _write(folder: Path, claims: list[Claim]) -> None:
-    """Writes the page, and prints what the claims asked for come to."""
+    """Writes the page, and prints the verdicts on the given claims."""
     try:
-        runs = write_page(folder, _TITLE, seen())
+        runs = write_page(folder, _TITLE, share_seen())
     except ValueError as error:
         sys.exit(printable(f"error: {error}"))
     for claim in claims:
@@ -84,7 +84,7 @@ def _write(folder: Path, claims: list[Claim]) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options; what it does not know goes to every fit."""
+    """The options; unknown arguments are passed to every fit."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -110,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
 def _written_out(passed: list[str]) -> list[str]:
     """Writes ``--key value`` as ``--key=value``."""
     if passed and not passed[0].startswith("-"):
-        raise ValueError(f"{passed[0]!r} is no option; claims come after --only")
+        raise ValueError(f"{passed[0]!r} is no option; name claims after --only")
     return [f"--{key}={value}" for key, value in flags_of(passed)]
 
 
@@ -118,7 +118,7 @@ def _check(options: argparse.Namespace, passed: list[str]) -> None:
     if options.seeds is not None and options.seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {options.seeds}")
     if options.rejudge and (passed or options.output or options.seeds):
-        raise ValueError("--rejudge runs nothing, in the folder of a page: --only goes with it")
+        raise ValueError("--rejudge runs nothing: pass it the folder of a page, and only --only")
     for argument in passed:
         if argument.startswith("-") and not argument.startswith(("--data", "--trainer")):
             raise ValueError(f"unknown option {argument}; see python reproduce.py --help")

@@ -6,10 +6,10 @@
     python -m benchmarks.fast94 speed --data_dir data
 
 ``accuracy`` runs ``cli.py fit --test_after_fit true`` for each seed, with the record, W&B (offline)
-and checkpoints, and collects what the runs recorded; a seed whose run is there is not run again.
-``speed`` trains an epoch of the same network on the same batches by hand and through the command
-line in this process, in turn. Seconds are those of training: the network is made, the data is in
-memory; whitening is included, the test is not.
+and checkpoints, and collects the records; it does not repeat a seed whose run exists. ``speed``
+trains one epoch of the same network on the same batches, in turn by a loop in this process and
+through the command line. Seconds are training time, with the whitening, but without building the
+network, loading the data or the test.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from cli import main as cli_main
 from datamodules import CIFAR10DataModule
 from experiments.command_line.config_files import expand_home
-from experiments.records.environment import circumstances, fast_precision
+from experiments.records.environment import environment_fields, fast_precision
 from experiments.records.record import RECORD, RunRecord
 from lightning_modules import FastCNN, LinearSchedule, Muon
 from lightning_modules.fast_cnn import WHITENING_IMAGES
@@ -50,7 +50,7 @@ _KEPT = (
 
 
 def run_seed(config: Path, seed: int, data: list[str], runs: Path) -> dict[str, Any]:
-    """Trains and tests with a seed, unless that run is there, and returns what it recorded."""
+    """Trains and tests with a seed, unless that run exists, and returns its record."""
     path = runs / f"{config.stem}-s{seed}"
     if not (path / RECORD).is_file() or RunRecord.open(path).fields["status"] != "finished":
         arguments = [f"--seed_everything={seed}", f"--name={path.name}", f"--runs_dir={runs}"]
@@ -62,7 +62,7 @@ def run_seed(config: Path, seed: int, data: list[str], runs: Path) -> dict[str, 
 
 
 def accuracy(options: argparse.Namespace, data: list[str]) -> dict[str, Any]:
-    """Runs all seeds and adds up what they recorded."""
+    """Runs all seeds and summarises their records."""
     runs = [run_seed(options.config, seed, data, options.runs_dir) for seed in options.seeds]
     means = {}
     for key in ("test/acc", "test/acc_one_view", "train/seconds"):
@@ -116,7 +116,7 @@ def command_line_epoch(options: argparse.Namespace, data: list[str], runs: Path)
 
 
 def speed(options: argparse.Namespace, data: list[str]) -> dict[str, Any]:
-    """Measures an epoch both ways, in turn."""
+    """Measures an epoch in both ways, in turn."""
     config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
     given = {flag.partition("=")[0]: flag.partition("=")[2] for flag in data}
     overrides = {key.removeprefix("--data."): yaml.safe_load(v) for key, v in given.items()}
@@ -149,12 +149,14 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--runs_dir", type=expand_home, default=Path("runs"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=expand_home, help="default: benchmarks/results/")
-    options, more = parser.parse_known_args(args)  # the rest are flags of the data and trainer
+    options, more = parser.parse_known_args(
+        args
+    )  # the other arguments are flags of data and trainer
     if any(not flag.startswith("--") or "=" not in flag for flag in more):
         sys.exit(f"error: expected flags of cli.py as --name=value, got {' '.join(more)}")
     data = [f"--data.data_dir={options.data_dir}", *more]
     measured = accuracy(options, data) if options.what == "accuracy" else speed(options, data)
-    report = {**circumstances(), **measured}
+    report = {**environment_fields(), **measured}
     name = f"{options.config.stem}_{options.what}.json"
     output = options.output or RESULTS / name
     output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -4,18 +4,19 @@
     python -m benchmarks.layer_norm --device cuda
     python -m benchmarks.layer_norm --errors          # of float32, against float64
 
-All ways run in this process in turn, in batches of calls of at least 2 ms; a figure is the median
-over the rounds, a ratio the median of the rounds' ratios, PyTorch's time divided by the other's:
-above 1 is faster. `forward` keeps what a backward pass needs; `both` is forward and backward.
+All implementations run in this process in turn, in batches of calls of at least 2 ms. A time is the
+median over the rounds. A ratio is the median of the ratios within a round: PyTorch's time divided
+by the other time, so above 1 is faster than PyTorch. `forward` saves tensors for a backward pass;
+`both` is forward and backward.
 
 - native: `torch.nn.functional.layer_norm`.
 - composed: `custom_ops.layer_norm.formula` in elementary operations, differentiated by autograd.
 - compiled: the same through `torch.compile`.
 - ours: `custom_ops.layer_norm`.
-- copy: of x into memory that exists, the least that a forward pass can take.
+- copy: a copy of x into allocated memory, the least that a forward pass can take.
 
-glibc gives large blocks of memory back and gets them page by page again, which costs more than the
-work that is measured; on the CPU the process starts itself again with that turned off.
+glibc returns large blocks of memory to the system and gets them back page by page, which takes
+longer than the measured work. So on the CPU, the process restarts itself with this turned off.
 """
 
 import argparse
@@ -38,10 +39,10 @@ from torch.nn import functional as F
 from custom_ops import layer_norm
 from custom_ops.layer_norm import formula
 from experiments.command_line.config_files import expand_home
-from experiments.records.environment import circumstances
+from experiments.records.environment import environment_fields
 
 RESULTS = Path(__file__).resolve().parent / "results"
-# (shape of x, dimensions of a row): of the report's networks, of transformers, of a CNN.
+# (shape of x, dimensions of a row), from the report's networks, transformers and a CNN.
 TABLE = [
     ((200, 100), 1),
     ((128, 512), 1),
@@ -65,7 +66,7 @@ def composed(x: Tensor, row: tuple[int, ...], weight: Tensor | None, bias: Tenso
 
 
 def ways(compiled: bool) -> dict[str, Way]:
-    """What to compare, by name."""
+    """The implementations to compare, by name."""
     found: dict[str, Way] = {"native": F.layer_norm, "composed": composed, "ours": layer_norm}
     if compiled:
         torch.compiler.reset()  # otherwise it stops compiling after a few shapes
@@ -76,7 +77,7 @@ def ways(compiled: bool) -> dict[str, Way]:
 def calls(
     shape: tuple[int, ...], ndim: int, dtype: torch.dtype, affine: bool, device: str, compiled: bool
 ) -> Iterator[tuple[str, str, Callable[[], object]]]:
-    """Yields what to measure: pass, way, and a call without arguments."""
+    """Yields the measurements: pass, implementation, and a call without arguments."""
     x = torch.randn(shape, device=device).to(dtype).requires_grad_()
     row, dy, target = shape[-ndim:], torch.randn_like(x), torch.empty_like(x)
     parameters = [torch.rand(row, device=device).to(dtype).requires_grad_() for _ in range(2)]
@@ -94,7 +95,7 @@ def calls(
 
 
 def timer(device: str) -> Callable[[Callable[[], object], int], float]:
-    """Returns what times a number of calls, in seconds for each."""
+    """Returns a function that times a number of calls, in seconds for each call."""
 
     def wait() -> None:
         if device == "cuda":
@@ -117,8 +118,8 @@ def measure(
     """Times calls in turn, in another order each round.
 
     Returns:
-        For each pass and way the median ``us`` of a call, and for `forward` and `both` the
-        median ``ratio`` of the native time to its own.
+        For each pass and implementation the median ``us`` of a call, and for `forward` and `both`
+        the median ``ratio`` of PyTorch's time to its time.
     """
     clock = timer(device)
     counts = []
@@ -139,7 +140,7 @@ def measure(
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Measures every case and yields it with its circumstances."""
+    """Measures every case and yields it with its settings."""
     cuda = options.device == "cuda"
     threads = [torch.get_num_threads()] if cuda else options.threads
     table = options.shapes or TABLE
@@ -147,7 +148,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for count, name, affine in itertools.product(threads, DTYPES, (True, False)):
         torch.set_num_threads(count)
         for shape, ndim in [*table, *(rest if affine else [])]:
-            # Compiling takes seconds a shape: only what the table shows, with affine.
+            # Compiling takes seconds for each shape: only the affine cases in the table.
             compiled = affine and (shape, ndim) in table and not options.no_compile
             cases = list(calls(shape, ndim, DTYPES[name], affine, options.device, compiled))
             case = {"shape": shape, "ndim": ndim, "dtype": name, "affine": affine, "threads": count}
@@ -184,7 +185,7 @@ def _value_and_gradient(way: Way, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor
 
 
 def line(case: dict[str, Any]) -> str:
-    """A case as a line of the table that is printed."""
+    """A case as a line of the printed table."""
     shape = "x".join(map(str, case["shape"]))
     place = f"{shape:>14} {case['dtype']:>8} {'affine' if case['affine'] else 'plain':>6}"
     parts = []
@@ -196,7 +197,7 @@ def line(case: dict[str, Any]) -> str:
 
 
 def plot(cases: list[dict[str, Any]], path: Path) -> None:
-    """Draws how much faster than native the sweep's shapes are, over the elements of x."""
+    """Draws the ratio to PyTorch for the shapes of the sweep, over the elements of x."""
     from matplotlib import pyplot as plt  # noqa: PLC0415 - not needed to measure
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, constrained_layout=True)
@@ -264,7 +265,7 @@ def main(args: list[str] | None = None) -> None:
     for case in run(options):
         print(line(case), flush=True)
         cases.append(case)
-    report = {**circumstances(), "errors": errors(), "cases": cases}
+    report = {**environment_fields(), "errors": errors(), "cases": cases}
     output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if options.plot:
         plot(cases, options.plot)

@@ -2,16 +2,16 @@
 
     python -m benchmarks.loader
 
-The same work for all: random crop after padding, flip, normalise, batches of 512. Figures are
-core-seconds: the processor time of this process and of its workers, start-up of the workers
-included, which on shared cores is steadier than wall time. One thread.
+All do the same work: random crop after padding, flip, normalise, batches of 512. Figures are
+core-seconds on one thread: the processor time of this process and its workers, with the start of
+the workers. On shared cores this varies less than wall time.
 
 - ours: `datamodules.BatchSource` over `datamodules.AugmentedImages`, normalised by the data module.
-- torchvision: PIL images one by one, as `torchvision.datasets.CIFAR10` gives them out, through
+- torchvision: PIL images one by one, as `torchvision.datasets.CIFAR10` returns them, through
   ``RandomCrop(32, 4)``, ``RandomHorizontalFlip``, ``ToTensor`` and ``Normalize``, in a
   ``DataLoader`` with 0 or 2 workers.
 
-The images are random: their content changes nothing about the cost.
+The images are random, because their content does not affect the cost.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizon
 
 from datamodules import AugmentedImages, BatchSource
 from experiments.command_line.config_files import expand_home
-from experiments.records.environment import circumstances
+from experiments.records.environment import environment_fields
 
 RESULT = Path(__file__).resolve().parent / "results" / "loader.json"
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -39,7 +39,7 @@ BATCH = 512
 
 
 class PILImages(Dataset[tuple[Tensor, int]]):
-    """Images as `torchvision.datasets.CIFAR10` gives them out."""
+    """Images as `torchvision.datasets.CIFAR10` returns them."""
 
     def __init__(self, images: np.ndarray[Any, Any], labels: list[int]) -> None:
         self.images = images
@@ -72,7 +72,7 @@ def ours(images: Tensor, labels: Tensor) -> Callable[[], Iterable[Any]]:
 
 
 def core_seconds() -> float:
-    """Processor time of this process and of those of its children that have ended."""
+    """Processor time of this process and its ended children."""
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
@@ -103,7 +103,7 @@ def main(args: list[str] | None = None) -> None:
     cost(ways["ours"])  # pads the images, once
     rounds = [{name: cost(way) for name, way in ways.items()} for _ in range(options.repeats)]
     medians = {name: round(statistics.median(r[name] for r in rounds), 3) for name in ways}
-    report = {**circumstances(), "images": options.images, "core_seconds_per_epoch": medians}
+    report = {**environment_fields(), "images": options.images, "core_seconds_per_epoch": medians}
     options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for name, seconds in medians.items():
         print(f"{name:>24} {seconds:7.3f} core-s")

@@ -4,14 +4,14 @@
 
 All three train configs/mlp.yaml in this process, in turn:
 
-- loop: nothing but the arithmetic.
+- loop: only the arithmetic.
 - ours: ``cli.py fit``, with the record, W&B (offline), a progress bar and checkpoints.
-- usual: a LightningModule and a Trainer as the documentation's first pages write them: a
+- usual: a LightningModule and a Trainer as in the first pages of Lightning's documentation: a
   ``DataLoader`` over the normalised images, ``self.log`` of loss and accuracy in every step,
   Lightning's own bar, checkpoint and W&B logger (offline).
 
-Validation is left out of all figures (the loop does none). The time of whole processes, which
-import and start everything, is measured apart.
+All figures are without validation (the loop has none). The time of whole processes, with imports
+and start, is measured separately.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from cli import main as cli_main
 from datamodules import CIFAR10DataModule
 from experiments.command_line.config_files import expand_home
-from experiments.records.environment import circumstances
+from experiments.records.environment import environment_fields
 from experiments.records.record import RunRecord
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -51,7 +51,7 @@ BATCH = 200
 
 
 class Terminal(io.StringIO):
-    """Takes what a terminal would show, so that bars are drawn."""
+    """A stream that behaves like a terminal, so that bars are drawn."""
 
     def isatty(self) -> bool:
         """True."""
@@ -91,7 +91,7 @@ def command_line(data: dict[str, Any], steps: int, runs: Path) -> float:
 
 
 class Usual(LightningModule):
-    """The default MLP as a LightningModule is usually written."""
+    """The default MLP as a usual LightningModule."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class Usual(LightningModule):
 
 
 def usual_lightning(data: CIFAR10DataModule, steps: int, folder: Path) -> float:
-    """Trains the same as Lightning is usually used and returns the seconds per step."""
+    """Trains the same in the usual way of Lightning and returns the seconds per step."""
     images = data.normalize(torch.from_numpy(data.train_set.images))
     labels = torch.from_numpy(data.train_set.labels)
     loader = DataLoader(TensorDataset(images, labels), BATCH, shuffle=True, drop_last=True)
@@ -155,10 +155,10 @@ def process_seconds(command: list[str]) -> float:
 
 
 def interleaved(ways: dict[str, Callable[[], float]], repeats: int) -> list[dict[str, float]]:
-    """Measures several things in turn, so that a change of the machine's speed hits all.
+    """Measures several functions in turn, so that a change of the machine's speed affects all.
 
     Returns:
-        For each repeat the seconds of each, after one that is not counted.
+        The seconds of each function in each repeat, without the first repeat.
     """
     return [{name: way() for name, way in ways.items()} for _ in range(repeats + 1)][1:]
 
@@ -169,7 +169,7 @@ def measure(data: dict[str, Any], steps: int, repeats: int) -> dict[str, Any]:
     Args:
         data: arguments of the data module.
         steps: optimiser steps in each repeat.
-        repeats: how many times to measure all.
+        repeats: number of repeats.
 
     Returns:
         Medians, and the ratios to the loop of the same repeat.
@@ -229,7 +229,7 @@ def main(args: list[str] | None = None) -> None:
         print(f"{1e3 * plain_loop(module, options.steps):.4f} ms per step")
         return
     result = measure(data, options.steps, options.repeats)
-    report = {**circumstances(), **result}
+    report = {**environment_fields(), **result}
     options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=2))
 

@@ -1,11 +1,11 @@
-"""Accuracy on validation over wall time: what runs recorded, as data and as a plot.
+"""Accuracy on validation over wall time, from the records of runs, as data and as a plot.
 
     python cli.py fit --config configs/fast94.yaml --name fast94 --data.val_size 5000
     python cli.py fit --config configs/cnn_5k.yaml --name cnn_5k
     python cli.py fit --config configs/cnn.yaml --name cnn
     python -m benchmarks.time_to_accuracy runs/fast94 runs/cnn_5k runs/cnn
 
-Seconds are wall time since the fit began, validations included; of a resumed run, since it went on.
+Seconds are wall time since the start of the fit, or of the last resume, with validations.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import matplotlib as mpl
 
 from experiments.command_line.config_files import expand_home
 from experiments.errors import RunError
-from experiments.records.environment import circumstances
+from experiments.records.environment import environment_fields
 from experiments.records.record import RunRecord
 
 mpl.use("Agg")  # no display needed
@@ -73,7 +73,7 @@ def main(args: list[str] | None = None) -> None:
     except RunError as error:
         sys.exit(f"error: {error}")
     options.output.write_text(
-        json.dumps({**circumstances(), "runs": runs}, indent=2) + "\n", encoding="utf-8"
+        json.dumps({**environment_fields(), "runs": runs}, indent=2) + "\n", encoding="utf-8"
     )
     draw(runs, options.plot)
     print(f"{options.output}\n{options.plot}")

@@ -1,8 +1,8 @@
 """The mathematics by hand: layers, losses and layer normalisation with derived gradients.
 
-`numpy_ops` states and derives every layer in NumPy; `functions` holds the same as
-`torch.autograd.Function`s; `convolution` and `layer_norm` are derived where they stand. Knows
-NumPy and PyTorch only.
+`numpy_ops` derives every layer in NumPy; `functions` has the same layers as
+`torch.autograd.Function`s; `convolution` and `layer_norm` have their own derivations. This package
+uses only NumPy and PyTorch.
 """
 
 from custom_ops import numpy_ops

@@ -4,12 +4,11 @@ For X (S, C, H, W), a weight K (O, C, U, V) and a bias b (O,),
 
     Y_sopq = b_o + Σ_cuv K_ocuv X_{s, c, i(p, u), j(q, v)}
 
-where i(p, u) = stride p + dilation u - padding is the row of the image that row u of the kernel
-meets when laid at place p, counted from 0, j(q, v) the column in the same way, and an X outside
-of the image is 0. As in every deep learning library this is a cross-correlation: the kernel
-isn't flipped.
+where i(p, u) = stride p + dilation u - padding is the row of the image under row u of the kernel at
+position p, counted from 0. j(q, v) is the column, defined in the same way. X outside the image is
+0. As in every deep learning library, this is a cross-correlation: the kernel isn't flipped.
 
-**As a matrix product.** `unfold` writes what the kernel sees at (p, q) into a column,
+**As a matrix product.** `unfold` writes the elements under the kernel at (p, q) into a column,
 
     A_{s, cuv, pq} = X_{s, c, i(p, u), j(q, v)},
 
@@ -23,25 +22,25 @@ all elements of Y that depend on one of them:
     dL/dK_ocuv = Σ_spq dL/dY_sopq A_{s, cuv, pq}          dL/dK = Σ_s dL/dY_s A_sᵀ
     dL/dA_{s, cuv, pq} = Σ_o K_ocuv dL/dY_sopq            dL/dA_s = Kᵀ dL/dY_s
 
-An element X_scij stands in A once for every (u, p) and (v, q) that meet it, so its gradient is
-the sum over those places, which `fold` computes, the transpose of `unfold`:
+An element X_scij occurs in A once for every (u, p) and (v, q) that reach it. So its gradient is the
+sum over these positions. `fold`, the transpose of `unfold`, computes it:
 
     dL/dX_scij = Σ_{u, p: i(p, u) = i} Σ_{v, q: j(q, v) = j} dL/dA_{s, cuv, pq}
 
-Together with Kᵀ that is the transposed convolution. For one 3 x 3 image and a 2 x 2 kernel,
-counted from 1 as on paper, it all reads
+Together with Kᵀ this is the transposed convolution. For one 3 x 3 image and a 2 x 2 kernel, counted
+from 1, examples of these sums are
 
     Y_21 = K_11 X_21 + K_12 X_22 + K_21 X_31 + K_22 X_32
     dL/dK_11 = dL/dY_11 X_11 + dL/dY_12 X_12 + dL/dY_21 X_21 + dL/dY_22 X_22
     dL/dX_12 = dL/dY_11 K_12 + dL/dY_12 K_11.
 
 **Padding "same".** Y is as large as X for stride 1 if dilation (U - 1) rows of zeros are added, and
-columns likewise. Half of them are the padding above; where their number is odd, one more stands
-below the image, and to its right. Added zeros are no function of X, so dL/dX is the gradient of
-the larger image without them.
+columns in the same way. Half of them are the padding above; if their number is odd, one more is
+below the image, and to its right. The zeros do not depend on X, so dL/dX is the gradient of the
+padded image without the zeros.
 
-**Groups.** With G groups the channels of X and Y are dealt into G blocks, each a convolution of
-its own with its O/G rows of K.
+**Groups.** With G groups, the channels of X and Y are divided into G blocks. Each block is a
+separate convolution with its O/G rows of K.
 
 Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning (2016), chapter 4.
 """
@@ -68,9 +67,9 @@ from custom_ops.torch_seam import unsafe_view
 _Pair = tuple[int, int]
 
 
-@dataclass(frozen=True)  # not a tuple, which torch.vmap would take for several inputs
+@dataclass(frozen=True)  # not a tuple, which torch.vmap would treat as several inputs
 class Geometry:
-    """Where the kernel of a convolution is laid on the image, as (height, width) each."""
+    """The positions of the kernel on the image, with (height, width) for each value."""
 
     stride: _Pair = (1, 1)
     padding: _Pair = (0, 0)
@@ -79,7 +78,7 @@ class Geometry:
     extra: _Pair = (0, 0)  # zeros below and to the right, besides the padding
 
     def output_size(self, image: torch.Size, kernel: torch.Size) -> list[int]:
-        """Size of the output: the number of places on the padded image that hold the kernel."""
+        """Size of the output: the number of positions of the kernel on the padded image."""
         return [
             (size + 2 * padding + extra - dilation * (width - 1) - 1) // stride + 1
             for size, width, stride, padding, extra, dilation in zip(
@@ -111,7 +110,7 @@ class Conv2dFunction(DerivedFunction):
 
     @staticmethod
     def setup_context(ctx: "_Context", inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Saves X, K and the geometry; A, up to U V times as large as X, is formed again."""
+        """Saves X, K and the geometry, but not A, which is up to U V times as large as X."""
         x, weight, _, ctx.geometry = inputs
         save(ctx, x, weight)
 
@@ -166,7 +165,7 @@ def _unfold(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
 
 
 def _fold(columns: Tensor, image: torch.Size, weight: Tensor, geometry: Geometry) -> Tensor:
-    """Sums the elements of `columns`, shaped as A, where each came from in the image."""
+    """Sums the elements of `columns`, in the shape of A, at their positions in the image."""
     g, (samples, groups, rows, places) = geometry, columns.shape
     columns = columns.reshape(samples, groups * rows, places)
     below, right = g.extra
@@ -176,7 +175,7 @@ def _fold(columns: Tensor, image: torch.Size, weight: Tensor, geometry: Geometry
 
 
 def _samples_last(columns: Tensor) -> Tensor:
-    """(S, G, N, L) as (G, N, S L), so that one product sums over samples, too."""
+    """(S, G, N, L) as (G, N, S L), so that one product also sums over samples."""
     samples, groups, rows, places = columns.shape
     return columns.permute(1, 2, 0, 3).reshape(groups, rows, samples * places)
 
@@ -197,11 +196,11 @@ def conv2d(
         x: X, (samples, in_channels, height, width), or one image without the first dimension.
         weight: K, (out_channels, in_channels / groups, kernel height, kernel width).
         bias: b, (out_channels,), or None.
-        stride: distance between the places of the kernel.
-        padding: number of zeros around the image, in pixels; "valid" is 0, and "same" as many as
-            make Y as large as X, with stride 1 only.
+        stride: distance between the positions of the kernel.
+        padding: number of zeros around the image, in pixels. "valid" is 0; "same" makes Y as large
+            as X and needs stride 1.
         dilation: distance between the elements of the kernel, in pixels.
-        groups: number of blocks that the channels are dealt into.
+        groups: number of blocks of channels.
 
     Returns:
         Y, (..., out_channels, P, Q), (height + 2 padding - dilation (kernel height - 1) - 1)
@@ -229,7 +228,7 @@ def conv2d(
 def _padding(
     padding: int | _Pair | str, weight: Tensor, stride: _Pair, dilation: _Pair
 ) -> tuple[_Pair, _Pair]:
-    """The zeros on every side, and those below and to the right besides."""
+    """The zeros on every side, and the additional zeros below and to the right."""
     if padding != "same":
         return _pair("padding", 0 if padding == "valid" else padding, 0), (0, 0)
     if stride != (1, 1):

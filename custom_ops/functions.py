@@ -1,10 +1,9 @@
 """The layers of `numpy_ops` as `torch.autograd.Function`s with hand-derived derivatives.
 
-The derivations stand in `numpy_ops`, or where there is more to derive than there; each Function
-names what it takes from them. All bodies are written in differentiable operations on inputs or
-outputs, so that derivatives of every order are right, and compute only the gradients that are asked
-for. Half types are computed in float32 and rounded at the end; matrix products keep their dtype, as
-PyTorch accumulates them in float32.
+The derivations are in `numpy_ops`, or here if there is more to derive; each Function names its
+formulas. All bodies use differentiable operations on inputs or outputs, so derivatives of every
+order are right, and they compute only the needed gradients. Half types are computed in float32 and
+rounded at the end. Matrix products keep their dtype, because PyTorch accumulates them in float32.
 """
 
 import functools
@@ -23,7 +22,7 @@ _Functional = TypeVar("_Functional", bound=Callable[..., Tensor])
 
 
 class Context(FunctionCtx):
-    """What PyTorch's own annotations leave out of a context."""
+    """The attributes of a context that PyTorch's annotations lack."""
 
     needs_input_grad: tuple[bool, ...]
     saved_tensors: tuple[Any, ...]  # a Tensor or None, as saved
@@ -32,8 +31,8 @@ class Context(FunctionCtx):
 class DerivedFunction(Function):
     """A Function for every transform of PyTorch: autograd, `torch.func` and `torch.compile`.
 
-    Besides `forward`, `setup_context` and `backward` a subclass writes `tangent`, its derivative
-    in forward mode. It is called through `apply`, below, with all of its inputs.
+    Besides `forward`, `setup_context` and `backward`, a subclass implements `tangent`, its
+    derivative in forward mode. Call it through `apply`, below, with all its inputs.
     """
 
     generate_vmap_rule = True
@@ -46,8 +45,8 @@ class DerivedFunction(Function):
 
         Args:
             ctx: context of the call.
-            saved: the saved tensors, to be used instead of `ctx.saved_tensors`.
-            tangents: a direction for each input; anything where that is not differentiable.
+            saved: the saved tensors; use them instead of `ctx.saved_tensors`.
+            tangents: a direction for each input; any value for an input without derivative.
         """
         raise NotImplementedError
 
@@ -55,8 +54,8 @@ class DerivedFunction(Function):
         super().__init_subclass__()
 
         def jvp(ctx: Context, *tangents: Any) -> Tensor:
-            # PyTorch switches forward mode off in here, which loses the derivatives of an outer
-            # jvp. Switched on again, only this level's own tangents must be taken off.
+            # PyTorch turns forward mode off here, which loses the derivatives of an outer jvp.
+            # With forward mode on again, only the tangents of this level must be removed.
             with forward_mode():
                 return cls.tangent(ctx, tuple(map(_primal, ctx.saved_tensors)), *tangents)
 
@@ -79,7 +78,7 @@ def apply(function: type[DerivedFunction], *inputs: Any) -> Tensor:
     """Calls a Function in the form that the surrounding transform can take.
 
     torch.compile refuses a Function with a `jvp`, and torch 2.15 compiles nested `torch.func`
-    transforms of any Function to wrong numbers; there PyTorch differentiates `forward` itself.
+    transforms of any Function to wrong numbers. In these cases, PyTorch differentiates `forward`.
     """
     transforming = transforms_active()
     if torch.compiler.is_compiling():
@@ -90,10 +89,10 @@ def apply(function: type[DerivedFunction], *inputs: Any) -> Tensor:
 
 
 def overridable(function: _Functional) -> _Functional:
-    """Lets other types than tensors answer for a function, as for PyTorch's own.
+    """Lets types other than tensors override a function, as they can override PyTorch's functions.
 
-    So `torch.fx` records a call as one node. TorchScript, which takes no Function of Python, is
-    refused in one line.
+    So `torch.fx` records a call as one node. TorchScript does not support a Function of Python and
+    is refused in one line.
     """
 
     @functools.wraps(function)
@@ -123,7 +122,7 @@ class LinearFunction(DerivedFunction):
     """Y = X Wᵀ + b for X (..., M), W (N, M) and b (N,) or None.
 
     Backward: dL/dX = dL/dY W, dL/dW = (dL/dY)ᵀ X and dL/db = 1ᵀ dL/dY, the leading dimensions of
-    X taken as one. Forward mode: dY = dX Wᵀ + X dWᵀ + db. Derived in `numpy_ops.Linear`.
+    X flattened to one. Forward mode: dY = dX Wᵀ + X dWᵀ + db. Derived in `numpy_ops.Linear`.
     """
 
     @staticmethod
@@ -131,7 +130,7 @@ class LinearFunction(DerivedFunction):
         """Returns Y, (..., N)."""
         if bias is None:
             return x @ weight.t()
-        # One rounding; in half types the sum of a rounded product and b would be a second one.
+        # One rounding; in half types, adding b to a rounded product would round twice.
         return unsafe_view(torch.addmm(bias, _matrix(x), weight.t()), [*x.shape[:-1], len(weight)])
 
     @staticmethod
@@ -171,7 +170,7 @@ class ELUFunction(DerivedFunction):
 
     @staticmethod
     def forward(x: Tensor, alpha: float) -> Tensor:
-        """Returns Y in the shape of X; expm1 keeps the digits that e^X - 1 loses near 0."""
+        """Returns Y in the shape of X; expm1 is exact near 0, where e^X - 1 loses digits."""
         return narrow(torch.where(x > 0, x, alpha * _negative(x).expm1()), x)
 
     @staticmethod
@@ -222,7 +221,7 @@ class SoftmaxFunction(DerivedFunction):
     def tangent(ctx: Context, saved: tuple[Any, ...], dx: Tensor) -> Tensor:
         """Returns Y ∘ (dX - Σ_j dX_j Y_j)."""
         y = wide(saved[0])
-        # Σ_j Y_j is 1 but for rounding, which would leave a part of a large offset of dX.
+        # Σ_j Y_j is 1 up to rounding, which would leave an error for a large offset of dX.
         mean = (dx * y).sum(-1, keepdim=True) / y.sum(-1, keepdim=True)
         return narrow(y * (dx - mean), dx)
 
@@ -264,9 +263,9 @@ class CrossEntropyFunction(DerivedFunction):
 class SoftmaxCrossEntropyFunction(DerivedFunction):
     """L = 1/N Σ_s m_s L_s with L_s = Σ_c A_sc (log Σ_k e^{X_sk} - X_sc), for logits X, (S, C).
 
-    A, (S, C), is what one unit of each class costs a sample: w_c T_sc for class weights w and
-    targets T. m_s is 0 for a sample that is ignored, 1 for others, and N any number; without the
-    sum over s there is a loss for each sample.
+    A, (S, C), is the cost of each class for a sample: w_c T_sc for class weights w and targets T.
+    m_s is 0 for an ignored sample and 1 for others, and N is any number. Without the sum over s,
+    there is a loss for each sample.
 
     **Gradients.** With P = softmax(X), ∂ log Σ_k e^{X_sk} / ∂X_sc = P_sc; with a_s = Σ_c A_sc,
 
@@ -277,12 +276,12 @@ class SoftmaxCrossEntropyFunction(DerivedFunction):
 
         dL/dX_sc = m_s/N (a_s P_sc - A_sc)     dL/dA_sc = m_s/N D_sc     dL/dN = -L/N,
 
-    and without the sum, the gradient of the loss of sample s takes the place of 1. An ignored
-    sample has the gradient 0 whatever N is. For one-hot rows A, m = 1 and N = S it is
-    dL/dX = 1/S (P - A), as in `numpy_ops.SoftmaxCrossEntropy`.
+    and without the sum, the gradient of the loss of sample s replaces 1. An ignored sample has the
+    gradient 0 for every N. For one-hot rows A, m = 1 and N = S, this is dL/dX = 1/S (P - A), as in
+    `numpy_ops.SoftmaxCrossEntropy`.
 
     With label smoothing e, A_sc = w_c ((1 - e) T_sc + e / C), and the weighted mean has
-    N = Σ_s m_s Σ_c w_c T_sc. So, the last sum being there for that mean alone,
+    N = Σ_s m_s Σ_c w_c T_sc. So (the last term is only for this mean)
 
         dL/dT_sc = (1 - e) w_c dL/dA_sc
         dL/dw_c = Σ_s ((1 - e) T_sc + e / C) dL/dA_sc + dL/dN Σ_s m_s T_sc.
@@ -294,7 +293,7 @@ class SoftmaxCrossEntropyFunction(DerivedFunction):
     def forward(
         logits: Tensor, rows: Tensor, ignored: Tensor, total: Tensor, summed: bool
     ) -> Tensor:
-        """Returns L, (), or, not summed, the loss of each sample, (S,).
+        """Returns L, (), or the loss of each sample, (S,), if it is not summed.
 
         Args:
             logits: X.
@@ -343,7 +342,7 @@ class _SummedContext(Context):
 
 
 def _matrix(x: Tensor) -> Tensor:
-    """X with its leading dimensions as one, also where they are none or empty."""
+    """X with its leading dimensions as one, also if there are none or they are empty."""
     return x.reshape(x.shape[:-1].numel(), x.shape[-1])
 
 
@@ -364,12 +363,12 @@ def narrow(y: Tensor, x: Tensor) -> Tensor:
 
 
 def _negative(x: Tensor) -> Tensor:
-    """X with 0 where it is positive: e^X would overflow there, and its derivative be 0 · inf."""
+    """X with 0 for positive elements, where e^X would overflow and its derivative be 0 · inf."""
     return wide(x).clamp(max=0)
 
 
 def _below_maximum(x: Tensor) -> Tensor:
-    """X less the maximum of its row, which keeps exponentials in range and drops out of them."""
+    """X minus the maximum of its row: exponentials stay finite, and the results are unchanged."""
     x = wide(x)
     return x if 0 in x.shape[-1:] else x - x.detach().amax(-1, keepdim=True)
 
@@ -380,7 +379,7 @@ def _softmax(x: Tensor) -> Tensor:
 
 
 def _needed(p: Tensor, t: Tensor) -> Tensor:
-    """P, with 1 where P and T are 0, which costs nothing: 0 log 0 counts as 0."""
+    """P, with 1 where P and T are 0, because 0 log 0 counts as 0."""
     return wide(p).masked_fill((p == 0) & (t == 0), 1)
 
 
@@ -391,7 +390,7 @@ def _surprise(logits: Tensor) -> Tensor:
 
 
 def _losses(logits: Tensor, rows: Tensor) -> Tensor:
-    """L_s = Σ_c A_sc D_sc; a class that costs nothing costs nothing where D is infinite, too."""
+    """L_s = Σ_c A_sc D_sc; a class with A_sc = 0 costs nothing even if D is infinite."""
     surprise = _surprise(logits)
     return (rows * surprise.masked_fill((rows == 0) & surprise.isinf(), 0)).sum(-1)
 
@@ -490,27 +489,27 @@ def softmax_cross_entropy(
 
         L_s = -Σ_c w_c ((1 - e) T_sc + e / C) log softmax(X)_sc.
 
-    The mean divides by the number of samples, for classes each counted with the weight of its
-    class, so that it is a weighted mean; ignored samples cost and count nothing. Gradients are
-    derived in `SoftmaxCrossEntropyFunction`, for targets and weights, too.
+    For probabilities, the mean divides by the number of samples. For classes, it divides by the sum
+    of the weights of the samples' classes, so it is a weighted mean. Ignored samples count as 0 in
+    both sums. `SoftmaxCrossEntropyFunction` derives the gradients, also for targets and weights.
 
     Args:
         logits: (samples, classes), of any floating dtype.
         targets: class of each sample, (samples,), int64; or probabilities, (samples, classes).
         weight: weight of each class, (classes,), or None for 1.
-        ignore_index: class of the samples to ignore; not with probabilities.
+        ignore_index: class of the samples to ignore; not for probabilities.
         reduction: "mean", "sum", or "none" for the loss of each sample.
-        label_smoothing: part of each target that is spread over all classes, 0 to 1.
+        label_smoothing: share of each target that is spread over all classes, 0 to 1.
 
     Returns:
         The loss, () or (samples,), in the dtype of logits, or at least float32 under autocast;
-        NaN for the mean of no sample, or of samples of no weight.
+        NaN for the mean of no samples, or of samples without weight.
 
     Raises:
-        IndexError: a target is no class, found on the CPU only.
+        IndexError: a target is no class (checked only on the CPU).
         TypeError: targets are neither int64 nor probabilities; or logits, probabilities and
             weight are not of one real floating dtype on one device.
-        ValueError: the shapes do not fit, or a setting is none of the above.
+        ValueError: the shapes do not fit, or a setting is invalid.
     """
     _check_floating("softmax_cross_entropy", logits)
     _check_targets(logits, targets, weight, ignore_index)

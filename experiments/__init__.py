@@ -1,4 +1,4 @@
-"""What is kept of a run, and how runs begin, end and are compared."""
+"""Runs: their commands, records, checkpoints and comparison."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is asked for: comparing runs needs neither torch nor Lightning, and no wait."""
+    """Imports a name when it is used: a comparison does not wait for torch and Lightning."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

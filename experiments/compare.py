@@ -6,8 +6,8 @@
     python -m experiments.compare somewhere/wandb                  # W&B's own files
     python -m experiments.compare --plot curves.png --format html --output runs.html
 
-Runs that differ in their seed alone are one line: mean and standard deviation. Only what differs
-between the configurations is shown. Runs that crashed, diverged or can't be read are shown as such.
+Runs that differ only in their seed share one line: mean and standard deviation. The table shows
+only the settings that differ. Runs that crashed, diverged or can't be read are marked.
 """
 
 import argparse
@@ -39,18 +39,18 @@ _METRICS = ("test/acc", "val/acc", "train/acc")
 _CURVES = ("val/acc", "test_curve/acc", "train/acc")
 _MOST_CURVES = 10
 _WIDEST = 200  # characters of a cell on a terminal
-_OF_A_RUN = (RECORD, CONFIG, METRICS)
+_RUN_FILES = (RECORD, CONFIG, METRICS)
 
 
 class CompareError(ValueError):
-    """Nothing to compare; the message says what was looked for and where."""
+    """There is nothing to compare; the message says what was searched and where."""
 
 
 def main(args: list[str] | None = None) -> None:
     """Prints or writes a comparison.
 
     Args:
-        args: arguments without the program's name; default: those of the process.
+        args: arguments without the program's name; default: the arguments of the process.
     """
     use_utf8()
     options = _parser().parse_args(args)
@@ -71,7 +71,7 @@ def _say(line: str) -> None:
 
 
 def _encodable(text: str) -> str:
-    """Writes out what the encoding of standard output lacks."""
+    """Escapes characters that the encoding of standard output lacks."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.rstrip("\r\n").encode(encoding, "backslashreplace").decode(encoding)
 
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--metric", help=f"to sort by; default: the first of {', '.join(_METRICS)}")
     parser.add_argument(
         "--curve",
-        help=f"best and last value of; default: what most runs have of {', '.join(_CURVES)}",
+        help=f"metric for best and last value; default: the commonest of {', '.join(_CURVES)}",
     )
     parser.add_argument("--baseline", help="a line's name: the others are tested against it")
     parser.add_argument("--no_group", action="store_true", help="a line for each run")
@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ascending", action="store_true", help="smallest first, as losses are by default"
     )
-    parser.add_argument("--top", type=int, help="so many lines only")
+    parser.add_argument("--top", type=int, help="show only the first TOP lines")
     parser.add_argument("--format", choices=_FORMATS, default="table")
     parser.add_argument("--output", type=expand_home, help="a file; default: standard output")
     parser.add_argument("--plot", type=expand_home, help="draw the curves, with bands, as PNG")
@@ -117,16 +117,16 @@ def _check(options: argparse.Namespace) -> None:
 def find_runs(asked: Sequence[str], root: Path, now: float) -> list[Run]:
     """Finds and reads runs.
 
-    Of a run's record and its W&B files the record counts.
+    If a run has a record and W&B files, the record is used.
 
     Args:
-        asked: names or globs below ``root``, folders of runs, runs' folders, or W&B's; all of
-            ``root`` for none.
-        root: where names are looked for.
+        asked: names or globs below ``root``, folders of runs, folders of one run, or W&B folders;
+            empty for all of ``root``.
+        root: the folder in which names are searched.
         now: seconds since 1970.
 
     Raises:
-        CompareError: if one of them names no run.
+        CompareError: if an argument names no run.
     """
     found: dict[str, Run] = {}
     for name in asked or ["*"]:
@@ -146,7 +146,7 @@ def find_runs(asked: Sequence[str], root: Path, now: float) -> list[Run]:
 
 
 def _matching(name: str, root: Path) -> list[Path]:
-    """The folders of a name, a pattern, or a line's name: in that of all runs, else from here."""
+    """The folders of a name, a pattern or a line: below ``root``, or else below this folder."""
     if found := _glob(name, root):
         return [root / place for place in found]
     if os.sep in name:
@@ -156,29 +156,29 @@ def _matching(name: str, root: Path) -> list[Path]:
 
 
 def _glob(pattern: str, root: Path | None = None) -> list[str]:
-    """The places of a pattern, hidden ones too; pathlib refuses absolute patterns."""
+    """The paths that match a pattern, also hidden ones; pathlib refuses absolute patterns."""
     found = glob.glob(pattern, root_dir=root, include_hidden=True)  # noqa: PTH207
     return sorted(place for place in found if f"{PARTIAL}/" not in f"{place}/")
 
 
 def _runs_in(folder: Path, now: float) -> list[Run]:
-    """The run of a folder, the runs in it, or those in W&B's files there."""
+    """The run of a folder, the runs below it, or the runs in its W&B files."""
     try:
         names = set(os.listdir(folder)) if folder.is_dir() else set()  # noqa: PTH208
     except OSError as error:
         return [Run(folder.name, folder, "unreadable", note=reason_of(error))]
     if RECORD in names:
         return [read_run(folder, now)]
-    below = {path.parent for name in _OF_A_RUN for path in _below(folder, name)}
+    below = {path.parent for name in _RUN_FILES for path in _below(folder, name)}
     if any(os.path.lexists(path / RECORD) for path in below):
         return [read_run(path, now) for path in sorted(below)]
     if files := find_wandb_files(folder) or find_wandb_files(folder / "wandb"):
         return read_wandb(files, now)
-    return [read_run(folder, now)] if names & {*_OF_A_RUN} else []
+    return [read_run(folder, now)] if names & {*_RUN_FILES} else []
 
 
 def _below(folder: Path, name: str) -> list[Path]:
-    """Entries of a name, links included, in the folders of a folder."""
+    """The entries of this name, also links, in the subfolders of a folder."""
     return [folder / place for place in _glob(f"*/{name}", folder)]
 
 
@@ -197,7 +197,7 @@ def compare(runs: Sequence[Run], options: argparse.Namespace) -> str:
     """Groups, sorts and renders runs, and draws their curves if asked.
 
     Raises:
-        CompareError: for a metric or baseline that none of them has.
+        CompareError: for a metric or baseline that no run has.
     """
     metric = _choose(runs, options.metric, _METRICS, lambda run, name: run.value(name) is not None)
     curve = _choose(runs, options.curve, _CURVES, lambda run, name: bool(run.curve(name)), True)
@@ -221,7 +221,7 @@ def _choose(
     has: Callable[[Run, str], bool],
     commonest: bool = False,
 ) -> str:
-    """The name asked for, else the first that a run has, or the first that most runs have."""
+    """The given name, or else the first that some run has, or that most runs have."""
     if asked is None:
         counts = {name: sum(has(run, name) for run in runs) for name in names}
         return max(names, key=lambda name: counts[name] if commonest else counts[name] > 0)
@@ -232,7 +232,7 @@ def _choose(
 
 
 def _lacking(runs: Sequence[Run], metric: str, options: argparse.Namespace) -> list[str]:
-    """Says what runs are not compared by, or with."""
+    """Warnings on runs that lack the metric."""
     if metric == "train/acc" and options.metric is None:
         return ["compared by train/acc: no run has an accuracy on validation or test"]
     without = sum(run.value(metric) is None for run in runs if run.status != "unreadable")
@@ -262,7 +262,7 @@ def _render(
         return json.dumps({"warnings": warnings, "runs": rows}, indent=1) + "\n"
     frame = table(groups, baseline, everything=options.all)
     if options.format == "table":
-        return _plain(frame)
+        return _terminal_table(frame)
     notes = [pages.Paragraph(f"Warning: {warning}") for warning in warnings]
     if options.format == "md":
         return pages.markdown_blocks([pages.Table(frame), *notes])
@@ -272,7 +272,7 @@ def _render(
     return pages.html_page("Runs compared", blocks)
 
 
-def _plain(frame: pd.DataFrame) -> str:
+def _terminal_table(frame: pd.DataFrame) -> str:
     """A table for a terminal, columns aligned to the left."""
     rows = [list(frame.columns), *frame.to_numpy(dtype=object).tolist()]
     cells = [[shortened(printable(str(value)), _WIDEST) for value in row] for row in rows]
@@ -292,7 +292,7 @@ def _plot(groups: Sequence[Group], curve: str, path: Path) -> None:
     figure, (ax,) = plots.panels(1, curve)
     for group in drawn[:_MOST_CURVES]:
         curves = [run.curve(curve) for run in group.runs]
-        lone = "o" if max(map(len, curves)) == 1 else None  # a line of one point is none
+        lone = "o" if max(map(len, curves)) == 1 else None  # a line needs two points
         plots.band(ax, curves, group.name, marker=lone)
     ax.set(xlabel="optimiser steps", ylabel=curve)
     ax.legend(fontsize=8)

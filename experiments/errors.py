@@ -1,12 +1,12 @@
-"""Errors that tell the user what to do, and which errors of others are the user's to mend."""
+"""Errors that tell the user what to do, and the library errors that the user can fix."""
 
 
 class RunError(RuntimeError):
-    """A run or its files can't be used as asked; the message names the remedy."""
+    """A run or its files can't be used for this command; the message names the remedy."""
 
 
 class UsageError(Exception):
-    """Something the user can mend; the message is one line that says how."""
+    """The user can fix the cause; the message says how in one line."""
 
 
 _BUILT_IN = (
@@ -14,16 +14,16 @@ _BUILT_IN = (
     TypeError,
     ModuleNotFoundError,  # what an accelerator, a logger or a strategy needs
 )
-# By name, so that a comparison of runs need not wait for these libraries to be imported.
-_OF_LIBRARIES = {
+# By name, so that a comparison of runs does not import these libraries.
+_LIBRARY_ERRORS = {
     "datamodules.files.DatasetError",
     "lightning_fabric.utilities.exceptions.MisconfigurationException",
 }
 
 
-def is_of_user(error: BaseException) -> bool:
-    """Whether an error, raised while a run is set up, is about what the user asked for."""
+def is_user_error(error: BaseException) -> bool:
+    """Whether the user's input caused an error that was raised while a run is set up."""
     if isinstance(error, (*_BUILT_IN, RunError)):
         return True
     kinds = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__)
-    return any(kind in _OF_LIBRARIES for kind in kinds)
+    return any(kind in _LIBRARY_ERRORS for kind in kinds)

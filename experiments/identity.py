@@ -1,6 +1,6 @@
-"""Whether two runs are of the same experiment: what each setting means for it, in one table.
+"""Whether two runs belong to the same experiment: one table has the effects of each setting.
 
-Settings go by flat keys: ``model.norm``, not ``model.init_args.norm`` (see `runs.flat`).
+Settings have flat keys: ``model.norm``, not ``model.init_args.norm`` (see `runs.flat`).
 """
 
 import functools
@@ -11,23 +11,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# What people write for the learning rate, and where configurations have it.
+# The short key of the learning rate, and its key in configurations.
 LEARNING_RATE = "model.lr"
 LEARNING_RATE_LONG = "model.init_args.optimizer.init_args.lr"
-MAX_TIME = "trainer.max_time"  # what stopped a run begins so if it was this limit
+MAX_TIME = (
+    "trainer.max_time"  # ``stopped_by`` of a record begins with it if this limit stopped the run
+)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What it means for two runs that they differ in a setting: by default, another experiment.
+    """The effects of a setting in which two runs differ; by default, it makes another experiment.
 
     Attributes:
-        name: the name that a run gets by default says it, if a flag does.
-        group: they are no repeats of each other, which `compare` shows as one.
-        resume: a run that goes on with it changed is told so, and its record says it.
-        claim: ``reproduce.py`` can't take the one for the other.
-        figures: the same weights give other figures of the same images.
-        validation: they validate on other images.
+        name: a flag for it is part of the default name of a run.
+        group: the runs are not repeats of each other, so `compare` does not group them.
+        resume: a resumed run with another value prints the change and records it.
+        claim: ``reproduce.py`` can't use one run in place of the other.
+        figures: the same weights give other figures on the same images.
+        validation: the runs validate on other images.
     """
 
     name: bool = True
@@ -39,52 +41,52 @@ class Kind:
 
 
 _CIRCUMSTANCE = Kind(name=False, group=False, resume=False, claim=False)
-# Patterns of keys; the first that matches counts.
+# Patterns of keys; the first match counts.
 TABLE: tuple[tuple[str, Kind], ...] = (
-    # Where a run lies, how it is started and watched; `run` is what W&B has of its record.
+    # The folder of a run, its start and its logging; W&B has the fields of its record as `run`.
     (r"name|config|overwrite|resume|trust_run|save_every_min|ckpt_path", _CIRCUMSTANCE),
     (r"runs_dir|test_after_fit|data\.data_dir|trainer\.logger.*|run\..*", _CIRCUMSTANCE),
     (r"data\.download|trainer\.(default_root_dir|enable_.*)", Kind(name=False, group=False)),
-    # Seeds: in a name, that of everything has a place of its own.
+    # Seeds; the name of a run ends in the seed of everything.
     (r"seed_everything", Kind(name=False, group=False)),
     (r"data\.seed", Kind(group=False)),
-    # A run may go on beyond its limits.
+    # A resumed run may have higher limits.
     (r"trainer\.max_(steps|epochs)", Kind(resume=False)),
     (r"trainer\.max_time(\.\w+)?", Kind(group=False, resume=False)),  # unless it stopped the run
     (r"trainer\.(accelerator|devices|strategy|num_nodes|log_every_n_steps)", Kind(name=False)),
     (r"data\.predict_dir", Kind(name=False)),
-    # The images; a name says by itself that they were generated.
+    # The images; they are not part of a name.
     (r"data(\.(source|synthetic_images))?", Kind(name=False, figures=True, validation=True)),
     (r"data\.(val_size|split_seed)|trainer\.(limit_val|overfit)_batches", Kind(validation=True)),
-    (r"trainer\.callbacks", Kind(claim=False)),  # a claim has its own
-    # The network, but for what only trains it; in a name, its class has a place of its own.
+    (r"trainer\.callbacks", Kind(claim=False)),  # every claim sets its own callbacks
+    # Settings that only affect training, and then the network; a name has its class in front.
     (r"model\.(optimizer|lr_scheduler|lr_interval|label_smoothing)(\..*)?", Kind()),
     (r"model\..*|data\.normalization|trainer\.precision", Kind(figures=True)),
     (r"model", Kind(name=False, figures=True)),
     (r"\w+", Kind(name=False)),  # options of a command
 )
 _CALLBACKS = "trainer.callbacks"
-# Callbacks that look on; others, such as an average of the weights, make another experiment.
-_LOOKS_ON = re.compile(r"\w*(ProgressBar|Monitor|Summary|Statistics)|CurveOnTest")
-# What a run has where neither its files nor a flag say anything: a flag left out is seen, too.
-_UNSAID: Mapping[str, Any] = {
+# Callbacks that only observe; others, such as averaged weights, make another experiment.
+_OBSERVER = re.compile(r"\w*(ProgressBar|Monitor|Summary|Statistics)|CurveOnTest")
+# Values of settings that neither config files nor flags set, to notice an omitted flag too.
+_IMPLIED_SETTINGS: Mapping[str, Any] = {
     "data.source": "cifar10",
     **dict.fromkeys(f"trainer.limit_{kind}_batches" for kind in ("train", "val", "test")),
 }
-_LONGEST = 80  # characters of a name; seed and time come after them
-_OVERLAYS = {"data", "trainer", "logger"}  # folders of configs that say where, not what
-# What names of runs end in: a seed, a time, a count of the same time.
+_LONGEST = 80  # characters of a name, before seed and time
+_OVERLAYS = {"data", "trainer", "logger"}  # folders of configs that are not part of a name
+# The end of a run's name: a seed, a time, a counter for the same time.
 _SEED_AND_TIME = re.compile(r"(-s\d+)?(-\d{8}-\d{6}(-\d+)?)?$")
 
 
 @functools.cache
 def kind_of(key: str) -> Kind:
-    """What a setting means, by its flat key."""
+    """The kind of a setting, by its flat key."""
     return next((kind for keys, kind in TABLE if re.fullmatch(keys, key)), Kind())
 
 
 def flat_key(key: str) -> str:
-    """A key of a flag or a config file as flat configurations have it.
+    """The flat form of a key of a flag or a config file.
 
     ``model.init_args.norm`` is ``model.norm``, ``model.lr`` is ``model.optimizer.lr``.
     """
@@ -92,7 +94,7 @@ def flat_key(key: str) -> str:
 
 
 def expand_learning_rate(argument: str) -> str:
-    """Writes out ``--model.lr`` and ``--model.lr=VALUE``; leaves other arguments as they are."""
+    """Expands ``--model.lr`` and ``--model.lr=VALUE``; leaves other arguments unchanged."""
     flag, equals, value = argument.partition("=")
     return f"--{LEARNING_RATE_LONG}{equals}{value}" if flag == f"--{LEARNING_RATE}" else argument
 
@@ -101,13 +103,13 @@ def flags_of(arguments: Sequence[str]) -> list[tuple[str, str]]:
     """Reads flags and their values, as ``--key value`` or ``--key=value``.
 
     Args:
-        arguments: those of a command; what stands before the first flag is left out.
+        arguments: of a command; arguments before the first flag are ignored.
 
     Returns:
-        Keys without dashes, with values; an empty one for a flag without.
+        Keys without dashes, with values; the value is empty for a flag without one.
 
     Raises:
-        ValueError: for a word after the first flag that is no flag's value.
+        ValueError: for an argument after the first flag that is neither a flag nor its value.
     """
     found: list[tuple[str, str]] = []
     is_open = False
@@ -132,7 +134,7 @@ def experiment_of(arguments: Sequence[str]) -> str:
     ``fit --config configs/mlp.yaml --model.lr 0.01`` is ``mlp-lr_0.01``.
 
     Args:
-        arguments: those of the command, short forms allowed.
+        arguments: of the command; short forms are allowed.
 
     Raises:
         ValueError: see `flags_of`.
@@ -154,7 +156,7 @@ def experiment_of(arguments: Sequence[str]) -> str:
 
 
 def _word(text: str) -> str:
-    """Leaves only what any file system takes."""
+    """Keeps only characters that every file system allows."""
     return re.sub(r"[^\w.+-]+", "_", text).strip("_.")
 
 
@@ -163,25 +165,25 @@ def experiment_name(name: str) -> str:
     return _SEED_AND_TIME.sub("", name) or name
 
 
-def of_the_experiment(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a flat configuration decides how well a network learns, but for the seed."""
+def experiment_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a flat configuration that affect training, without the seed."""
     kept = {key: value for key, value in config.items() if kind_of(key).group}
     return {**kept, _CALLBACKS: _active(kept.get(_CALLBACKS) or [])}
 
 
 def _active(callbacks: Any) -> list[Any] | None:
-    """The callbacks that take part in a training, by class and arguments."""
+    """The callbacks that affect training, by class and arguments."""
     found = []
     for entry in callbacks if isinstance(callbacks, list) else [callbacks]:
         name = str(entry.get("class_path") if isinstance(entry, dict) else entry).rpartition(".")[2]
-        if not _LOOKS_ON.fullmatch(name):
+        if not _OBSERVER.fullmatch(name):
             arguments = entry.get("init_args") if isinstance(entry, dict) else None
             found.append({name: arguments} if arguments else name)
     return found or None
 
 
 def changes_between(before: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """In what a run that goes on differs from what it was: settings, each as it was and is now."""
+    """The settings that a resume changes, each as ``[before, now]``."""
     return {
         key: [before[key], config.get(key)]
         for key in sorted(before)
@@ -189,10 +191,10 @@ def changes_between(before: Mapping[str, Any], config: Mapping[str, Any]) -> dic
     }
 
 
-def not_as_asked(config: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """In what a run's flat configuration is not what a claim asks for, or as by default."""
-    asked = {**_UNSAID, **asked}
-    if asked.get("trainer.precision") is None:  # chosen by the hardware; the run has the choice
+def setting_mismatches(config: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Describes the settings of a run that differ from those of a claim, or from the default."""
+    asked = {**_IMPLIED_SETTINGS, **asked}
+    if asked.get("trainer.precision") is None:  # the run chose it for its hardware
         asked.pop("trainer.precision", None)
     return [
         f"{key} {config[key]}, asked for {value}"

@@ -1,9 +1,9 @@
-"""Builds a report of a project on W&B's server, once its runs are there.
+"""Builds a report of a project on W&B's server; its runs must be uploaded before.
 
     python -m experiments.wandb_report --entity TEAM
 
-Needs an account, and ``pip install wandb-workspaces``. Runs are grouped over seeds, as
-`experiments.WandbLogger` labels them.
+This needs an account and ``pip install wandb-workspaces``. Runs are grouped over seeds, by the
+labels of `experiments.WandbLogger`.
 """
 
 import argparse
@@ -16,10 +16,10 @@ _STEP = "trainer/global_step"
 
 
 def main(args: list[str] | None = None) -> None:
-    """Builds and saves the report, and prints where it is.
+    """Builds and saves the report, and prints its address.
 
     Args:
-        args: arguments without the program's name; default: those of the process.
+        args: arguments without the program's name; default: the arguments of the process.
     """
     parser = argparse.ArgumentParser(prog="python -m experiments.wandb_report", description=__doc__)
     parser.add_argument("--entity", required=True, help="the W&B user or team")
@@ -32,14 +32,14 @@ def main(args: list[str] | None = None) -> None:
         sys.exit("error: W&B's reports need a package of their own: pip install wandb-workspaces")
     try:
         report.save()
-    except Exception as error:  # what W&B raises without a key or a server differs by cause
+    except Exception as error:  # W&B raises different errors without a key and without a server
         reason = " ".join(str(error).split())
         sys.exit(f"error: W&B can't save the report: {reason}; check WANDB_API_KEY and --entity")
     print(f"report: {report.url}")
 
 
 def build(entity: str, project: str, title: str) -> Any:
-    """Makes the report: curves and final accuracy over seeds, and what differs between runs.
+    """Makes the report: curves, final accuracy over seeds, and differences between runs.
 
     Args:
         entity: the W&B user or team.

@@ -23,7 +23,7 @@ _WRAPPERS = re.compile(
 )
 
 # Under what training programs keep a state dict, perhaps within another mapping.
-_KEPT_AS = {"state_dict", "model_state_dict", "model", "net", "network", "weights", "model_ema"}
+_STATE_KEYS = {"state_dict", "model_state_dict", "model", "net", "network", "weights", "model_ema"}
 _SAVE_STATE = "save its state_dict() with torch.save"
 # What people take for weights, by its first bytes.
 _NO_WEIGHTS = (
@@ -292,7 +292,7 @@ def _state_in(content: Any) -> dict[str, Tensor]:
     if _is_state(content):
         return dict(content)
     states = {key: value for key, value in content.items() if _is_state(value)}
-    below = {key: v for key, v in content.items() if key in _KEPT_AS and isinstance(v, Mapping)}
+    below = {key: v for key, v in content.items() if key in _STATE_KEYS and isinstance(v, Mapping)}
     found = states | below
     if len(below) == 1:  # a second copy of the network is ambiguous; other tensors are not
         of_it = _last_names(*below.values())

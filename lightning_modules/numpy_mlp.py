@@ -15,7 +15,7 @@ from lightning_modules.classifier import Classifier
 from lightning_modules.mlp import IMAGE_SHAPE, check_hidden_units
 
 _NOT_TRACED = "NumPyMLP computes with NumPy, which can't be traced or compiled"
-_PLAIN = (Tensor, nn.Parameter)
+_TENSOR_TYPES = (Tensor, nn.Parameter)
 
 
 class NumPyLinear(nn.Module):
@@ -129,7 +129,7 @@ class NumPyMLP(Classifier):
             TypeError: when traced, which would keep the answer to one batch for ever.
         """
         traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        if traced or type(images) not in _PLAIN:
+        if traced or type(images) not in _TENSOR_TYPES:
             raise TypeError(f"{_NOT_TRACED}: load its weights into an MLP, which can be exported")
         x = images.flatten(1).numpy()
         for operation in self._operations():

@@ -86,29 +86,29 @@ def asked(flag: str, name: str, **options: Any) -> Any:
 
 @pytest.mark.parametrize("flag", OFFERED)
 def test_all_that_lightning_offers_is_decided(flag: str) -> None:
-    assert {*OFFERED[flag]} == {*table.BY_TABLE[flag]}
+    assert {*OFFERED[flag]} == {*table.DECISION_TABLES[flag]}
 
 
 def test_every_flag_of_the_trainer_is_decided() -> None:
-    decided = [*table.BY_TABLE, *table.FREE, *table.LEFT_ALONE]
+    decided = [*table.DECISION_TABLES, *table.ANY_VALUE, *table.DEFAULT_ONLY]
     assert sorted(decided) == sorted(inspect.signature(Trainer).parameters)
 
 
 def test_what_works_has_a_case_below() -> None:
     works = {
         f"{flag}={name}"
-        for flag, known in table.BY_TABLE.items()
+        for flag, known in table.DECISION_TABLES.items()
         for name, reason in known.items()
         if not reason and name not in table._BASES
     }
-    assert works | {*table.FREE} == {*CASES, *NOT_HERE}
+    assert works | {*table.ANY_VALUE} == {*CASES, *NOT_HERE}
 
 
 # ---- refused -------------------------------------------------------------------------------------
 
 REFUSED = [
     (flag, name)
-    for flag, known in table.BY_TABLE.items()
+    for flag, known in table.DECISION_TABLES.items()
     for name, reason in known.items()
     if reason or name in table._BASES
 ]
@@ -125,7 +125,7 @@ def test_what_does_not_work_is_refused_with_a_remedy(flag: str, name: str) -> No
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("flag", table.LEFT_ALONE)
+@pytest.mark.parametrize("flag", table.DEFAULT_ONLY)
 def test_a_flag_without_use_here_is_refused(flag: str) -> None:
     with pytest.raises(ValueError, match=f"^trainer.{flag} .*(leave|take)"):
         check_lightning(namespace(**{flag: True}))

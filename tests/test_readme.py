@@ -11,7 +11,7 @@ import start
 from cli import main
 from experiments import compare
 from experiments.records.record import RunRecord
-from tests.conftest import PROJECT, SHORT, short_fit
+from tests.conftest import PROJECT, SHORT
 
 README = (PROJECT / "README.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -52,20 +52,6 @@ def test_start_understands(words: list[str], monkeypatch: pytest.MonkeyPatch) ->
 def test_reproduce_understands(words: list[str]) -> None:
     _, unknown = reproduce.parser().parse_known_args(words)
     assert unknown == []
-
-
-COMPARISONS = [words[1:] for words in commands_of("python -m") if "compare" in words[0]]
-
-
-@pytest.mark.parametrize("words", COMPARISONS, ids=" ".join)
-def test_compare_runs(
-    words: list[str], tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    short_fit(Path("runs"), data_dir, "--model=MLP", name="mlp")
-    compare.main(words)
-    if "--output" in words:
-        assert Path("runs.html").stat().st_size > 1000
 
 
 WALK = re.findall(
@@ -115,32 +101,53 @@ def test_every_fault_has_its_test() -> None:
         assert f"\ndef {name}(" in (PROJECT / path).read_text(), (path, name)
 
 
-def is_about_a_run(words: list[str]) -> bool:
-    return "--name" in words
+def story() -> list[list[str]]:
+    """The commands that make, use and compare runs, in the order of the page."""
+    found = re.findall(r"^```sh\n(.*?)^```|`(python [^`]*?)`", README, re.MULTILINE | re.DOTALL)
+    typed = [line for block, inline in found for line in (block.splitlines() or [inline])]
+    commands = [arguments(line)[1:] for line in typed if line.startswith("python ")]
+    commands = [words for words in commands if words != ["cli.py"]]  # a name, not a command
+    return [words for words in commands if words[0] == "cli.py" or "experiments.compare" in words]
 
 
-def test_the_story_of_a_run(
-    tmp_path: Path, synthetic: list[str], monkeypatch: pytest.MonkeyPatch
+def test_the_story_of_the_page(
+    tmp_path: Path,
+    synthetic: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The commands of blocks and text about one run, in their order, as a reader types them."""
+    """All commands that make, use and compare runs succeed in one folder, in their order."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(PROJECT / "configs")
     small = [*SHORT, *synthetic, "--trainer.logger=false"]
-    story = [words for words in commands_of("python cli.py") if is_about_a_run(words)]
-    assert [words[0] for words in story] == ["fit", "test", "predict", "fit", "fit"]
-    for position, words in enumerate(story, 1):
-        steps = f"--trainer.max_steps={4 * position}"  # later fits go on with the first
-        main([*words, *small, steps] if words[0] == "fit" else words)
+    steps = 0
+    for program, *words in story():
+        if program == "-m":
+            capsys.readouterr()
+            compare.main(words[1:])
+            shown = capsys.readouterr().out
+            assert "wrote runs.html" in shown or {"my-mlp", "my-mlp-batch"} <= {*shown.split()}
+        elif "--model.help" in words:
+            with pytest.raises(SystemExit, match="0"):
+                main(words)
+        elif words[0] == "fit":
+            steps += 4  # later fits of a run train on
+            main([*words, *small, f"--trainer.max_steps={steps}"])
+        else:
+            main(words)
+    kinds = [words[1] if words[0] == "cli.py" else "compare" for words in story()]
+    assert kinds[:3] == ["fit", "test", "predict"]
+    assert kinds[-4:] == ["fit", "compare", "compare", "compare"]
     run = tmp_path / "runs" / "my-mlp"
-    assert RunRecord.open(run).summary["train/steps"] == 20
+    assert RunRecord.open(run).fields["resumed"]
     assert {"best.ckpt", "curves.png", "confusion_test.png"} <= {
         path.name for path in run.iterdir()
     }
+    assert Path("runs.html").stat().st_size > 1000
+    assert Path("curves.png").is_file()
 
 
-BY_THEMSELVES = [
-    words for words in commands_of("python cli.py") if words and not is_about_a_run(words)
-]
+BY_THEMSELVES = [words for words in commands_of("python cli.py") if words and "--name" not in words]
 
 
 @pytest.mark.parametrize("words", BY_THEMSELVES, ids=" ".join)

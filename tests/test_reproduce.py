@@ -227,7 +227,7 @@ def test_the_author_s_cnn_is_explained(small: Reproduce) -> None:
         (["--only", "adams"], "no claim 'adams'; there are numpy, pytorch"),
         (["--seeds=0"], "--seeds must be at least 1, got 0"),
         (["--model.lr=1"], "unknown option --model.lr=1"),
-        (["adam"], "'adam' is no option; claims come after --only"),
+        (["adam"], "'adam' is no option; name claims after --only"),
         (["--data.val_size", "3", "adam"], "'adam' is the value of no flag"),
         (["--rejudge=docs", "--seeds=3"], "--rejudge runs nothing"),
     ],

@@ -1,1 +1,1 @@
-"""Runs compared: grouped over seeds, tested, drawn, and written as tables and pages."""
+"""Compares runs: groups them over seeds, tests differences, writes plots, tables and pages."""

@@ -1,4 +1,4 @@
-"""Runs grouped over seeds, their differences, and what makes a comparison doubtful."""
+"""Groups runs over seeds, tests their differences, and warns of doubtful comparisons."""
 
 import functools
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.analysis.significance import FEWEST, Difference, difference
-from experiments.identity import MAX_TIME, experiment_name, kind_of, of_the_experiment
+from experiments.identity import MAX_TIME, experiment_name, experiment_settings, kind_of
 from experiments.records.runs import Run
 from experiments.texts import shortened
 
@@ -22,10 +22,10 @@ class Group:
     """Runs of one experiment.
 
     Attributes:
-        name: what their names have in common.
-        runs: over seeds.
-        metric: the final figure they are compared by.
-        curve: what their best and last values are of.
+        name: the common part of their names.
+        runs: the runs of all seeds.
+        metric: the final metric of the comparison.
+        curve: the metric of their best and last values.
     """
 
     name: str
@@ -40,16 +40,16 @@ class Group:
 
     @property
     def data(self) -> str | None:
-        """The data that was found for the runs: ``cifar10`` or ``synthetic``."""
+        """The data of the runs: ``cifar10`` or ``synthetic``."""
         found: str | None = next((run.fields.get("data") for run in self.runs), None)
         return found
 
     def final(self) -> dict[int, float]:
-        """The final figure by seed; runs without a seed count from -1 down."""
+        """The final metric by seed; runs without a seed get -1, -2, ..."""
         return self._by_seed(lambda run: run.value(self.metric))
 
     def best(self) -> dict[int, float]:
-        """The highest value of the curve by seed; the lowest of a loss."""
+        """The best value of the curve by seed: the highest, or for a loss the lowest."""
         return self._by_seed(lambda run: self._at_best(run)[1])
 
     def best_steps(self) -> dict[int, float]:
@@ -65,9 +65,9 @@ class Group:
         return (None, None) if step is None else (step, run.curve(self.curve)[step])
 
     def _by_seed(self, of: Callable[[Run], float | None]) -> dict[int, float]:
-        """A value for each seed, the mean where it ran twice; runs without one count down from -1.
+        """A value for each seed; runs without a seed get -1, -2, ...
 
-        Repeats of a seed are no independent measurements.
+        Repeats of a seed count once, by their mean: they are not independent.
         """
         found: dict[int, list[float]] = {}
         for position, run in enumerate(self.runs, 1):
@@ -76,14 +76,14 @@ class Group:
         return {seed: statistics.fmean(several) for seed, several in found.items()}
 
     def status(self) -> str:
-        """How the runs ended: ``finished``, or ``4 finished, 1 failed``."""
+        """The statuses of the runs: ``finished``, or ``4 finished, 1 failed``."""
         counts = Counter(run.status for run in self.runs)
         if len(counts) == 1:
             return next(iter(counts))
         return ", ".join(f"{count} {status}" for status, count in counts.most_common())
 
     def notes(self) -> str:
-        """What is wrong with the runs, and with their figures."""
+        """The problems of the runs and of their figures."""
         notes = dict.fromkeys(run.note for run in self.runs if run.note)
         for run in self.runs:
             stage = self.curve.partition("/")[0]
@@ -96,24 +96,24 @@ class Group:
         return "; ".join(notes)
 
     def sort_key(self, ascending: bool) -> tuple[bool, float, str]:
-        """Sorts by the mean of the final figure, lines without one last."""
+        """Sort key: the mean of the final metric; lines without it come last."""
         values = self.final()
         mean = statistics.fmean(values.values()) if values else math.nan
         return not values, mean if ascending else -mean, self.name
 
 
 def group_runs(runs: Sequence[Run], metric: str, curve: str, by_seed: bool = True) -> list[Group]:
-    """Groups runs whose configurations differ in their seeds alone.
+    """Groups runs whose configurations differ only in their seeds.
 
     Args:
-        runs: to group; those without a configuration stay by themselves.
-        metric: the final figure to compare by.
-        curve: what best and last values are of.
+        runs: the runs; a run without a configuration is a group of its own.
+        metric: the final metric of the comparison.
+        curve: the metric of best and last values.
         by_seed: whether to group at all.
     """
     found: dict[str, list[Run]] = {}
     for run in runs:
-        key = _text({**of_the_experiment(run.config), **_way(run)})
+        key = _text({**experiment_settings(run.config), **_way(run)})
         alone = not (by_seed and run.config)
         found.setdefault(f"{run.path}" if alone else key, []).append(run)
     groups = []
@@ -127,11 +127,11 @@ def group_runs(runs: Sequence[Run], metric: str, curve: str, by_seed: bool = Tru
 
 
 def _way(run: Run) -> dict[str, Any]:
-    """What makes a run another experiment though its configuration is the same.
+    """The history of a run, which can make it another experiment with the same configuration.
 
-    Its data may be either of two with ``source: auto``. One that began with the weights of another,
-    or whose settings were changed on the way, is no repeat of one that had its last configuration
-    from the start; nor is one that a time limit has stopped a repeat of one that came to its end.
+    With ``source: auto``, the data may be either of two sets. A run that started from the weights
+    of another, or whose settings changed on a resume, is no repeat of a run that had its final
+    configuration from the start. A run that a time limit stopped is no repeat of a complete run.
     """
     stopped = str(run.fields.get("stopped_by"))
     begun = (run.fields.get("started_from") or {}).get("weights_sha256")
@@ -151,7 +151,7 @@ def _way(run: Run) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    """A value as text that is the same for equal ones: W&B writes 0.0 as 0."""
+    """A value as text, with the same text for equal values: W&B writes 0.0 as 0."""
     return json.dumps(_with_floats(value), sort_keys=True, default=str)
 
 
@@ -172,8 +172,8 @@ def _common_name(names: Sequence[str]) -> str:
 def differing(groups: Sequence[Group], everything: bool = False) -> list[str]:
     """The keys of the configuration in which groups differ, or all of them.
 
-    What only some have, such as the betas of those with Adam, is shown where it differs among them:
-    that the others lack it, the class in a key above says.
+    A key that only some groups have, such as the betas of Adam, is shown only if it differs among
+    these groups. The key of the class shows why the other groups lack it.
     """
     configs = [_shown(group, everything) for group in groups if group.config]
     keys = list(dict.fromkeys(key for config in configs for key in config))
@@ -184,8 +184,8 @@ def differing(groups: Sequence[Group], everything: bool = False) -> list[str]:
 
 
 def _shown(group: Group, everything: bool) -> Mapping[str, Any]:
-    """What is shown of a group's configuration, and on what data its runs were."""
-    config = group.config if everything else of_the_experiment(group.config)
+    """The shown settings of a group, and the data of its runs."""
+    config = group.config if everything else experiment_settings(group.config)
     found = _way(group.runs[0])
     return {**found, **config, **found}
 
@@ -193,7 +193,7 @@ def _shown(group: Group, everything: bool) -> Mapping[str, Any]:
 def numbers(
     groups: Sequence[Group], baseline: Group | None, everything: bool = False
 ) -> pd.DataFrame:
-    """A line a group, in numbers, for a program to read."""
+    """A line for each group, with numbers for programs."""
     keys = differing(groups, everything)
     return pd.DataFrame([_numbers(group, baseline, keys, everything) for group in groups])
 
@@ -229,7 +229,7 @@ def _numbers(
 def table(
     groups: Sequence[Group], baseline: Group | None, everything: bool = False
 ) -> pd.DataFrame:
-    """A line a group, in text, for people to read; columns without content are left out."""
+    """A line for each group, with text for people; empty columns are left out."""
     keys = differing(groups, everything)
     rows = []
     for group in groups:
@@ -289,7 +289,7 @@ def _tested(group: Group, baseline: Group) -> Difference | None:
 
 
 def _gap(group: Group, baseline: Group) -> float | None:
-    """The difference of the means; of a paired test it is the mean difference, too."""
+    """The difference of the means; for a paired test, this is also the mean difference."""
     ours, theirs = group.final(), baseline.final()
     if group is baseline or not ours or not theirs:
         return None
@@ -305,12 +305,12 @@ def _cell(value: Any) -> Any:
     if isinstance(value, list | dict):
         return json.dumps(value, default=str)
     if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON has no word for it
+        return str(value)  # JSON has no such number
     return "" if value is None else value
 
 
 def _short(keys: Sequence[str], taken: Container[str]) -> dict[str, str]:
-    """Headings: the last part of each key where no other key, nor a column, is called so."""
+    """Headings: the last part of each key, if no other key or column has this name."""
     last = Counter(key.rpartition(".")[2] for key in keys)
     short = {key: key.rpartition(".")[2] for key in keys}
     return {
@@ -320,12 +320,12 @@ def _short(keys: Sequence[str], taken: Container[str]) -> dict[str, str]:
 
 
 def _free(key: str, taken: Container[str]) -> str:
-    """A key, with a word before it where a column of another meaning has its name."""
+    """A key, with a prefix if a column with another meaning has its name."""
     return f"config {key}" if key in taken else key
 
 
 def doubts(groups: Sequence[Group]) -> list[str]:
-    """Names the lines whose runs are of several commits, or in which a seed ran more than once."""
+    """Warnings on lines with runs of several commits, or with repeated seeds."""
     found = []
     for group in groups:
         found.append(_disagreement(group.runs, "commit", _commit, f"the runs of {group.name}"))
@@ -337,7 +337,7 @@ def doubts(groups: Sequence[Group]) -> list[str]:
 
 
 def warnings_about(runs: Sequence[Run]) -> list[str]:
-    """What makes a comparison of these runs doubtful, a line each."""
+    """Reasons to doubt a comparison of these runs, one line for each."""
     readable = [run for run in runs if run.status != "unreadable"]
     found = [
         _disagreement(readable, "commit", _commit),

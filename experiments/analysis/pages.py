@@ -1,7 +1,7 @@
 """A page of headings, paragraphs, tables and figures, as Markdown or as one HTML file.
 
-Text on it is text: whatever stands in it, a name from elsewhere too, it is neither markup nor code
-of the page. Where this project writes `` `code` `` itself, a block says that it has some.
+All text is escaped, so text from other sources is neither markup nor code of the page. A block has
+a flag if this project itself wrote `` `code` `` in its text.
 """
 
 import base64
@@ -29,11 +29,11 @@ img { max-width: min(100%, 75rem) }
 code { background: #f4f4f4; padding: 0 .2rem; overflow-wrap: anywhere }
 figcaption { color: #555 }
 """
-# A page runs nothing and loads nothing, even if something foreign should stand in it.
+# A page runs and loads nothing, even if it contains foreign content.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _CODE = re.compile(r"`([^`]*)`")
-# What Markdown, or GitHub's, takes for more than the character: emphasis, code, a tag, mathematics,
-# a cell's end, an entity, a link or an image, an address, a name.
+# Characters with a meaning in Markdown, or in GitHub's: emphasis, code, a tag, mathematics, the end
+# of a cell, an entity, a link or an image, an address, a name.
 _MARKUP = re.compile(
     r"[\\`*~$|<]|(?<!\w)_|_(?!\w)|&(?=#?\w+;)|\](?=[(\[:])"
     r"|:(?=//)|(?<=www)\.|(?<!\w)@(?=\w)",
@@ -84,14 +84,14 @@ def markdown(title: str, blocks: Sequence[Block], folder: Path) -> str:
 
     Args:
         title: its heading.
-        blocks: what is on it.
-        folder: where the page will lie; figures are linked from there.
+        blocks: its content.
+        folder: the folder of the page, for relative links to figures.
     """
     return f"# {_in_markdown(title)}\n\n{markdown_blocks(blocks, folder)}"
 
 
 def markdown_blocks(blocks: Sequence[Block], folder: Path = Path()) -> str:
-    """Renders blocks as Markdown; figures are linked from the folder where they will stand."""
+    """Renders blocks as Markdown, with links to figures relative to the folder of the page."""
     return "\n\n".join(_markdown(block, folder) for block in blocks) + "\n"
 
 
@@ -132,18 +132,18 @@ def _in_markdown(text: str, has_code: bool = False, in_table: bool = False) -> s
 
 
 def _escaped(found: re.Match[str]) -> str:
-    entities = {"<": "&lt;", "&": "&amp;"}  # not every Markdown lets a backslash stand before them
+    entities = {"<": "&lt;", "&": "&amp;"}  # not every Markdown allows a backslash before them
     return entities.get(found[0], rf"\{found[0]}")
 
 
 def _set(text: str, has_code: bool, plain: Callable[[str], str], code: Callable[[str], str]) -> str:
-    """Sets text, and the code in it if it has any, each in its own way."""
+    """Renders text with one function, and the code in it with another."""
     parts = _CODE.split(printable(text)) if has_code else [printable(text)]
     return "".join(code(part) if at % 2 else plain(part) for at, part in enumerate(parts))
 
 
 def _rendered(frame: pd.DataFrame, cell: Callable[[str, str], str]) -> pd.DataFrame:
-    """A table with its columns' names and its cells set for where it is shown."""
+    """A table with rendered column names and cells."""
     columns = list(map(str, frame.columns))
     rows = [
         [cell(str(value), column) for value, column in zip(row, columns, strict=True)]
@@ -156,7 +156,7 @@ def _rendered(frame: pd.DataFrame, cell: Callable[[str, str], str]) -> pd.DataFr
 
 
 def html_page(title: str, blocks: Sequence[Block]) -> str:
-    """Renders a page as one HTML file that needs no other: figures are inside."""
+    """Renders a page as one self-contained HTML file, with its figures."""
     body = "\n".join(_html(block) for block in blocks)
     name = _in_html(title)
     head = (

@@ -1,4 +1,4 @@
-"""The pictures in a run's folder: curves, confusion matrix, mistakes."""
+"""Draws the pictures in a run's folder: curves, confusion matrix, mistakes."""
 
 import statistics
 import textwrap
@@ -28,7 +28,7 @@ _MOST_LINES = 6
 
 
 def accuracy_per_class(confusion: npt.NDArray[np.int64]) -> list[float]:
-    """Share of each class's images that were recognised (its recall).
+    """The recall of each class.
 
     Args:
         confusion: ``(C, C)`` counts, rows true, columns predicted.
@@ -70,11 +70,11 @@ def _draw(ax: Axes, entries: list[Mapping[str, Any]], key: str, **style: Any) ->
 
 
 def band(ax: Axes, curves: Sequence[Mapping[int, float]], label: str, **style: Any) -> None:
-    """Draws the mean of several runs' curves and a band of a standard deviation to each side.
+    """Draws the mean curve of several runs, with a band of one standard deviation on each side.
 
     Args:
-        ax: where to draw.
-        curves: values by step, one mapping a run; a step counts with the runs that have it.
+        ax: the axes.
+        curves: values by step, one mapping for each run; a step uses the runs that have it.
         label: the group's name; the number of runs is added to it.
         style: of the line.
     """
@@ -85,7 +85,7 @@ def band(ax: Axes, curves: Sequence[Mapping[int, float]], label: str, **style: A
     spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in at]
     if steps:
         label = f"{shortened(label, _LONGEST_LABEL)} (n = {len(curves)})"
-        hidden = label.startswith("_")  # matplotlib leaves such lines out of the legend
+        hidden = label.startswith("_")  # matplotlib hides such lines in the legend
         (line,) = ax.plot(steps, means, label=f" {label}" if hidden else label, **style)
         low = [mean - sd for mean, sd in zip(means, spread, strict=True)]
         high = [mean + sd for mean, sd in zip(means, spread, strict=True)]
@@ -93,10 +93,10 @@ def band(ax: Axes, curves: Sequence[Mapping[int, float]], label: str, **style: A
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG, in the place of an old one, and forgets it.
+    """Writes a figure as PNG, replaces an old one, and closes the figure.
 
-    All text on it is drawn as it is: a dollar sign begins no formula, and what can't be seen is
-    written out. A character that the font lacks is drawn as a box.
+    Text is drawn literally: a dollar sign begins no formula, and invisible characters are escaped.
+    A character that the font lacks is drawn as a box.
     """
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
@@ -112,7 +112,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def panels(count: int, title: str) -> tuple[Figure, list[Axes]]:
-    """A figure with so many plots side by side."""
+    """A figure with ``count`` plots side by side."""
     size = (5.5 * count if count > 1 else 8, 4)
     figure, axes = plt.subplots(1, count, figsize=size, squeeze=False, constrained_layout=True)
     figure.suptitle(title)
@@ -156,7 +156,7 @@ def image_grid(
 
     Args:
         images: uint8 ``(H, W, 3)`` each.
-        captions: one text an image.
+        captions: one text for each image.
         path: the PNG to write.
         columns: images in a row.
     """

@@ -1,4 +1,4 @@
-"""How sure a figure is: intervals and tests over seeds, by Student's t throughout."""
+"""Intervals and tests over seeds, all by Student's t."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -7,20 +7,20 @@ from typing import Literal
 
 from scipy import stats
 
-FEWEST = 3  # values below which nothing is tested
+FEWEST = 3  # fewer values are not tested
 LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one group of runs is from another.
+    """The difference of two groups of runs.
 
     Attributes:
         mean: difference of the means.
         low: lower end of its 95 % confidence interval.
         high: upper end.
-        p: two-sided p-value of no difference.
-        test: ``paired t`` where both groups have the same seeds, else ``Welch t``.
+        p: two-sided p-value for no difference.
+        test: ``paired t`` if both groups have the same seeds, otherwise ``Welch t``.
         n: runs in the smaller group.
     """
 
@@ -37,8 +37,8 @@ def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Differ
 
     Args:
         ours: a value for each seed; negative numbers stand for runs without one.
-        theirs: a value for each seed; with the same seeds the test is paired, as a seed decides
-            the order of the images in both.
+        theirs: a value for each seed; with the same seeds the test is paired, because a seed sets
+            the order of the images in both groups.
 
     Returns:
         The difference ``ours - theirs``; None with fewer than three runs in either group.
@@ -77,10 +77,10 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def prediction_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The interval that one more run falls into with a probability of 95 %.
+    """The interval that contains one more run with a probability of 95 %.
 
-    ``mean +- t sd sqrt(1 + 1/n)`` with t of n - 1 degrees of freedom: what a single figure, such
-    as the report's, has to be in to be one of ours.
+    ``mean +- t sd sqrt(1 + 1/n)`` with t of n - 1 degrees of freedom. A single figure, such as one
+    of the report, agrees with our runs if it is inside.
 
     Returns:
         Its ends; None for fewer than three values.

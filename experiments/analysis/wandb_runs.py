@@ -1,9 +1,9 @@
-"""Runs read from W&B's own offline files, through W&B's reader: the second source for a comparison.
+"""Reads runs from W&B's offline files, the second source for a comparison.
 
-The reader is ``wandb leet inspect``, W&B's official one; it needs no account and no network. Each
-process that works on a run leaves a fragment of its own; fragments of one run id are one run here.
-An entry's step is ``trainer/global_step`` where there is one, else W&B's own count of entries. This
-project logs the optimiser steps behind the weights there; Lightning itself counts from 0.
+The official reader of W&B, ``wandb leet inspect``, needs no account and no network. Each process
+that works on a run writes its own fragment; fragments with one run id are one run here. The step
+of an entry is ``trainer/global_step`` if it exists, otherwise W&B's count of entries. This project
+logs the optimiser steps of the weights there; Lightning itself counts from 0.
 """
 
 import os
@@ -20,14 +20,14 @@ from experiments.records.files import open_regular, reason_of
 from experiments.records.reader import LARGEST_LOG, MOST_ENTRIES, check_record, parse_json
 from experiments.records.runs import STALE_S, Run, flat
 
-_PATIENCE_S = 60  # for a file; its size is bounded as that of a log
-_AT_ONCE = 4  # readers
+_PATIENCE_S = 60  # for one file; its size is limited like the size of a log
+_AT_ONCE = 4  # parallel readers
 _SEED = "seed_everything"
 _START = "run.started_from"
 
 
 def find_wandb_files(folder: Path) -> list[Path]:
-    """The ``.wandb`` files of a W&B folder, of one run's folder there, or a file itself."""
+    """The ``.wandb`` files of a W&B folder or of one run's folder; or the given file."""
     if folder.suffix == ".wandb":
         return [folder]
     found = [*folder.glob("*.wandb"), *folder.glob("*run-*/*.wandb")]
@@ -35,10 +35,10 @@ def find_wandb_files(folder: Path) -> list[Path]:
 
 
 def read_wandb(files: Iterable[Path], now: float) -> list[Run]:
-    """Reads runs from W&B's files; what can't be read is a run that says so.
+    """Reads runs from W&B's files; a file that can't be read becomes an unreadable run.
 
     Args:
-        files: ``.wandb`` files, in the order in which they were written.
+        files: ``.wandb`` files, in the order of their creation.
         now: seconds since 1970, to tell a crashed run from a running one.
     """
     runs: dict[str, Run] = {}
@@ -52,7 +52,7 @@ def read_wandb(files: Iterable[Path], now: float) -> list[Run]:
 
 
 def _records(path: Path) -> list[dict[str, Any]] | str:
-    """The records of a file, or why it can't be read."""
+    """The records of a file, or the reason why it can't be read."""
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -68,14 +68,14 @@ def _records(path: Path) -> list[dict[str, Any]] | str:
 
 
 def _inspect(path: Path) -> list[dict[str, Any]]:
-    """What W&B's reader says of a file.
+    """The output of W&B's reader for a file.
 
     Raises:
-        ValueError: if it refuses the file, or says more than a run of this size can mean.
+        ValueError: if it refuses the file, or its output is too large.
     """
     # -P: a wandb.py in the current folder is not W&B.
     command = [sys.executable, "-P", "-m", "wandb", "leet", "inspect", str(path.absolute())]
-    with tempfile.TemporaryFile() as said:  # on disk, and not in memory
+    with tempfile.TemporaryFile() as said:  # on disk, not in memory
         done = subprocess.run(
             [*command, "--json"],
             stdout=said,
@@ -101,7 +101,7 @@ def _broken(path: Path, note: str) -> Run:
 
 
 def _read(path: Path, records: list[dict[str, Any]], now: float) -> Run:
-    """A run of its records, unless they are of other types than W&B writes."""
+    """Builds a run from its records; unreadable if their types are not those of W&B."""
     try:
         return _run(path, records, now)
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -137,7 +137,7 @@ def _run(path: Path, records: list[dict[str, Any]], now: float) -> Run:
     fields["data"] = data if isinstance(data, str) else None
     fields["started_from"] = {"weights_sha256": run.config.get(f"{_START}.weights_sha256")}
     fields["resumed"] = run.config.get("run.resumed")
-    # W&B does not say what has stopped a run: its time limit, if it had one, may have.
+    # W&B does not record what stopped a run; its time limit, if any, may be the reason.
     limits = {k: v for k, v in run.config.items() if k.startswith(MAX_TIME) and v is not None}
     fields["stopped_by"] = ", ".join(f"{key} {limit}" for key, limit in limits.items()) or None
     fields["summary"] = flat(fields["summary"])
@@ -157,7 +157,7 @@ def _entry(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _merged(first: Run, second: Run) -> Run:
-    """A run and what a later process added to it."""
+    """A run with the entries that a later process added."""
     second.entries[:0] = first.entries
     second.config = {**first.config, **second.config}
     for entry in second.entries:

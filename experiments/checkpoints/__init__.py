@@ -1,1 +1,1 @@
-"""Checkpoints: saved so that a run goes on exactly, loaded as data, and whose figures are whose."""
+"""Checkpoints: exact saving, safe loading, and the evaluations that belong to them."""

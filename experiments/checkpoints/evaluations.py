@@ -1,8 +1,8 @@
-"""What an evaluated figure belongs to: these weights, these images, these settings.
+"""Links an evaluation to its weights, images and settings.
 
-A figure is the run's own if a checkpoint of the run's fit gave it, under the run's own settings.
-Its values are then in the record's summary, by which runs are compared. Every other figure is kept
-aside, under a name of its own: it must not replace the run's.
+An evaluation belongs to the run if it uses a checkpoint of the run's fit and the run's settings.
+Its figures are then in the record's summary, which comparisons use. The figures of every other
+evaluation are kept separately, under another name: they must not replace the figures of the run.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ _PICTURES = {
     "test": ("confusion_test", "mistakes_test"),
     "validate": ("confusion_validate",),
 }
-OTHER_WEIGHTS = "weights"  # of the settings that differ: that these are not the run's
+OTHER_WEIGHTS = "weights"  # key in ``differs`` for weights that do not belong to the run
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Evaluation:
         stage: the command.
         checkpoint: the checkpoint's file.
         weights_sha256: hash of its weights.
-        step: optimiser steps behind it.
-        differs: settings by key, each as the run has it and as it is here.
-        folder: the images that are predicted; None for the test set.
-        identity: of the checkpoint's file when its weights were hashed (see `file_identity`); empty
-            where no other process can have replaced it.
+        step: optimiser steps of the checkpoint.
+        differs: different settings by key, each as ``[of the run, of the evaluation]``.
+        folder: the folder of images to predict; None for the test set.
+        identity: identity of the file when its weights were hashed (see `file_identity`); empty
+            if no other process can have replaced the file.
     """
 
     stage: Stage
@@ -52,7 +52,7 @@ class Evaluation:
     identity: tuple[int, ...] = ()
 
     def check_weights(self) -> None:
-        """Refuses to go on if other weights than those that were hashed may have been read since.
+        """Refuses to continue if the command may have read other weights than the hashed ones.
 
         Raises:
             RunError: if another process has replaced the file.
@@ -61,22 +61,22 @@ class Evaluation:
             raise RunError(f"{self.checkpoint} was replaced while it was read: try again")
 
     @property
-    def is_of_run(self) -> bool:
-        """Whether its figures are the run's own."""
+    def belongs_to_run(self) -> bool:
+        """Whether its figures belong to the run."""
         return not self.differs
 
     @property
     def tag(self) -> str:
-        """What names of its files end in; empty for the run's own."""
-        return "" if self.is_of_run else _tag(self.weights_sha256, self.differs)
+        """The suffix of its files' names; empty if it belongs to the run."""
+        return "" if self.belongs_to_run else _tag(self.weights_sha256, self.differs)
 
     def file(self, record: RunRecord) -> str:
-        """The checkpoint's name, with its path if it lies elsewhere than the run."""
+        """The name of the checkpoint, with its path if it is outside the run."""
         inside = is_in_folder(self.checkpoint, record.path)
         return self.checkpoint.name if inside else str(self.checkpoint)
 
     def facts(self, record: RunRecord) -> dict[str, Any]:
-        """What the record says of it besides its figures."""
+        """Its entry in the record, without its figures."""
         facts: dict[str, Any] = {
             "checkpoint": self.file(record),
             "weights_sha256": self.weights_sha256,
@@ -86,7 +86,7 @@ class Evaluation:
         return facts | ({"folder": str(self.folder)} if self.folder else {})
 
     def note(self, record: RunRecord, figures: Mapping[str, Any]) -> None:
-        """Writes figures into the record: the summary, or, if they are not the run's own, aside.
+        """Writes figures into the record: into its summary, or separately (see `belongs_to_run`).
 
         Args:
             record: the run's record; not saved here.
@@ -94,7 +94,7 @@ class Evaluation:
         """
         entry = self.facts(record) | {"images": figures["images"]}
         summary: dict[str, Any] = {}
-        if self.is_of_run and self.stage != "predict":
+        if self.belongs_to_run and self.stage != "predict":
             figures = {**figures, "checkpoint": self.checkpoint.name}
             summary = {f"{self.stage}/{name}": value for name, value in figures.items()}
         else:
@@ -102,7 +102,7 @@ class Evaluation:
         record.note_evaluation(self.key(record), entry, summary)
 
     def log(self, record: RunRecord) -> None:
-        """Adds the run's own figures to its log."""
+        """Adds figures that belong to the run to its log."""
         of_stage = f"{self.stage}/"
         figures = {k: v for k, v in record.summary.items() if k.startswith(of_stage)}
         figures = {k: v for k, v in figures.items() if isinstance(v, float) or v is None}
@@ -110,13 +110,13 @@ class Evaluation:
             record.log(figures, self.step)
 
     def key(self, record: RunRecord) -> str:
-        """By what the record's ``evaluations`` has it: command and tag, or a prediction's file."""
+        """Its key in the record's ``evaluations``: command and tag, or the file of a prediction."""
         if self.stage == "predict":
             return self.predictions(record).name
         return f"{self.stage}{self.tag}"
 
     def predictions(self, record: RunRecord) -> Path:
-        """The file for its predictions: another one for each folder, and for other weights."""
+        """The file for its predictions: a different one for each folder and other weights."""
         base = "predictions" + (f"-{self.folder.name}" if self.folder else "")
         known = record.evaluations.get(f"{base}.csv", {})
         if self.folder and known.get("folder", str(self.folder)) != str(self.folder):
@@ -127,13 +127,13 @@ class Evaluation:
 def differences(
     stage: Stage, ours: Mapping[str, Any], runs: Mapping[str, Any], batches: int
 ) -> dict[str, Any]:
-    """The settings of an evaluation that are not the run's and change its figures.
+    """The settings of an evaluation that differ from the run's and change its figures.
 
     Args:
         stage: the command.
         ours: its configuration, flat.
-        runs: the run's, flat; empty for a run that is only this evaluation.
-        batches: how many batches there are in all.
+        runs: the configuration of the run, flat; empty if the run is only this evaluation.
+        batches: total number of batches.
     """
     found = {
         key: [runs.get(key), ours.get(key)]
@@ -149,49 +149,50 @@ def differences(
 
 
 def limit_of(stage: Stage) -> str:
-    """The trainer's option that leaves images of a command out."""
+    """The trainer's option that limits the images of a command."""
     return f"limit_{'val' if stage == 'validate' else stage}_batches"
 
 
 def is_limited(limit: float | None, batches: int) -> bool:
-    """Whether a limit of Lightning's leaves some of so many batches out."""
+    """Whether a limit of Lightning leaves out some of the batches."""
     if limit is None:
         return False
     return limit < 1 if isinstance(limit, float) else limit < batches
 
 
 def chosen_checkpoint(record: RunRecord) -> str:
-    """Name of the checkpoint that a run's evaluations take unless told otherwise."""
+    """Name of the default checkpoint for evaluations of a run."""
     return LAST if record.fields.get("chosen") == LAST else BEST
 
 
 def in_run(record: RunRecord, evaluation: Evaluation) -> Evaluation:
-    """Decides whether an evaluation gives the run's own figures, or is kept aside.
+    """Decides whether an evaluation belongs to the run, or is kept separately.
 
-    The chosen one of `best` and `last` gives them. The other one does so only while the chosen one
-    has none; when the chosen one is evaluated, the figures of the other are kept aside.
+    The chosen checkpoint, `best` or `last`, gives the figures of the run. The other checkpoint
+    gives them only while the chosen one has no figures; an evaluation of the chosen one separates
+    them.
 
     Args:
-        record: the run's record; saved if figures are kept aside.
-        evaluation: the one that begins.
+        record: the run's record; saved if figures are separated.
+        evaluation: the new evaluation.
 
     Returns:
-        The evaluation, with other weights among what differs if it is kept aside.
+        The evaluation, with other weights in ``differs`` if it is kept separately.
     """
     key = evaluation.key(record)
-    if not _is_of_runs_weights(record, evaluation):
+    if not _has_runs_weights(record, evaluation):
         others = {OTHER_WEIGHTS: evaluation.file(record)}
         return replace(evaluation, differs={**evaluation.differs, **others})
     there = record.evaluations.get(key)
-    if evaluation.is_of_run and there and there["weights_sha256"] != evaluation.weights_sha256:
+    if evaluation.belongs_to_run and there and there["weights_sha256"] != evaluation.weights_sha256:
         set_aside(record, key)
         record.save()
     return evaluation
 
 
-def _is_of_runs_weights(record: RunRecord, evaluation: Evaluation) -> bool:
+def _has_runs_weights(record: RunRecord, evaluation: Evaluation) -> bool:
     checkpoint, sha256 = evaluation.checkpoint, evaluation.weights_sha256
-    if record.fields.get("job_type") != "fit":  # a run that is only evaluations
+    if record.fields.get("job_type") != "fit":  # a run without a fit
         hashes = [entry.get("weights_sha256") for entry in record.evaluations.values()]
         return not hashes or sha256 in hashes
     if not is_in_folder(checkpoint, record.path) or checkpoint.stem not in {BEST, LAST}:
@@ -205,19 +206,23 @@ def _is_of_runs_weights(record: RunRecord, evaluation: Evaluation) -> bool:
 
 
 def weights_of(run: Path) -> dict[str, str]:
-    """Hashes of the weights that a run's figures go by, by file."""
+    """Hashes of the weights behind a run's figures, by file."""
     files = [run / f"{name}.ckpt" for name in (BEST, LAST)]
     return {path.name: checkpoint_sha256(path) for path in files if path.is_file()}
 
 
 def confirmed(record: RunRecord, evaluation: Evaluation) -> Evaluation:
-    """An evaluation as it is by now: not the run's own if a fit has replaced the weights.
+    """The evaluation after a second check: separate if a fit has replaced the weights.
 
     Args:
         record: the run's record.
-        evaluation: what was evaluated.
+        evaluation: the evaluation.
     """
-    if not evaluation.is_of_run or not evaluation.identity or _still_has(record.path, evaluation):
+    if (
+        not evaluation.belongs_to_run
+        or not evaluation.identity
+        or _still_has(record.path, evaluation)
+    ):
         return evaluation
     return replace(evaluation, differs={OTHER_WEIGHTS: evaluation.checkpoint.name})
 
@@ -232,10 +237,10 @@ def _still_has(run: Path, evaluation: Evaluation) -> bool:
 
 
 def set_aside_others(record: RunRecord) -> None:
-    """Keeps aside what was measured, drawn and predicted with weights that the run has no more.
+    """Separates figures, pictures and predictions of weights that the run does not have any more.
 
     Args:
-        record: with ``weights``, those that it has; not saved here.
+        record: with the present ``weights``; not saved here.
     """
     kept = set(record.fields["weights"].values())
     for key, entry in [*record.evaluations.items()]:
@@ -244,7 +249,7 @@ def set_aside_others(record: RunRecord) -> None:
 
 
 def set_aside(record: RunRecord, key: str) -> None:
-    """Gives figures, pictures or predictions a name of their own: their weights are others.
+    """Renames figures, pictures or predictions, because they belong to other weights.
 
     Args:
         record: the run's record; not saved here.

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: found by name, and refused unless whole and of the right model."""
+"""Loads the checkpoints of a run: finds them by name, refuses damaged ones and other models."""
 
 import hashlib
 import logging
@@ -20,9 +20,9 @@ _log = logging.getLogger(__name__)
 
 BEST = "best"
 LAST = "last"
-PREVIOUS = "previous"  # the last but one
-ABANDONED = "abandoned"  # the best of a way that a run did not go on
-# What is read of a checkpoint, which may come from anywhere: its kind, or what it is to hold.
+PREVIOUS = "previous"  # the one before last
+ABANDONED = "abandoned"  # the best one of steps that a run went back from
+# The used content of a checkpoint, which may come from anywhere: types or required keys.
 _CONTENT: dict[str, Any] = {
     "state_dict": dict,
     "global_step": int,
@@ -54,7 +54,7 @@ def find_checkpoint(run: Path, which: str) -> Path:
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """Returns the checkpoint to go on from: the last one, or, if that is damaged, the one before.
+    """Returns the checkpoint to resume: the last one, or the one before if that is damaged.
 
     Returns:
         None if there is none yet.
@@ -115,7 +115,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _wrong(found: Any, asked: Any, name: str = "") -> str:
-    """Says what of a checkpoint is not what is asked of it, if anything is."""
+    """Describes the first missing or wrong part of a checkpoint, if any."""
     if not isinstance(asked, dict):
         fits = isinstance(found, asked) and not isinstance(found, bool)
         return "" if fits else f"its {name} is of type {_kind(found)}"
@@ -134,10 +134,10 @@ def _kind(value: Any) -> str:
 
 
 def check_model(path: Path, checkpoint: dict[str, Any], model: nn.Module) -> None:
-    """Refuses a checkpoint that was not written by a model like this one, or is of no use.
+    """Refuses a checkpoint of another model, or with unusable weights.
 
     Raises:
-        RunError: naming what differs: the class, or the first weight of another name or shape;
+        RunError: naming the difference: the class, the first weight with another name or shape,
             or the first weight that is no tensor of finite numbers.
     """
     theirs, ours = checkpoint.get("model_class"), type(model).__qualname__
@@ -164,7 +164,7 @@ def _shape(value: Any) -> Any:
 
 
 def _unusable(found: Tensor, ours: Tensor) -> str:
-    """Says why a weight of the right shape can't be taken, if it can't."""
+    """The reason why a weight of the right shape is unusable; empty if it is usable."""
     if _type(found) != _type(ours):
         return f"is a tensor of another kind ({found.dtype}, {found.layout}, {found.device})"
     return "" if found.isfinite().all() else "holds numbers that are not finite (NaN or infinite)"
@@ -175,18 +175,18 @@ def _type(t: Tensor) -> tuple[Any, ...]:
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """The SHA-256 of a model's weights and running statistics: equal for equal trainings."""
+    """The SHA-256 of a model's weights and running statistics; equal after equal trainings."""
     return state_sha256(model.state_dict())
 
 
 def checkpoint_sha256(path: Path) -> str:
-    """The SHA-256 of the weights in a checkpoint, of which nothing else is read."""
+    """The SHA-256 of the weights in a checkpoint file; reads nothing else."""
     content: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     return state_sha256(content["state_dict"])
 
 
 def steps_behind(path: Path) -> int:
-    """Optimiser steps behind the weights in a checkpoint."""
+    """Optimiser steps of the weights in a checkpoint."""
     content: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     return int(content["global_step"])
 
@@ -201,7 +201,7 @@ def state_sha256(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def training_settings(model: LightningModule) -> dict[str, Any]:
-    """Describes the optimiser and the schedule that a model asks for, as checkpoints keep them.
+    """Describes the optimiser and the schedule of a model, in the form kept in checkpoints.
 
     Returns:
         The optimiser's class and its settings by name, and the schedule in words.
@@ -225,7 +225,7 @@ def training_settings(model: LightningModule) -> dict[str, Any]:
 
 
 def schedule_of(model: LightningModule) -> tuple[Any, str]:
-    """The learning-rate schedule that a model asks for, if any, and what it counts."""
+    """The learning-rate schedule of a model, if any, and its unit."""
     made: Any = model.configure_optimizers()
     schedule = made.get("lr_scheduler") if isinstance(made, dict) else None
     return (schedule["scheduler"], schedule["interval"]) if schedule else (None, "")
@@ -242,15 +242,15 @@ def _describe(scheduler: Any) -> str:
 
 
 def check_training(path: Path, checkpoint: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Refuses to go on from a checkpoint with another optimiser or schedule, whose state it holds.
+    """Refuses to resume a checkpoint with another optimiser or schedule, whose state it holds.
 
     Args:
         path: the checkpoint's file.
         checkpoint: its content.
-        ours: the `training_settings` asked for.
+        ours: the `training_settings` of this command.
 
     Raises:
-        RunError: naming what differs.
+        RunError: naming the difference.
     """
     theirs = checkpoint.get("training")
     for key in ("optimizer", "schedule"):
@@ -267,14 +267,13 @@ def _first_line(error: Exception) -> str:
 
 
 class TrainingSettings(Callback):
-    """Lets the optimiser's settings that are asked for beat those of the checkpoint gone on from.
+    """Makes the optimiser's settings of this command override those of a resumed checkpoint.
 
-    An optimiser restored from a checkpoint has the checkpoint's settings, the learning rate
-    included. The settings in which this run differs from the checkpoint's are set again here; a
-    schedule goes on from the new learning rate.
+    A restored optimiser has the settings of the checkpoint, with its learning rate. This callback
+    sets the changed settings again; a schedule continues from the new learning rate.
 
     Args:
-        ours: what `training_settings` says of this run.
+        ours: the `training_settings` of this run.
     """
 
     def __init__(self, ours: dict[str, Any]) -> None:
@@ -290,11 +289,11 @@ class TrainingSettings(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Takes note of the checkpoint's settings."""
+        """Stores the checkpoint's settings."""
         self._theirs = checkpoint.get("training")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sets what differs from the checkpoint."""
+        """Sets the settings that differ from the checkpoint."""
         if self._theirs is None:
             return
         ours, theirs = self.ours["settings"], self._theirs["settings"]

@@ -1,9 +1,9 @@
-"""Checkpoints that survive: written whole or not at all, and good to go on from exactly.
+"""Saves checkpoints completely or not at all, so that a run resumes exactly.
 
-A run goes on exactly where its newest checkpoint was taken because everything random in a training
-is a function of the seed and the place in it (`datamodules.BatchSource`,
-`lightning_modules.Classifier`), and because that place is written down between two batches, in a
-form in which Lightning's loops repeat and leave out nothing (`settle`).
+A run resumes exactly for two reasons. Everything random in a training is a function of the seed and
+the position in the training (`datamodules.BatchSource`, `lightning_modules.Classifier`). And a
+checkpoint holds this position between two batches, so that Lightning's loops neither repeat nor
+skip work (`settle`).
 """
 
 import copy
@@ -25,7 +25,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 
 from experiments.checkpoints.loading import ABANDONED, BEST, LAST, PREVIOUS, steps_behind
 from experiments.errors import RunError
-from experiments.lightning_seam import allow_validation, note_steps, put_off_validation
+from experiments.lightning_seam import allow_validation, note_steps, postpone_validation
 from experiments.records.curves import CHOSEN_BY, direction
 from experiments.records.files import is_in_folder, replacing, synced
 from experiments.records.log import sync_log
@@ -46,14 +46,13 @@ def best_checkpoint() -> ModelCheckpoint:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, to the disk, and then moves it there in one step.
+    """Writes a checkpoint to a temporary file on the disk, then moves it to its name in one step.
 
-    Whatever happens meanwhile, the file of that name is the old one or the new one, whole. The
-    newest checkpoint of a run, ``last.ckpt``, becomes ``previous.ckpt`` when the next is safe.
+    At any moment, the file of that name is the complete old one or the complete new one. The newest
+    checkpoint of a run, ``last.ckpt``, becomes ``previous.ckpt`` when the next one is safe.
 
     Args:
-        run: the run's folder; nothing outside of it is removed, whatever a checkpoint says of older
-            ones.
+        run: the run's folder; files outside it are never removed, whatever a checkpoint names.
     """
 
     def __init__(self, run: Path) -> None:
@@ -76,7 +75,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             storage_options: not used.
 
         Raises:
-            RunError: if it can't be written, or could not be read again without running code.
+            RunError: if it can't be written, or can't be loaded again without running code.
         """
         path = Path(path)
         try:
@@ -101,7 +100,7 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the renaming itself survive a loss of power, where folders can be opened."""
+    """Syncs a renaming to the disk, on systems that can open folders."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -111,7 +110,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The system's own words: torch reports an error of the disk as a failure of its own."""
+    """The message of the system: torch reports an error of the disk as its own error."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
@@ -123,18 +122,18 @@ def _reason(error: Exception) -> str:
 def settle(
     checkpoint: dict[str, Any], batches: int, epoch: int, batch: int, is_begun: bool
 ) -> None:
-    """Writes the progress of Lightning's loops as it is between two batches, all work done.
+    """Sets the progress of Lightning's loops to a position between two batches.
 
-    Lightning guesses from its counters at which of its hooks a checkpoint was taken, and what of
-    the rest to repeat. A checkpoint that is taken after one batch (validation, schedules and
-    callbacks included) and before the next needs no guess.
+    From its counters, Lightning guesses in which hook a checkpoint was taken and which work to
+    repeat. A checkpoint after one complete batch (with validation, schedules and callbacks) and
+    before the next needs no guess.
 
     Args:
-        checkpoint: what is going to be saved; its ``loops`` are changed.
-        batches: training batches that are done, over all epochs.
-        epoch: the epoch that goes on or is the next.
-        batch: training batches of it that are done.
-        is_begun: whether callbacks have been told that it begins.
+        checkpoint: the checkpoint to save; its ``loops`` are changed.
+        batches: completed training batches, over all epochs.
+        epoch: the current or next epoch.
+        batch: completed training batches of this epoch.
+        is_begun: whether callbacks have already seen the start of this epoch.
     """
     loops = checkpoint["loops"]["fit_loop"]
     begun = epoch + is_begun
@@ -156,9 +155,9 @@ def settle(
 
 
 def place_of(trainer: Trainer) -> tuple[int, int, bool]:
-    """Where a fit is between two batches: epoch, batches of it that are done, and if it is begun.
+    """The position of a fit: epoch, completed batches of it, and whether the epoch has started.
 
-    Epochs need not be equally long, and the last may be cut short by a number of steps.
+    Epochs may have different lengths, and a limit of steps may cut the last one short.
     """
     epochs: Any = trainer.fit_loop.epoch_progress.current
     done: int = trainer.fit_loop.epoch_loop.batch_progress.current.completed
@@ -171,7 +170,7 @@ def place_of(trainer: Trainer) -> tuple[int, int, bool]:
 
 
 def entries_of(checkpoint: dict[str, Any]) -> int | None:
-    """How many entries the log of a fit had at a checkpoint; None if it does not say.
+    """The number of log entries of a fit at a checkpoint; None if unknown.
 
     Args:
         checkpoint: its content.
@@ -182,7 +181,7 @@ def entries_of(checkpoint: dict[str, Any]) -> int | None:
 
 
 def is_averaged(checkpoint: dict[str, Any]) -> bool:
-    """Whether the weights of a checkpoint are those that `StochasticWeightAveraging` has averaged.
+    """Whether `StochasticWeightAveraging` has averaged the weights of a checkpoint.
 
     Args:
         checkpoint: its content.
@@ -195,7 +194,7 @@ def is_averaged(checkpoint: dict[str, Any]) -> bool:
 
 
 def agreed(trainer: Trainer, value: int) -> int:
-    """The largest of all processes' values; with several, asked only at entries of the log."""
+    """The largest value of all processes; several processes agree only at log entries."""
     if trainer.world_size == 1:
         return value
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -206,10 +205,10 @@ def agreed(trainer: Trainer, value: int) -> int:
 
 
 def check_finite(trainer: Trainer) -> None:
-    """Refuses weights that no training comes back from.
+    """Refuses weights that are not finite.
 
     Raises:
-        FloatingPointError: naming the first of them.
+        FloatingPointError: naming the first such weight.
     """
     for name, weight in trainer.lightning_module.named_parameters():
         if not weight.isfinite().all():
@@ -227,26 +226,26 @@ def _limits(trainer: Trainer) -> list[int | None]:
 
 
 class SettledProgress(Callback):
-    """Lets checkpoints say where between two batches they are, and a fit go on from there.
+    """Writes the position between two batches into checkpoints, and resumes a fit from there.
 
-    Besides its place, a checkpoint gets what callbacks go by and Lightning forgets: the newest
-    figures, and which weights callbacks have frozen. What they set when an epoch begins, such as
-    `GradientAccumulationScheduler`, they set again in a fit that goes on within it.
+    A checkpoint also gets values that callbacks use and Lightning does not save: the newest figures
+    and the frozen weights. Callbacks such as `GradientAccumulationScheduler` change settings at the
+    start of an epoch; they change them again in a fit that resumes within the epoch.
     """
 
     def __init__(self) -> None:
-        self._trained: dict[str, bool] = {}  # whether a weight was, when the fit began
+        self._trained: dict[str, bool] = {}  # whether a weight was trainable when the fit began
         self._patience: dict[EarlyStopping, int] = {}
         self._restored: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Takes note of what is asked for, before a checkpoint's state takes its place."""
+        """Stores the settings of this command before the state of a checkpoint replaces them."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         stopping = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
         self._patience = {callback: callback.patience for callback in stopping}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes note of the weights that are trained."""
+        """Stores which weights are trained."""
         for callback, patience in self._patience.items():
             callback.patience = patience
         self._trained = {name: p.requires_grad for name, p in pl_module.named_parameters()}
@@ -254,7 +253,7 @@ class SettledProgress(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Settles the progress of a checkpoint that isn't taken within a batch."""
+        """Settles the progress of a checkpoint, unless it is taken within a batch."""
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
         if trainer.state.fn != "fit":
             return
@@ -274,16 +273,16 @@ class SettledProgress(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Takes what `on_save_checkpoint` has added, which older checkpoints lack."""
+        """Restores the values of `on_save_checkpoint`, which older checkpoints lack."""
         self._restored = {k: checkpoint.get(k, {}) for k in ("figures", "frozen_or_not")}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Has a fit that goes on do so with a batch, not with a validation, and with the next."""
+        """Makes a resumed fit begin with the next batch, not with a validation."""
         restored, self._restored = self._restored, {}
         loop: Any = trainer.fit_loop.epoch_loop
         if loop.restarting:
-            put_off_validation(trainer)
-            # Lightning forgets this where a schedule has asked for the number of steps before.
+            postpone_validation(trainer)
+            # Lightning does not restore this if a schedule has already read the number of steps.
             done = loop.batch_progress.current.completed
             source: Any = trainer.train_dataloader
             source.load_state_dict({"batches": done})
@@ -296,26 +295,26 @@ class SettledProgress(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Lets validations come again."""
+        """Allows validations again."""
         allow_validation(trainer)
 
 
 def _is_within_an_epoch(trainer: Trainer) -> bool:
-    """Whether a fit goes on in an epoch that callbacks were told of by another process."""
+    """Whether a fit resumes in an epoch that an earlier process started."""
     epochs: Any = trainer.fit_loop.epoch_progress.current
     return bool(trainer.fit_loop.restarting and epochs.started > epochs.processed)
 
 
 def _begin_epoch_again(trainer: Trainer) -> None:
-    """Has callbacks and model set again what they set when an epoch begins.
+    """Calls the hooks for the start of an epoch again, so that they repeat their settings.
 
-    What a checkpoint holds is left as it is (weights, optimiser, schedules, callbacks' states), and
-    nothing is logged a second time.
+    Values from the checkpoint stay unchanged (weights, optimiser, schedules, states of callbacks),
+    and nothing is logged a second time.
     """
     model = trainer.lightning_module
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    told = [callback for callback in callbacks if _is_told(callback, Callback)]
-    if not told and not _is_told(model, LightningModule):
+    told = [callback for callback in callbacks if _has_epoch_start_hook(callback, Callback)]
+    if not told and not _has_epoch_start_hook(model, LightningModule):
         return
     schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
     holders: list[Any] = [*told, *trainer.optimizers, *schedules, model]
@@ -332,13 +331,13 @@ def _begin_epoch_again(trainer: Trainer) -> None:
             holder.load_state_dict(state)
 
 
-def _is_told(owner: Any, base: type) -> bool:
+def _has_epoch_start_hook(owner: Any, base: type) -> bool:
     hook = "on_train_epoch_start"
     return hook in vars(owner) or getattr(type(owner), hook) is not getattr(base, hook)
 
 
 def _known(checkpoint: dict[str, Any]) -> set[str]:
-    """The names of the files that the callbacks of a checkpoint know of."""
+    """The names of the files in the states of a checkpoint's callbacks."""
     states = checkpoint["callbacks"].values()
     paths = [state[key] for state in states for key in _PATHS if state.get(key)]
     listed = [path for state in states for path in state.get("best_k_models", {})]
@@ -349,35 +348,35 @@ _PATHS = ("best_model_path", "last_model_path")  # of a ModelCheckpoint
 
 
 def _remove_later(run: Path, step: int, known: set[str]) -> None:
-    """Removes what other callbacks saved after a checkpoint, before the process ended.
+    """Removes files that other callbacks saved between a checkpoint and the end of the process.
 
-    They will save it again: under another name, if a file of the first is there.
+    The callbacks will save them again, under other names if the first files still exist.
 
     Args:
         run: the run's folder.
-        step: of the checkpoint.
-        known: files of this step that are older than it.
+        step: the step of the checkpoint.
+        known: files of this step that are older than the checkpoint.
     """
     for path in run.glob("*.ckpt"):
         if path.stem in {BEST, LAST, PREVIOUS, ABANDONED}:
             continue
         try:
             later = steps_behind(path) - step
-        except Exception:  # no checkpoint, and none of ours
+        except Exception:  # not a checkpoint of this project
             continue
         if later > 0 or (later == 0 and path.name not in known):
             path.unlink()
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps the newest state as ``last.ckpt``, from which a run goes on exactly.
+    """Keeps the newest state as ``last.ckpt``, from which a run resumes exactly.
 
-    Saved after each validation, after every ``every_s`` seconds and at the end of the fit, always
+    It is saved after each validation, every ``every_s`` seconds and at the end of the fit, always
     between two batches.
 
     Args:
-        record: the run's record, in whose folder it lies.
-        every_s: seconds after which to save even without a validation.
+        record: the run's record.
+        every_s: seconds between saves without a validation.
     """
 
     def __init__(self, record: RunRecord, every_s: float = 300.0) -> None:
@@ -385,48 +384,48 @@ class LastCheckpoint(Checkpoint):
         self.path = record.path / f"{LAST}.ckpt"
         self.every_s = every_s
         self._saved_at = time.monotonic()
-        self._batches: int | None = None  # that were done when it was saved
+        self._batches: int | None = None  # number of batches at the last save
         self._due = False
-        self._entries: int | None = None  # of the log, when it is saved
+        self._entries: int | None = None  # number of log entries at the last save
         self._stopped = False
         self._limits: list[int | None] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether the fit was stopped early, its limits, and how many entries its log had."""
+        """Whether the fit was stopped early, its limits, and its number of log entries."""
         return {"stopped": self._stopped, "limits": self._limits, "entries": self._entries}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over the state of a checkpoint."""
+        """Restores the state of a checkpoint."""
         self._stopped, self._limits = state_dict["stopped"], state_dict["limits"]
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Has a run that goes on forget checkpoints of steps that it is yet to come to."""
+        """Makes a resumed run forget checkpoints of later steps."""
         goes_on = Path(str(trainer.ckpt_path)).resolve().parent == self.path.resolve().parent
         if trainer.state.fn == "fit" and goes_on and trainer.is_global_zero:
             _remove_later(self.record.path, int(checkpoint["global_step"]), _known(checkpoint))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leaves a fit that was stopped early as it is, unless it is to be longer now."""
+        """Keeps a fit stopped if it was stopped early, unless this command makes it longer."""
         if not trainer.ckpt_path and trainer.is_global_zero:
             _remove_later(self.record.path, 0, set())
         trainer.should_stop = self._stopped and self._limits == _limits(trainer)
         self._stopped, self._limits = False, _limits(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins to count."""
+        """Starts the timer."""
         self._saved_at = time.monotonic()
         self._batches = _batches_done(trainer) or None
 
     def save_if_due(self, trainer: Trainer) -> None:
-        """Saves after a validation or a while; to be called where `StopBetweenBatches` does."""
+        """Saves after a validation or ``every_s``; called by `StopBetweenBatches`."""
         late = time.monotonic() - self._saved_at > self.every_s
         if self._due or agreed(trainer, int(late)):
             self.save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lets the state be saved when the schedules have seen the validation too."""
+        """Requests a save, which follows after the schedules have used the validation."""
         self._due = trainer.state.fn == "fit" and not trainer.sanity_checking
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -435,7 +434,7 @@ class LastCheckpoint(Checkpoint):
         self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        """Saves, unless this very state has been saved.
+        """Saves, unless this state is already saved.
 
         Raises:
             FloatingPointError: if the weights are not finite; the last good checkpoint stays.
@@ -449,6 +448,6 @@ class LastCheckpoint(Checkpoint):
             if trainer.is_global_zero:
                 sync_log(self.record.path)
             self._entries = self.record.entries
-            self._stopped = trainer.should_stop  # perhaps by a callback, before min_steps are over
+            self._stopped = trainer.should_stop  # perhaps by a callback before min_steps
             trainer.save_checkpoint(self.path, weights_only=False)
             self._entries = None

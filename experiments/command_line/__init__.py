@@ -1,1 +1,1 @@
-"""The command line: parsed, its files and flags checked, its errors told in one line."""
+"""The command line: parses arguments, checks config files, reports errors in one line."""

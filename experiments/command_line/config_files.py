@@ -1,6 +1,6 @@
-"""Config files: what is wrong with one, with file and line, before a parser reads it.
+"""Checks config files before a parser reads them; errors name file and line.
 
-Also the paths in them and in flags, where ``~`` is the user's home.
+It also expands ``~`` in paths of config files and flags.
 """
 
 import argparse
@@ -20,27 +20,27 @@ from experiments.identity import flat_key
 from experiments.records.files import read_bytes
 from experiments.records.reader import LARGEST_CONFIG
 
-_PLAIN = "tag:yaml.org,2002:"
-_MERGE, _TEXT, _NUMBER = (f"{_PLAIN}{kind}" for kind in ("merge", "str", "int"))
-_MOST_NODES = 100_000  # a file of nested aliases can mean billions
-# Keys as error lines name them: "unknown key 'x'", "x: expected int", "x must be positive".
+_YAML_TAG = "tag:yaml.org,2002:"
+_MERGE, _TEXT, _NUMBER = (f"{_YAML_TAG}{kind}" for kind in ("merge", "str", "int"))
+_MOST_NODES = 100_000  # nested aliases can mean billions of nodes
+# Keys in error lines: "unknown key 'x'", "x: expected int", "x must be positive".
 _KEY = re.compile(r"(?:unknown key '([\w.]+)'|([\w.]+)(?::| must be| is not))")
 
-# A path that begins at a home: ~ or ~/runs, or another user's, ~ada/runs.
+# A path that begins at a home: ~ or ~/runs, or ~ada/runs for another user.
 _HOME = re.compile(r"~|~[^/\\]*[/\\].*", re.DOTALL)
-# As a flag's value; a ~ alone is a home where the flag asks for a folder, else YAML's null.
+# The value of a flag; a single ~ is a home for a flag with a folder, otherwise YAML's null.
 _FLAG = re.compile(r"(--?[\w.+]+=)(~[^/\\]*[/\\].*|(?<=dir=)~|(?<=dirpath=)~)", re.DOTALL)
 
 
 class HomeError(ValueError, argparse.ArgumentTypeError):
-    """A path begins at the home of somebody who has none here; argparse shows the message."""
+    """A path begins at the home of an unknown user; argparse shows the message."""
 
 
 def expand_home(path: str | Path) -> Path:
-    """Writes out ``~`` or ``~user`` at the beginning of a path.
+    """Expands ``~`` or ``~user`` at the beginning of a path.
 
     Raises:
-        HomeError: for a user who has no home here.
+        HomeError: for an unknown user.
     """
     try:
         return Path(path).expanduser()
@@ -52,16 +52,16 @@ def expand_home(path: str | Path) -> Path:
 
 
 def expand_homes(value: Any) -> Any:
-    """Writes out ``~`` in every path of a configuration, or of a list of arguments.
+    """Expands ``~`` in every path of a configuration, or of a list of arguments.
 
     Args:
-        value: a text, or lists, dictionaries and namespaces of them; a namespace is changed.
+        value: a text, or lists, dictionaries and namespaces of texts; changes a namespace in place.
 
     Returns:
-        The same with homes written out.
+        The same value with expanded paths.
 
     Raises:
-        HomeError: for a user who has no home here.
+        HomeError: for an unknown user.
     """
     if isinstance(value, argparse.Namespace | dict):
         held = value if isinstance(value, dict) else vars(value)
@@ -77,7 +77,7 @@ def expand_homes(value: Any) -> Any:
 
 
 def read_config(path: Path) -> str:
-    """Reads a config file: UTF-8, a byte-order mark in front is left out.
+    """Reads a config file in UTF-8, without a byte-order mark.
 
     Raises:
         OSError: if it can't be read.
@@ -97,10 +97,10 @@ def read_config(path: Path) -> str:
 
 
 def check_encodings(arguments: Sequence[str]) -> None:
-    """Refuses arguments, and a working directory, that are no text.
+    """Refuses arguments and a working directory that can't be decoded as text.
 
     Raises:
-        ValueError: naming what is not.
+        ValueError: naming the text.
     """
     for text in [str(Path.cwd()), *arguments]:
         try:
@@ -113,7 +113,7 @@ def check_encodings(arguments: Sequence[str]) -> None:
 
 
 def texts_of(arguments: Sequence[str]) -> list[str]:
-    """Reads the config files that arguments name, those of other flags (``--model a.yaml``) too.
+    """Reads the config files that arguments name, also in other flags (``--model a.yaml``).
 
     Raises:
         ValueError: for one that is not UTF-8, see `read_config`.
@@ -122,16 +122,16 @@ def texts_of(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         path = Path(argument.partition("=")[2] if argument.startswith("-") else argument)
         if path.suffix in {".yaml", ".yml", ".json"}:
-            with contextlib.suppress(OSError):  # the parser says so
+            with contextlib.suppress(OSError):  # the parser reports it
                 if path.is_file():
                     found.append(read_config(path))
     return found
 
 
 def use_utf8() -> None:
-    """Lets libraries that name no encoding read and write UTF-8, whatever the locale says.
+    """Makes UTF-8 the default encoding of libraries, whatever the locale is.
 
-    What a terminal can't show is printed by its number in Unicode.
+    A character that a terminal can't show is printed as its Unicode number.
     """
     if locale.getencoding().lower().replace("-", "") != "utf8":
         with contextlib.suppress(locale.Error):  # a system without it
@@ -142,18 +142,18 @@ def use_utf8() -> None:
 
 
 def lines_of_keys(path: Path) -> dict[str, str]:
-    """Reads where the keys of a config file are.
+    """Reads the lines of the keys in a config file.
 
     Args:
-        path: the file; the parser says so if there is none.
+        path: the file; the parser reports a missing file.
 
     Returns:
         ``FILE, line N`` by key, such as ``model.norm``, without ``init_args``.
 
     Raises:
-        ValueError: for what is not UTF-8 or not YAML, a key that is there twice (parsers take the
-            last without a word), a key that is no word, an alias that contains itself, or a tag
-            that would make objects.
+        ValueError: if the file is not UTF-8 or not YAML, or has a duplicate key (parsers silently
+            take the last one), a key that is not a word, an alias that contains itself, or a tag
+            that creates objects.
     """
     try:
         if not path.is_file():
@@ -188,10 +188,10 @@ def lines_of_keys(path: Path) -> dict[str, str]:
 def _keys(
     node: yaml.Node, path: Path, prefix: str, above: tuple[yaml.Node, ...]
 ) -> Iterator[tuple[str, int]]:
-    """Yields every key with its line, and an empty one for each item of a list."""
+    """Yields every key with its line, and an empty key for each item of a list."""
     if node in above:
         raise ValueError(f"{path}, line {_line(node)}: an alias that contains itself")
-    if not node.tag.startswith(_PLAIN) or "python" in node.tag:
+    if not node.tag.startswith(_YAML_TAG) or "python" in node.tag:
         raise ValueError(f"{path}, line {_line(node)}: the tag {node.tag} is refused")
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
@@ -219,14 +219,14 @@ def _line(node: yaml.Node) -> int:
 
 
 def place_of(message: str, lines: Mapping[str, str]) -> str:
-    """Finds the line of a config file that an error line is about.
+    """Finds the line of a config file for an error line.
 
     Args:
         message: the error line.
         lines: see `lines_of_keys`.
 
     Returns:
-        ``FILE, line N``; empty if the message names no key of the files, or one of several.
+        ``FILE, line N``; empty if the message names no key of the files, or an ambiguous one.
     """
     if not (found := _KEY.match(message)):
         return ""

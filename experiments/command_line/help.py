@@ -1,4 +1,4 @@
-"""What ``--help`` says: the options that a run of this project needs, in a few screens."""
+"""The text of ``--help``: the common options of a run, in a few screens."""
 
 from argparse import SUPPRESS, Action
 from collections.abc import Sequence
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from experiments.command_line.parser_seam import OpenHelpFormatter
 from experiments.identity import LEARNING_RATE, LEARNING_RATE_LONG
 
-DESCRIPTION = "Train, test and compare models on CIFAR-10; every run keeps itself in runs/<name>/."
+DESCRIPTION = "Train, test and compare models on CIFAR-10; every run has its folder runs/<name>/."
 COMMANDS = {
-    "fit": "Train a model, or go on with one (--ckpt_path last).",
+    "fit": "Train a model, or train it further (--ckpt_path last).",
     "validate": "Evaluate a run's weights on its validation set.",
     "test": "Evaluate a run's weights on the test set.",
     "predict": "Write the classes of the test set, or of a folder of images, as CSV.",
@@ -22,9 +22,9 @@ _TRAINER_OPTIONS = {
     "callbacks": "Callbacks of Lightning to add, such as EarlyStopping.",
     "max_epochs": "Stop after this many epochs; -1 for no limit.",
     "max_steps": "Stop after this many optimiser steps; -1 for no limit.",
-    "val_check_interval": "Validate after so many batches (an integer) or this part of an epoch.",
-    "check_val_every_n_epoch": "Validate after so many epochs; null counts batches over epochs.",
-    "log_every_n_steps": "Log training metrics after every so many steps.",
+    "val_check_interval": "Validate after N batches (an integer) or this fraction of an epoch.",
+    "check_val_every_n_epoch": "Validate after this many epochs; null counts batches over epochs.",
+    "log_every_n_steps": "Log training metrics every N steps.",
 }
 _OPTIONS = {
     **{f"trainer.{name}": text for name, text in _TRAINER_OPTIONS.items()},
@@ -33,10 +33,10 @@ _OPTIONS = {
     "data": "Options of the data follow as --data.OPTION.",
     "seed_everything": "Seed of weights, batch order and dropout.",
     "ckpt_path": "Weights to start from or to evaluate: best, last (of run --name) or a file.",
-    "print_config": "Print the configuration that the other arguments make, and exit.",
-    "config": "A YAML file of options; may be given again, the later one wins.",
+    "print_config": "Print the configuration of the other arguments, and exit.",
+    "config": "A YAML file of options; repeat it for more files, the last one wins.",
 }
-# By experiments.session (the first three), or by --model.help and --data.help, listed below.
+# Set by experiments.session (the first three), or shown by --model.help and --data.help.
 _HIDDEN = {"weights_only", "return_predictions", "verbose", "model.help", "data.help"}
 _TITLES = {"trainer": "Trainer", "model": "Model", "data": "Data", "ckpt_path": "Weights"}
 _EXAMPLES = """
@@ -56,10 +56,10 @@ more:
 
 
 class ShortHelpFormatter(OpenHelpFormatter):
-    """Formats this project's own texts, without types and lists of classes."""
+    """Formats the texts of this module, without types and lists of classes."""
 
     def text_of(self, option: Action) -> str:
-        """This project's text of an option, if it has one."""
+        """The text of this module for an option, if there is one."""
         text = COMMANDS.get(option.dest) or _OPTIONS.get(option.dest)
         if text is None:
             return super().text_of(option)
@@ -68,33 +68,33 @@ class ShortHelpFormatter(OpenHelpFormatter):
         return text + (" (default: %(default)s)" if known else "")
 
     def add_argument(self, action: Action) -> None:
-        """Adds an option unless it is one of the rarer ones."""
+        """Adds an option unless it is rare."""
         if not _is_rare(action):
             super().add_argument(action)
 
 
 class MainHelpFormatter(ShortHelpFormatter):
-    """Leaves out what belongs after a command."""
+    """Hides the options of the commands."""
 
     def add_argument(self, action: Action) -> None:
-        """Adds an option unless it is one of a command."""
+        """Adds an option unless it belongs to a command."""
         if action.dest not in _OPTIONS:
             super().add_argument(action)
 
 
 def _is_rare(action: Action) -> bool:
-    """Whether an option is shown by ``--help_all`` only."""
+    """Whether only ``--help_all`` shows an option."""
     group, _, key = action.dest.partition(".")
     rare = group == "trainer" and bool(key) and key not in _TRAINER_OPTIONS
     return rare or action.dest in _HIDDEN
 
 
 def title(actions: Sequence[Action], default: str | None) -> str | None:
-    """The title of a group of options, where the docstring of a class is none."""
+    """The title of a group of options, instead of the docstring of a class."""
     groups = [action.dest.partition(".")[0] for action in actions]
     return next((_TITLES[group] for group in groups if group in _TITLES), default)
 
 
 def closing(of_command: bool) -> str:
-    """What follows the options: where to find more, or examples."""
+    """The text after the options: more help, or examples."""
     return _MORE if of_command else _EXAMPLES

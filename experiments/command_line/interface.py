@@ -1,4 +1,4 @@
-"""LightningCLI for runs: parses a command, builds what it names, and runs it on a run."""
+"""LightningCLI for runs: parses a command, builds data, model and trainer, and executes it."""
 
 import logging
 import shlex
@@ -6,7 +6,7 @@ import signal
 import sys
 
 try:
-    import torchvision  # noqa: F401 - before Lightning, which hides why this fails
+    import torchvision  # noqa: F401 - before Lightning, which hides the cause of an error
 except ModuleNotFoundError as _error:
     sys.exit(
         f"error: {sys.executable} has no {_error.name}: set up with python3 start.py, then "
@@ -35,8 +35,8 @@ from experiments.command_line.config_files import check_encodings, expand_homes,
 from experiments.command_line.help import COMMANDS, DESCRIPTION
 from experiments.command_line.lightning_table import check_lightning
 from experiments.command_line.messages import one_line, show_notes
-from experiments.command_line.own_modules import see_modules_here
-from experiments.command_line.parser_seam import options_of, take_as
+from experiments.command_line.own_modules import add_working_directory
+from experiments.command_line.parser_seam import options_of, set_option_type
 from experiments.command_line.parsing import RunParser, Seed, fail, prepare_arguments, user_errors
 from experiments.command_line.shipped_configs import with_shipped
 from experiments.errors import RunError, UsageError
@@ -67,7 +67,7 @@ _log = logging.getLogger(__name__)
 
 
 class CIFAR10CLI(CommandLine):
-    """LightningCLI whose runs have a name, a folder, a record and a checkpoint to be found by."""
+    """LightningCLI whose runs have a name, a folder, a record and checkpoints."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = kwargs.get("args")
@@ -79,7 +79,7 @@ class CIFAR10CLI(CommandLine):
         super().__init__(*args, **kwargs)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """The command asked for: to add the options of all four takes a tenth of a second."""
+        """The given command only: adding the options of all four takes a tenth of a second."""
         known = LightningCLI.subcommands()
         return {name: known[name] for name in known if name in self._commands}
 
@@ -88,15 +88,15 @@ class CIFAR10CLI(CommandLine):
         parser.add_argument("--seed_everything", type=Seed, default=42, help="Seed of everything.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds what belongs to a run."""
-        group = parser.add_argument_group("Run: where it lies and how it ends")
+        """Adds the options of a run."""
+        group = parser.add_argument_group("Run: its folder and its end")
         group.add_argument(
             "--name",
             type=str | None,
             help="Name of the run; default: configs, flags, seed and time. Evaluations take the "
             "run's config and best checkpoint.",
         )
-        group.add_argument("--runs_dir", type=str, default="runs", help="Where runs are kept.")
+        group.add_argument("--runs_dir", type=str, default="runs", help="The folder of all runs.")
         group.add_argument(
             "--overwrite", type=bool, default=False, help="Replace a run of the same name."
         )
@@ -104,44 +104,46 @@ class CIFAR10CLI(CommandLine):
             "--resume",
             type=bool,
             default=False,
-            help="Go on with the run where it was left, or begin it if there is none.",
+            help="Resume the run, or start it if there is none.",
         )
         group.add_argument(
             TRUST_FLAG,
             type=bool,
             default=False,
-            help="Take a run's own configuration as it is, with the modules and folders it names.",
+            help="Allow the modules and folders that a run's own configuration names.",
         )
         group.add_argument(
             "--save_every_min",
             type=float,
             default=5.0,
-            help="Minutes after which to save last.ckpt even without a validation.",
+            help="Save last.ckpt after this many minutes, even without a validation.",
         )
         group.add_argument(
             "--test_after_fit",
             type=bool,
             default=False,
-            help="End fit with a test of the best checkpoint on validation.",
+            help="After fit, test the checkpoint that is best on validation.",
         )
         parser.set_defaults({"data": "CIFAR10DataModule"})
         for option in options_of(parser):
             if option.dest.startswith("trainer.limit_"):
-                # Lightning's float | int makes 1.0, all batches, of 1, one batch.
-                take_as(option, int | float | None)
+                # Lightning's float | int would convert 1 (one batch) to 1.0 (all batches).
+                set_option_type(option, int | float | None)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parses the arguments, short forms included."""
+        """Parses the arguments, with short forms."""
         self.experiment = "run"
         self.command_line = shlex.join(sys.argv)
-        if isinstance(args, list):  # called from Python: that one's arguments are not these
+        if isinstance(
+            args, list
+        ):  # a call from Python: the arguments of the process belong to its caller
             self.command_line = shlex.join(["cli.py", *args])
         if isinstance(args, list | None):
             with user_errors():
                 given = sys.argv[1:] if args is None else args
                 check_encodings(given)
                 arguments = prepare_arguments(with_shipped(expand_homes(given)))
-                see_modules_here([*arguments, *texts_of(arguments)])
+                add_working_directory([*arguments, *texts_of(arguments)])
                 self.config = expand_homes(self._parse(parser, arguments))
                 self._keep_environment()
                 self.experiment = experiment_of(given)
@@ -149,7 +151,7 @@ class CIFAR10CLI(CommandLine):
             super().parse_arguments(parser, args)
 
     def _parse(self, parser: LightningArgumentParser, arguments: list[str]) -> Namespace:
-        """Parses with the command's own parser: the outer one would check everything again."""
+        """Parses with the parser of the command: the outer parser would check everything again."""
         # Only the outer parser prints a configuration.
         prints = any(word.startswith("--print_config") for word in arguments)
         if prints or not arguments or {arguments[0]} != self._commands:
@@ -160,24 +162,24 @@ class CIFAR10CLI(CommandLine):
         return Namespace(**outer)  # type: ignore[no-untyped-call]
 
     def written_settings(self) -> dict[str, Any]:
-        """The configuration, for hyperparameters; Lightning would check it again first."""
+        """The configuration, for hyperparameters, without another check by Lightning."""
         command = self.config.subcommand
         written = written_config(self.command_parser(command), self.config[command])
         settings: dict[str, Any] = yaml.safe_load(written)
         return settings
 
     def _keep_environment(self) -> None:
-        """Lets the run's own configuration say what W&B takes from the environment."""
+        """Writes the values that W&B takes from the environment into the configuration."""
         keep_environment(self.config[self.config.subcommand].trainer.logger)
 
     def instantiate_classes(self) -> None:
-        """Builds data, model and trainer; what is wrong with them is the user's to know."""
+        """Builds data, model and trainer; reports their errors as usage errors."""
         with user_errors():
             check_lightning(self.config[self.config.subcommand].trainer)
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Builds the trainer with this project's bar and checkpoint, unless they are off."""
+        """Builds the trainer with this project's bar and checkpoint, unless they are disabled."""
         config = self.config_init[self.config.subcommand].trainer
         if config.precision is None and self.model.takes_half_precision:
             self._choose_precision(config)
@@ -190,18 +192,18 @@ class CIFAR10CLI(CommandLine):
         return super().instantiate_trainer(**kwargs)
 
     def _choose_precision(self, config: Any) -> None:
-        """Takes the precision that is fastest here; the run's own config then holds it."""
+        """Chooses the precision that is fastest here, and writes it into the configuration."""
         config.precision = fast_precision(config.accelerator)
         self.config[self.config.subcommand].trainer.precision = config.precision
         _log.info(f"{config.precision} is fastest here; --trainer.precision chooses another")
 
     def run_command(self, command: str) -> None:
-        """Runs a command, on one run."""
+        """Executes a command on one run."""
         with user_errors():
             session = RunSession(prepare(self, command, self.experiment))
         try:
             session.execute(self.arguments_of(command))
-        except UsageError as error:  # in Lightning's words
+        except UsageError as error:  # in the words of Lightning
             raise UsageError(one_line(str(error))) from error
 
 
@@ -214,7 +216,7 @@ def run(args: ArgsType = None) -> None:
     """Runs a command line, and exits with its status if that is not 0.
 
     Args:
-        args: arguments without the program's name; default: those of the process.
+        args: arguments without the program's name; default: the arguments of the process.
     """
     use_utf8()
     quiet_lightning()
@@ -247,7 +249,7 @@ def run(args: ArgsType = None) -> None:
         fail(error)
     except FloatingPointError as error:
         sys.exit(printable(f"error: {error}"))  # with status 1
-    except (RunError, OSError) as error:  # of the disk, most often
+    except (RunError, OSError) as error:  # usually an error of the disk
         sys.exit(printable(f"error: {one_line(str(error))}"))
     except Stopped as stopped:
         raise SystemExit(stopped.status) from None

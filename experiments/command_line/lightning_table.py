@@ -1,7 +1,7 @@
-"""What of Lightning a run may use: each part works, also killed and resumed, or is refused.
+"""The parts of Lightning that a run may use: each works, also after a resume, or is refused.
 
-`tests/test_lightning.py` lists what the installed Lightning has and fails for what is not decided
-here.
+`tests/test_lightning.py` lists the parts of the installed Lightning, and fails for a part that
+these tables do not decide.
 """
 
 import os
@@ -17,13 +17,13 @@ from pytorch_lightning.accelerators import CUDAAccelerator
 
 from experiments.records.curves import CHOSEN_BY, direction
 
-# SWA's default is a device, which a configuration could not hold.
+# The default of SWA is a device, which a configuration can't hold.
 register_type(torch.device, deserializer=torch.device)
-# What can't be written is an error of one line, see `experiments.session.checks.written_config`.
+# `experiments.session.checks.written_config` reports a value that can't be written.
 warnings.filterwarnings("ignore", r"\s*Unable to serialize instance")
 
 WORKS = ""
-_OF_A_BASE = "is only a base class: name a class that derives from it"
+_BASE_CLASS_ONLY = "is only a base class: name a class that derives from it"
 
 CALLBACKS: dict[str, str] = {
     "BackboneFinetuning": "unfreezes a `backbone`, which no model here has; take --model FineTuned "
@@ -97,11 +97,11 @@ STRATEGIES: dict[str, str] = {
     "DeepSpeedStrategy": _SHARDS,
     "FSDPStrategy": _SHARDS,
     "ModelParallelStrategy": _SHARDS,
-    "ParallelStrategy": _OF_A_BASE,
+    "ParallelStrategy": _BASE_CLASS_ONLY,
     "SingleDeviceStrategy": WORKS,
     "SingleDeviceXLAStrategy": _TPU,
     "SingleTPUStrategy": _TPU,
-    "Strategy": _OF_A_BASE,
+    "Strategy": _BASE_CLASS_ONLY,
     "XLAStrategy": _TPU,
 }
 
@@ -131,7 +131,7 @@ LOGGERS: dict[str, str] = {
     "CSVLogger": _NOT_EXACT,
     "CometLogger": _NOT_EXACT,
     "LitLogger": _NOT_EXACT,
-    "Logger": _OF_A_BASE,
+    "Logger": _BASE_CLASS_ONLY,
     "MLFlowLogger": _NOT_EXACT,
     "TensorBoardLogger": _NOT_EXACT,
     "WandbLogger": "begins another W&B run with each process; take experiments.WandbLogger",
@@ -144,40 +144,42 @@ PROFILERS: dict[str, str] = {
     "xla": _TPU,
     "AdvancedProfiler": WORKS,
     "PassThroughProfiler": WORKS,
-    "Profiler": _OF_A_BASE,
+    "Profiler": _BASE_CLASS_ONLY,
     "PyTorchProfiler": WORKS,
     "SimpleProfiler": WORKS,
     "XLAProfiler": _TPU,
 }
 
-_BY_PRECISION = "is chosen with --trainer.precision: leave it out"
-_OURS = "would take the place of this project's own, which writes whole files or none: leave it out"
+_USE_PRECISION_FLAG = "is chosen with --trainer.precision: leave it out"
+_REPLACES_OURS = (
+    "would take the place of this project's own, which writes whole files or none: leave it out"
+)
 
 PLUGINS: dict[str, str] = {
-    "AsyncCheckpointIO": _OURS,
+    "AsyncCheckpointIO": _REPLACES_OURS,
     "BitsandbytesPrecision": "changes a model's layers to ones of 8 bits and has not been tried; "
     "leave it out",
     "CheckpointIO": WORKS,
     "ClusterEnvironment": WORKS,
-    "DeepSpeedPrecision": _BY_PRECISION,
-    "DoublePrecision": _BY_PRECISION,
-    "FSDPPrecision": _BY_PRECISION,
-    "HalfPrecision": _BY_PRECISION,
+    "DeepSpeedPrecision": _USE_PRECISION_FLAG,
+    "DoublePrecision": _USE_PRECISION_FLAG,
+    "FSDPPrecision": _USE_PRECISION_FLAG,
+    "HalfPrecision": _USE_PRECISION_FLAG,
     "KubeflowEnvironment": "has not been tried; torchrun starts processes on many machines",
     "LSFEnvironment": "has not been tried; torchrun starts processes on many machines",
     "LayerSync": WORKS,
     "LightningEnvironment": WORKS,
     "MPIEnvironment": "has not been tried; torchrun starts processes on many machines",
-    "MixedPrecision": _BY_PRECISION,
-    "Precision": _BY_PRECISION,
+    "MixedPrecision": _USE_PRECISION_FLAG,
+    "Precision": _USE_PRECISION_FLAG,
     "SLURMEnvironment": WORKS,
-    "TorchCheckpointIO": _OURS,
+    "TorchCheckpointIO": _REPLACES_OURS,
     "TorchElasticEnvironment": WORKS,
     "TorchSyncBatchNorm": WORKS,
-    "TransformerEnginePrecision": _BY_PRECISION,
-    "XLACheckpointIO": _OURS,
+    "TransformerEnginePrecision": _USE_PRECISION_FLAG,
+    "XLACheckpointIO": _REPLACES_OURS,
     "XLAEnvironment": _TPU,
-    "XLAPrecision": _BY_PRECISION,
+    "XLAPrecision": _USE_PRECISION_FLAG,
 }
 
 ACCELERATORS: dict[str, str] = {
@@ -189,9 +191,10 @@ ACCELERATORS: dict[str, str] = {
     "tpu": _TPU,
 }
 
-# Flags of the Trainer: whose values are decided above, which work whatever is asked for (a wrong
-# value is refused by Lightning or by `experiments.session.checks`), and which work only left alone.
-BY_TABLE: dict[str, Mapping[str, str]] = {
+# Flags of the Trainer: those whose values the tables above decide; those that allow any value (a
+# wrong one is refused by Lightning or by `experiments.session.checks`); those that allow only the
+# default.
+DECISION_TABLES: dict[str, Mapping[str, str]] = {
     "accelerator": ACCELERATORS,
     "callbacks": CALLBACKS,
     "logger": LOGGERS,
@@ -200,7 +203,7 @@ BY_TABLE: dict[str, Mapping[str, str]] = {
     "profiler": PROFILERS,
     "strategy": STRATEGIES,
 }
-FREE = {
+ANY_VALUE = {
     "accumulate_grad_batches",
     "benchmark",
     "check_val_every_n_epoch",
@@ -233,7 +236,7 @@ FREE = {
     "use_distributed_sampler",
     "val_check_interval",
 }
-LEFT_ALONE: dict[str, tuple[tuple[Any, ...], str]] = {
+DEFAULT_ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "barebones": (
         (None, False),
         "keeps no record, checkpoint or log, which every run here has; leave it out",
@@ -243,33 +246,33 @@ LEFT_ALONE: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-# Under which Lightning keeps the state of such callbacks: it refuses two of one key.
+# Options that make up the key of a callback's state in Lightning, which refuses equal keys.
 _KEYS = {
     "EarlyStopping": ("monitor", "mode"),
     "ModelCheckpoint": ("monitor", "mode", "every_n_train_steps", "every_n_epochs"),
 }
-# Of this project's own, see `experiments.checkpoints.saving.best_checkpoint`.
+# The key of this project's own callback, see `experiments.checkpoints.saving.best_checkpoint`.
 _BEST_KEY = ("ModelCheckpoint", CHOSEN_BY, direction(CHOSEN_BY), None, None)
 _OUR_FILES = ("best", "last", "previous", "abandoned")
 
 
 def check_lightning(trainer: Any) -> None:
-    """Refuses what of Lightning would not do what is asked for, before any of it is made.
+    """Refuses parts of Lightning that would not work, before any of them is built.
 
     Args:
-        trainer: the trainer's part of a configuration.
+        trainer: the section ``trainer`` of a configuration.
 
     Raises:
         ValueError: naming the setting, the reason and the remedy.
     """
-    for flag, (values, reason) in LEFT_ALONE.items():
+    for flag, (values, reason) in DEFAULT_ONLY.items():
         if trainer.get(flag) not in values:
             raise ValueError(f"trainer.{flag} {reason}")
     if trainer.get("logger") is True:
         raise ValueError(f"trainer.logger: true makes a CSVLogger, which {_NOT_EXACT}")
     _check_float16(trainer)
     keys = [_BEST_KEY]
-    for flag, table in BY_TABLE.items():
+    for flag, table in DECISION_TABLES.items():
         for name, options in _asked_for(trainer.get(flag)):
             short = name.rpartition(".")[2]
             if reason := refusal(table, name):
@@ -285,7 +288,7 @@ def check_lightning(trainer: Any) -> None:
 
 
 def _asked_for(value: Any) -> Iterator[tuple[str, Any]]:
-    """The names that a setting has, of classes with their path, each with its arguments."""
+    """The names or class paths in a setting, each with its arguments."""
     for item in value if isinstance(value, list | tuple) else [value]:
         if item is None or isinstance(item, bool):
             continue
@@ -296,9 +299,9 @@ def _asked_for(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def kind_of(table: Mapping[str, str], name: str) -> str:
-    """The entry of a table that decides a name, or the class of a path; empty if none does.
+    """The table entry for a name or a class path; empty if there is none.
 
-    A class of the user's own is decided by the nearest class of Lightning that it derives from.
+    The nearest base class of Lightning decides a class of the user.
     """
     if "." not in name:
         return name if name in table else ""
@@ -306,14 +309,14 @@ def kind_of(table: Mapping[str, str], name: str) -> str:
     found = cls.__mro__ if isinstance(cls, type) else ()
     if any(c.__module__.startswith("experiments.") for c in found):
         return ""
-    return next((c.__name__ for c in found if _is_of_lightning(c) and c.__name__ in table), "")
+    return next((c.__name__ for c in found if _is_lightning_class(c) and c.__name__ in table), "")
 
 
 def refusal(table: Mapping[str, str], name: str) -> str:
-    """Why a part of Lightning is refused, and what to do instead.
+    """The reason why a part of Lightning is refused, and the remedy.
 
     Args:
-        table: one of this module's.
+        table: a table of this module.
         name: a name of the table, or the path of a class.
 
     Returns:
@@ -323,15 +326,15 @@ def refusal(table: Mapping[str, str], name: str) -> str:
     reason = table.get(kind, WORKS)
     if kind not in _BASES:
         return reason
-    return _OF_A_BASE if name.endswith(f".{kind}") else WORKS
+    return _BASE_CLASS_ONLY if name.endswith(f".{kind}") else WORKS
 
 
-def _is_of_lightning(cls: type) -> bool:
+def _is_lightning_class(cls: type) -> bool:
     return cls.__module__.startswith(("pytorch_lightning.", "lightning_fabric."))
 
 
 def _check_options(kind: str, options: Any) -> None:
-    """Refuses options that make of what works something that does not."""
+    """Refuses options with which a working part does not work."""
     start = options.get("start_method")
     if kind == "DDPStrategy" and start not in {None, "popen"}:
         raise ValueError(f"trainer.strategy: DDPStrategy with start_method {start} {_SPAWNS}")
@@ -372,7 +375,7 @@ def _check_model_checkpoint(options: Any) -> None:
 
 
 def _check_keys(keys: list[tuple[Any, ...]]) -> None:
-    """Refuses callbacks that Lightning can't tell apart in a checkpoint."""
+    """Refuses callbacks that Lightning can't distinguish in a checkpoint."""
     for place, key in enumerate(keys):
         kind, *options = key
         if key == _BEST_KEY and place:
@@ -388,7 +391,7 @@ def _check_keys(keys: list[tuple[Any, ...]]) -> None:
 
 
 def _check_float16(trainer: Any) -> None:
-    """Refuses float16 where Lightning would take bfloat16 instead."""
+    """Refuses float16 if Lightning would use bfloat16 instead."""
     asked, device = str(trainer.get("precision")), trainer.get("accelerator")
     on_gpu = {"gpu", "cuda", "mps"} | ({None, "auto"} if CUDAAccelerator.is_available() else set())
     if asked in {"16", "16-mixed"} and device not in on_gpu:

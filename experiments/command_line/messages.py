@@ -1,4 +1,4 @@
-"""Messages of parsers and libraries, reworded to one line that a person can act on."""
+"""Rewords messages of parsers and libraries to one line with a remedy."""
 
 import contextlib
 import difflib
@@ -42,7 +42,7 @@ _REWORDED = (
         "which model? Add --config configs/mlp.yaml, or --model MLP before its options",
     ),
 )
-_LOST_CHOICES = "Cannot take a Union of no types"  # jsonargparse 4.39 of a word it doesn't know
+_LOST_CHOICES = "Cannot take a Union of no types"  # jsonargparse 4.39 for an unknown word
 _UNHELPFUL = (
     "expected NoneType",
     "Expected a path but",
@@ -56,17 +56,17 @@ _UNKNOWN_KEY = re.compile(r"(?:[Oo]ption|[Kk]ey) '([^']+)'|nrecognized arguments
 
 
 class NoteHandler(logging.Handler):
-    """Prints log records as notes to the user, in the first of several processes."""
+    """Prints log records as notes to the user, only in the first process."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Prints one line; if that fails, training goes on without it."""
+        """Prints one line; if this fails, training continues."""
         if getattr(rank_zero_only, "rank", 0) == 0:
             with contextlib.suppress(OSError):
                 print(f"note: {printable(record.getMessage())}", file=sys.stderr, flush=True)
 
 
 def show_notes() -> None:
-    """Prints what this project's packages log, from level INFO on."""
+    """Prints the log records of this project's packages from level INFO on."""
     for package in ("datamodules", "experiments", "lightning_modules"):
         logger = logging.getLogger(package)
         logger.setLevel(logging.INFO)
@@ -78,10 +78,10 @@ def one_line(message: str, keys: Iterable[str] = ()) -> str:
 
     Args:
         message: the message, perhaps over many lines.
-        keys: the keys that exist, to name the nearest to one that doesn't.
+        keys: the valid keys, to suggest the nearest one.
 
     Returns:
-        What is wrong, where, and what to do.
+        The problem, its place and the remedy.
     """
     for pattern, text in _REWORDED:
         if re.search(pattern, message):
@@ -91,17 +91,19 @@ def one_line(message: str, keys: Iterable[str] = ()) -> str:
     key_match = re.search(r'Parser key "([^"]+)":\s*(.*)', message)
     name = key_match[1] if key_match else ""
     key = _full_key(name)
-    listed = re.sub(r":\n\s+(?!\s*- )", ": ", message)  # a reason over two lines
-    reasons = [_plain(r) for r in re.findall(r"^\s+- (.+)$", listed, re.MULTILINE)]
+    listed = re.sub(r":\n\s+(?!\s*- )", ": ", message)  # a reason on two lines
+    reasons = [_reworded(r) for r in re.findall(r"^\s+- (.+)$", listed, re.MULTILINE)]
     if key_match and not reasons:
-        reasons = [_plain(key_match[2])]
+        reasons = [_reworded(key_match[2])]
     reasons = [r for r in reasons if not r.startswith(_UNHELPFUL)]
     if _LOST_CHOICES in message and (choices := _choices(name, message)):
         reasons = [f"expected one of {', '.join(choices)}"]
     if not reasons:
-        return " ".join(_plain(message).split())
+        return " ".join(_reworded(message).split())
     given = re.search(r"(?:Given value|dot import path string): (.+)", message)
-    reasons = [r for r in reasons if not r.startswith("expected")] or reasons  # a class's own
+    reasons = [
+        r for r in reasons if not r.startswith("expected")
+    ] or reasons  # the message of a class
     of_parser = all(r.startswith("expected") and ", got " not in r for r in reasons)
     if key == LEARNING_RATE:
         reasons = [r for r in reasons if "the name of a class" not in r] or reasons
@@ -113,7 +115,7 @@ def one_line(message: str, keys: Iterable[str] = ()) -> str:
 
 
 def _full_key(key: str) -> str:
-    """A key as typed on the command line: the parser of a class leaves out what leads to it."""
+    """A key as typed on the command line: the parser of a class omits the prefix."""
     if key in signature(CIFAR10DataModule).parameters:
         return f"data.{key}"
     if any(key in signature(known).parameters for known in project_classes()):
@@ -137,7 +139,7 @@ def project_classes() -> list[type]:
 
 
 def _choices(key: str, message: str) -> list[str]:
-    """What an option may be that is one of a few words, by the message or the option's class."""
+    """The allowed words of an option, from the message or from the option's class."""
     if named := re.findall(r"Literal\[(.*?)\]", message):
         return list(dict.fromkeys(", ".join(named).replace("'", "").split(", ")))
     for known in project_classes():
@@ -147,8 +149,8 @@ def _choices(key: str, message: str) -> list[str]:
     return []
 
 
-def _plain(reason: str) -> str:
-    """Rewords a parser's complaint about a type for people who don't read Python's."""
+def _reworded(reason: str) -> str:
+    """Rewords a parser's message on a Python type."""
     for pattern, text in (
         (r"^Validation failed: ", ""),
         (r'Parser key "([^"]+)":\s*', r"\1: "),

@@ -1,4 +1,4 @@
-"""A user's own modules in the working directory, found however the command line is started."""
+"""Finds a user's own modules in the working directory, however the command line is started."""
 
 import re
 import sys
@@ -6,18 +6,18 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
-# The first part of a dotted name, as mynet in mynet.MyNet.
+# The first part of a dotted name, such as mynet in mynet.MyNet.
 _MODULE = re.compile(r"(?<![\w./-])([^\W\d]\w*)(?=\.\w)")
 
 
-def see_modules_here(texts: Iterable[str]) -> None:
-    """Puts the working directory on the module path if classes of modules in it are named.
+def add_working_directory(texts: Iterable[str]) -> None:
+    """Adds the working directory to the module path if a text names a module in it.
 
-    It comes last, so that nothing in it hides a library; without such a name it stays away, so that
-    no library finds there what it would like to have.
+    The directory comes last, so that its modules hide no library. Without such a name it is not
+    added, so that no library imports a module from it by accident.
 
     Args:
-        texts: arguments and config files, as ``--model=mynet.MyNet``.
+        texts: arguments and contents of config files, such as ``--model=mynet.MyNet``.
     """
     here = Path.cwd()
     named = {name for text in texts for name in _MODULE.findall(text)}

@@ -1,9 +1,9 @@
-"""All that this project takes from private names of argparse and jsonargparse.
+"""All uses of private names of argparse and jsonargparse, each behind a function or class.
 
-No other module of it may use one (`tests/test_architecture.py`), so that here is the one place to
-mend when a version changes them; `tests/experiments/command_line/test_parser_seam.py` then says
-which. All are in Python 3.11 and in jsonargparse 4.39, the oldest that setup.cfg allows, and in
-4.53. Neither has a public way to list what a parser takes.
+No other module may use such a name (`tests/test_architecture.py`). If a version changes one,
+`tests/experiments/command_line/test_parser_seam.py` names it, and only this module must change. All
+exist in Python 3.11, in jsonargparse 4.39, the oldest version that setup.cfg allows, and in 4.53.
+Neither library has a public way to list the options of a parser.
 """
 
 from argparse import Action, ArgumentParser
@@ -13,7 +13,7 @@ from jsonargparse import DefaultHelpFormatter
 
 
 def options_of(parser: ArgumentParser) -> list[Action]:
-    """The options of a parser, its commands among them.
+    """The options of a parser, with its commands.
 
     Relies on: ``ArgumentParser._actions`` of argparse.
     When it is gone: an AttributeError at the start of every command.
@@ -22,7 +22,7 @@ def options_of(parser: ArgumentParser) -> list[Action]:
 
 
 def groups_of(parser: ArgumentParser) -> list[tuple[Any, list[Action]]]:
-    """The groups of a parser's options, each with these.
+    """The groups of a parser's options, each with its options.
 
     Relies on: ``ArgumentParser._action_groups`` and ``_group_actions`` of each, of argparse.
     When they are gone: an AttributeError in ``--help``.
@@ -30,11 +30,11 @@ def groups_of(parser: ArgumentParser) -> list[tuple[Any, list[Action]]]:
     return [(group, group._group_actions) for group in parser._action_groups]
 
 
-def take_as(option: Action, kind: Any) -> None:
-    """Has an option of a class take another type.
+def set_option_type(option: Action, kind: Any) -> None:
+    """Changes the type of an option that comes from a class.
 
-    Relies on: ``ActionTypeHint._typehint`` of jsonargparse. The public way, a Trainer with other
-    annotations, would be another class.
+    Relies on: ``ActionTypeHint._typehint`` of jsonargparse. The public way would be
+    another Trainer class with other annotations.
     When it is gone: an AttributeError with its name, at the start of every command.
     """
     if not hasattr(option, "_typehint"):
@@ -45,14 +45,14 @@ def take_as(option: Action, kind: Any) -> None:
 
 
 class OpenHelpFormatter(DefaultHelpFormatter):
-    """A formatter whose text of an option can be overridden.
+    """A help formatter in which subclasses can override the text of an option.
 
     Relies on: ``HelpFormatter._get_help_string(action)`` of argparse, which jsonargparse overrides.
-    When it is gone: the help has other texts than ours.
+    When it is gone: the help does not show the texts of this project.
     """
 
     def text_of(self, option: Action) -> str:
-        """The text of an option, before its default and the like are filled in."""
+        """The text of an option, before placeholders such as the default are filled in."""
         text: str = super()._get_help_string(option)
         return text
 

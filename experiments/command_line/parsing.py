@@ -1,4 +1,4 @@
-"""The command line's manners: errors of one line, help that fits a screen, short forms."""
+"""Arguments of the command line: short forms, one-line errors, short help."""
 
 import inspect
 import os
@@ -24,7 +24,7 @@ from experiments.command_line.help import (
 )
 from experiments.command_line.messages import one_line, project_classes
 from experiments.command_line.parser_seam import groups_of, options_of
-from experiments.errors import UsageError, is_of_user
+from experiments.errors import UsageError, is_user_error
 from experiments.identity import LEARNING_RATE, expand_learning_rate, flat_key
 from experiments.records.record import CONFIG, RunRecord, run_folder
 from experiments.records.trust import TRUST_FLAG, check_run_config
@@ -40,24 +40,24 @@ _BEFORE_OTHERS = {"-c": 0, "--config": 0, "--trainer": 1, "--model": 1, "--data"
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turns errors about the user's input, raised while a run is set up, into a `UsageError`."""
+    """Converts errors in the user's input, raised while a run is set up, to a `UsageError`."""
     try:
         yield
     except OSError as error:  # such as a folder that may not be entered
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         raise UsageError(one_line(reason)) from error
     except Exception as error:
-        if not is_of_user(error):
+        if not is_user_error(error):
             raise
         raise UsageError(one_line(str(error))) from error
 
 
-# Where the keys of this command's config files are, for the one line of an error.
+# The lines of the keys in the config files of this command, for error messages.
 _LINES: dict[str, str] = {}
 
 
 def fail(error: UsageError) -> NoReturn:
-    """Prints the error's line, with the config file's if it is of a key there; exits with 2."""
+    """Prints the error, with the line of its key in a config file if any; exits with status 2."""
     if os.environ.get("JSONARGPARSE_DEBUG"):
         raise error
     place = place_of(str(error), _LINES)
@@ -67,21 +67,21 @@ def fail(error: UsageError) -> NoReturn:
 
 
 def prepare_arguments(args: list[str] | None) -> list[str]:
-    """Writes out the short forms that LightningCLI doesn't know, and checks the config files.
+    """Expands the short forms that LightningCLI doesn't know, and checks the config files.
 
-    Configs move to the front, then the choices of classes: LightningCLI lets whatever comes later
-    win, but a flag is meant to beat a file wherever it stands.
-    ``--model.lr`` stands for the optimiser's learning rate; an evaluation, or a fit that goes on,
-    with ``--name`` and no ``--config`` uses the run's own configuration.
+    Configs move to the front, then the choices of classes. In LightningCLI the last argument wins,
+    but here a flag overrides a file in any order. ``--model.lr`` is the optimiser's learning rate.
+    With ``--name`` and no ``--config``, an evaluation or a resumed fit uses the configuration of
+    the run.
 
     Args:
-        args: the arguments; default: those of the process.
+        args: the arguments; default: the arguments of the process.
 
     Returns:
-        The arguments, written out.
+        The expanded arguments.
 
     Raises:
-        RunError: if the named run does not exist, or the name is none.
+        RunError: if the named run does not exist, or the name is invalid.
         ValueError: for a config file that can't be used; the message names file and line.
     """
     given = sys.argv[1:] if args is None else args
@@ -94,7 +94,7 @@ def prepare_arguments(args: list[str] | None) -> list[str]:
     if of_a_run and names and not configs:
         root = Path((_values(arguments, "--runs_dir") or ["runs"])[-1])
         own = RunRecord.open(run_folder(root, names[-1])).path / CONFIG
-        # The folder where the run was found counts, not the one that its configuration names.
+        # The folder where the run was found is used, not the one in its configuration.
         place = [] if _values(arguments, "--runs_dir") else [f"--runs_dir={root}"]
         arguments[1:1] = ["--config", str(own), *place]
     else:
@@ -104,7 +104,7 @@ def prepare_arguments(args: list[str] | None) -> list[str]:
         _LINES.update(lines_of_keys(Path(config)))
     if own is not None and own.is_file() and not _is_on(arguments, TRUST_FLAG):
         check_run_config(own, given)
-    for argument in arguments:  # a flag beats a config
+    for argument in arguments:  # a flag overrides a config
         _LINES.pop(flat_key(argument.removeprefix("--").partition("=")[0]), None)
     return arguments[:1] + _in_order(arguments[1:])
 
@@ -116,7 +116,7 @@ def _check_order(arguments: list[str]) -> None:
 
 
 def _expand_switches(arguments: list[str]) -> list[str]:
-    """Lets ``--resume`` alone mean ``--resume true``, as for the other switches."""
+    """Expands ``--resume`` to ``--resume true``, and the other switches too."""
     following = [*arguments[1:], "--"]
     return [
         f"{argument}=true" if argument in _SWITCHES and after.startswith("-") else argument
@@ -125,7 +125,7 @@ def _expand_switches(arguments: list[str]) -> list[str]:
 
 
 def _resumes(arguments: list[str]) -> bool:
-    """Whether a fit is to go on with a named run that needs no other configuration."""
+    """Whether a fit resumes a named run with the configuration of this run."""
     return _is_on(arguments, "--resume") and not _values(arguments, "--model")
 
 
@@ -147,7 +147,7 @@ def _in_order(arguments: list[str]) -> list[str]:
 
 
 def _values(arguments: list[str], *flags: str) -> list[str]:
-    """The values that the arguments give to a flag, as ``--flag value`` or ``--flag=value``."""
+    """The values of a flag in the arguments, from ``--flag value`` or ``--flag=value``."""
     values = []
     for position, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
@@ -157,7 +157,7 @@ def _values(arguments: list[str], *flags: str) -> list[str]:
 
 
 class RunParser(LightningArgumentParser):
-    """LightningCLI's parser with errors of one line and a help that fits a few screens."""
+    """LightningCLI's parser with one-line errors and a short help."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)  # --ov true must not mean --overwrite true
@@ -165,7 +165,7 @@ class RunParser(LightningArgumentParser):
         self.add_argument("--help_all", action=_HelpAll, help="Show every option and exit.")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Exits with status 2 and one line: what is wrong, and the nearest valid key."""
+        """Exits with status 2 and one line: the problem and the nearest valid key."""
         if os.environ.get("JSONARGPARSE_DEBUG"):
             super().error(message, ex)
         fail(UsageError(one_line(message, self._known_keys())))
@@ -181,7 +181,7 @@ class RunParser(LightningArgumentParser):
         return keys.union(*(inspect.signature(known).parameters for known in project_classes()))
 
     def format_help(self, *args: Any) -> str:
-        """Formats the help without the rarer options and without their usage."""
+        """Formats the help without rare options."""
         of_command = any(option.dest == "trainer" for option in options_of(self))
         if of_command:
             self.usage = f"{self.prog.replace(' [options]', '')} [--config FILE ...] [options]"
@@ -200,7 +200,7 @@ class RunParser(LightningArgumentParser):
 
 
 class _HelpAll(Action):
-    """Prints every option, as ``--help`` did not."""
+    """Prints every option, also those that ``--help`` hides."""
 
     def __init__(self, option_strings: list[str], dest: str, **kwargs: Any) -> None:
         super().__init__(option_strings, dest=SUPPRESS, default=SUPPRESS, nargs=0, **kwargs)

@@ -1,1 +1,1 @@
-"""What watches a command and tells of it: callbacks, loggers, the progress bar, the summary."""
+"""Observes a command and reports on it: callbacks, loggers, progress bar, summary."""

@@ -1,4 +1,4 @@
-"""What a run keeps besides its metrics: reports and predictions."""
+"""Callbacks that write reports and predictions."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -23,13 +23,13 @@ from lightning_modules import Classifier
 class EvaluationReport(Callback):
     """Confusion matrix, accuracy per class and the worst mistakes, in the run's folder and W&B.
 
-    Drawn for the last validation of a fit, and for every validation and test asked for by itself.
+    They are drawn for the last validation of a fit, and for every separate validation and test.
 
     Args:
-        record: where the plots and the figures go.
-        step: tells how many optimiser steps the evaluated weights have behind them.
-        evaluation: what a validation or test by itself is of; may be set later, before it.
-        mistakes: how many misclassified images to show, the most confident first.
+        record: the record for plots and figures.
+        step: returns the optimiser steps of the evaluated weights.
+        evaluation: the evaluation of a separate validation or test; may be set before it starts.
+        mistakes: number of misclassified images to show, the most confident first.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class EvaluationReport(Callback):
             self._report("val", trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reports on a validation that was asked for by itself."""
+        """Reports on a separate validation."""
         if trainer.state.fn == "validate" and trainer.is_global_zero:
             self._report("validate", trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets an earlier test; checks that the checkpoint was not replaced meanwhile."""
+        """Drops an earlier test; checks that the checkpoint has not been replaced."""
         self._logits = []
         self._check_weights()
 
@@ -109,7 +109,7 @@ class EvaluationReport(Callback):
         evaluation.note(self.record, figures)
 
     def confirm(self) -> Evaluation:
-        """What was evaluated, as it is by now: a fit may have replaced the weights."""
+        """The evaluation after a second check: a fit may have replaced the weights."""
         assert self.evaluation is not None
         self.evaluation = confirmed(self.record, self.evaluation)
         return self.evaluation
@@ -119,11 +119,11 @@ class EvaluationReport(Callback):
             self.evaluation.check_weights()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Checks that the checkpoint was not replaced meanwhile."""
+        """Checks that the checkpoint has not been replaced."""
         self._check_weights()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Checks that the checkpoint was not replaced meanwhile."""
+        """Checks that the checkpoint has not been replaced."""
         if trainer.state.fn == "validate":
             self._check_weights()
 
@@ -143,7 +143,7 @@ class EvaluationReport(Callback):
         ]
         images = [data.test_set.images[i].transpose(1, 2, 0) for i in worst]
         path = self.record.path / f"mistakes_test{self._tag('test')}.png"
-        path.unlink(missing_ok=True)  # of before; there may be no mistakes now
+        path.unlink(missing_ok=True)  # an old file; there may be no mistakes now
         plots.image_grid(images, captions, path)
         if (logger := wandb_logger(trainer)) and images:
             logger.log_image("test/mistakes", images, caption=captions)
@@ -153,8 +153,8 @@ class PredictionWriter(Callback):
     """Writes the predictions as CSV: file, (label,) prediction, confidence, a column per class.
 
     Args:
-        record: of the run, in whose folder the file lies.
-        report: has what is predicted.
+        record: of the run; the file is in its folder.
+        report: holds the evaluation.
     """
 
     def __init__(self, record: RunRecord, report: EvaluationReport) -> None:
@@ -199,7 +199,7 @@ def write_predictions(
     Args:
         path: the CSV file.
         files: name of each image.
-        labels: true class of each image; the column is left out if none is known.
+        labels: true class of each image; without labels, the column is left out.
         probabilities: ``(N, len(names))``.
         names: the classes.
     """
@@ -217,7 +217,7 @@ def write_predictions(
 
 
 def datamodule_of(trainer: Trainer) -> CIFAR10DataModule:
-    """The data that a trainer runs on."""
+    """The data module of a trainer."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(data, CIFAR10DataModule)
     return data

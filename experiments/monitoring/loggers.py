@@ -1,4 +1,4 @@
-"""Where metrics go: the run's own record, and W&B."""
+"""Loggers for metrics: the run's record and W&B."""
 
 import logging
 import os
@@ -24,13 +24,13 @@ from experiments.records.record import RunRecord
 
 _log = logging.getLogger(__name__)
 
-_START_S = _FINISH_S = 30  # how long W&B's server may keep a run waiting
+_START_S = _FINISH_S = 30  # limit of a wait for W&B's server
 
 WandbMode = Literal["offline", "online", "disabled"]
 
 PROJECT = "cifar10-lightning"
 _CLASS_PATHS = ("experiments.WandbLogger", "experiments.monitoring.loggers.WandbLogger")
-# W&B's own variables, by the argument that they stand for.
+# The environment variable of W&B for each argument.
 _VARIABLES = {
     "project": "WANDB_PROJECT",
     "entity": "WANDB_ENTITY",
@@ -39,8 +39,8 @@ _VARIABLES = {
     "tags": "WANDB_TAGS",
     "notes": "WANDB_NOTES",
 }
-# What the run itself says, so that its folder and its W&B run are found by each other.
-_OF_THE_RUN = {"WANDB_NAME": "--name", "WANDB_DIR": "--runs_dir"}
+# Variables that are not used, so that the run's folder and its W&B run have the same name.
+_IGNORED_VARIABLES = {"WANDB_NAME": "--name", "WANDB_DIR": "--runs_dir"}
 
 
 class RecordLogger(Logger):
@@ -48,10 +48,10 @@ class RecordLogger(Logger):
 
     Args:
         record: the run's record.
-        step: tells how many optimiser steps the weights have behind them (Lightning's own count
-            starts at 0 and knows nothing of a checkpoint that is tested).
-        is_silent: writes nothing, as for an evaluation: whether its figures are the run's is known
-            when it is over (`experiments.checkpoints.evaluations`).
+        step: returns the optimiser steps of the weights (Lightning's own count starts at 0, also
+            in a test of a checkpoint).
+        is_silent: writes nothing. An evaluation sets it, because only its end shows whether its
+            figures belong to the run (`experiments.checkpoints.evaluations`).
     """
 
     def __init__(self, record: RunRecord, step: Callable[[], int], is_silent: bool = False) -> None:
@@ -86,27 +86,27 @@ class RecordLogger(Logger):
 
 
 class WandbLogger(OpenWandbLogger):
-    """Lightning's W&B logger, offline by default, bounded in time, and never fatal to training.
+    """Lightning's W&B logger: offline by default, with time limits, and never fatal to training.
 
-    The run's folder holds W&B's files, its name is the run's, and every process that works on the
-    run (fit, then test) logs to the same W&B run.
+    W&B's files are in the run's folder, and the W&B run has the name of the run. Every process that
+    works on the run (fit, then test) logs to the same W&B run.
 
-    What is not given is taken from the environment, as W&B does: ``WANDB_MODE``, ``WANDB_PROJECT``,
-    ``WANDB_ENTITY``, ``WANDB_RUN_GROUP``, ``WANDB_JOB_TYPE``, ``WANDB_TAGS`` (with commas) and
-    ``WANDB_NOTES``.
+    Missing arguments are taken from the environment, as W&B does: ``WANDB_MODE``,
+    ``WANDB_PROJECT``, ``WANDB_ENTITY``, ``WANDB_RUN_GROUP``, ``WANDB_JOB_TYPE``, ``WANDB_TAGS``
+    (with commas) and ``WANDB_NOTES``.
 
     Args:
         project: the W&B project; default: cifar10-lightning.
         mode: ``offline`` needs no account; ``online`` needs one; ``disabled`` writes nothing.
             Default: offline.
         entity: the W&B user or team, for ``online``.
-        group: what the project page groups runs by; default: the run's name without its seed.
-        job_type: kind of run within a group; default: the command that began it.
-        tags: labels to filter by, besides model, optimiser, data and seed.
+        group: groups runs on the project page; default: the run's name without its seed.
+        job_type: kind of run within a group; default: the command that started the run.
+        tags: labels for filters, besides model, optimiser, data and seed.
         notes: a description.
 
     Raises:
-        ValueError: for a mode that W&B does not know, or if online lacks an account.
+        ValueError: for an unknown mode, or for ``online`` without an account.
     """
 
     def __init__(
@@ -153,15 +153,15 @@ class WandbLogger(OpenWandbLogger):
         """Opens the W&B run of a record, or continues it.
 
         Args:
-            record: the run, whose name and folder W&B takes over.
-            config: the resolved configuration, logged as filterable keys.
-            step: as for `RecordLogger`, so that both say the same.
+            record: the run; W&B uses its name and folder.
+            config: the resolved configuration, logged as keys for filters.
+            step: as for `RecordLogger`, so that both log the same steps.
 
         Raises:
             RunError: if W&B can't start; the message names the remedy.
         """
         self._count_steps = step
-        for variable, flag in _OF_THE_RUN.items():
+        for variable, flag in _IGNORED_VARIABLES.items():
             if self.mode != "disabled" and os.environ.get(variable):
                 _log.warning(
                     f"{variable} is not used: W&B's name and folder are the run's, see {flag}"
@@ -190,7 +190,7 @@ class WandbLogger(OpenWandbLogger):
         self.experiment.config.update(dict(config), allow_val_change=True)
 
     def _go_offline(self, record: RunRecord, config: Mapping[str, Any], error: Exception) -> None:
-        """Logs into files what the server does not take: no training waits for it."""
+        """Continues offline, in files, so that no training waits for the server."""
         self.mode = "offline"
         self.begin_offline()
         _log.warning(
@@ -203,20 +203,20 @@ class WandbLogger(OpenWandbLogger):
             raise _cannot_start("offline", again) from again
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Logs metrics; a W&B that fails is reported once and then left alone."""
+        """Logs metrics; after an error of W&B, prints one message and logs no more."""
         step = self._count_steps() if self._count_steps else step
         self._try(super().log_metrics, _without_epoch_of_evaluation(metrics), step)
 
     def log_image(self, key: str, images: list[Any], step: int | None = None, **kw: Any) -> None:
-        """Logs images; never fatal, as `log_metrics`."""
+        """Logs images; never fatal, like `log_metrics`."""
         self._try(super().log_image, key, images, step, **kw)
 
     def log_table(self, key: str, *args: Any, **kw: Any) -> None:
-        """Logs a table; never fatal, as `log_metrics`."""
+        """Logs a table; never fatal, like `log_metrics`."""
         self._try(super().log_table, key, *args, **kw)
 
     def summarize(self, values: Mapping[str, Any]) -> None:
-        """Writes final values into the W&B run's summary; never fatal, as `log_metrics`."""
+        """Writes final values into the W&B run's summary; never fatal, like `log_metrics`."""
         self._try(lambda: self.experiment.summary.update(dict(values)))
 
     def close(self, exit_code: int, preempted: bool = False) -> None:
@@ -224,11 +224,11 @@ class WandbLogger(OpenWandbLogger):
 
         Args:
             exit_code: marks the run finished (0) or failed (anything else).
-            preempted: marks a run that was told to go, and will go on, as preempted.
+            preempted: marks a run as preempted that a system stopped and that will be resumed.
         """
         if not self.is_open:
             return
-        warned, self._broken = self._broken, False  # end also what failed before
+        warned, self._broken = self._broken, False  # also ends a run that failed before
         started = time.monotonic()
         with warnings.catch_warnings():
             if warned:
@@ -262,10 +262,10 @@ class WandbLogger(OpenWandbLogger):
 
 
 def with_environment(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Fills what a W&B logger was not given from the environment, and the project from its default.
+    """Fills missing arguments of a W&B logger from the environment, and the default project.
 
     Args:
-        given: arguments of `WandbLogger`; None for those not given.
+        given: arguments of `WandbLogger`; None for missing ones.
     """
     found = {**given}
     for name, variable in _VARIABLES.items():
@@ -276,9 +276,9 @@ def with_environment(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def keep_environment(logger: Any) -> None:
-    """Writes what the environment says into the configuration of W&B's logger, in place.
+    """Writes values from the environment into the configuration of W&B's logger, in place.
 
-    The run's own configuration then has it: a later command goes on in the same project.
+    The run's own configuration then has them, so a later command uses the same project.
 
     Args:
         logger: the configuration ``trainer.logger``: one, a list, or none.
@@ -289,7 +289,7 @@ def keep_environment(logger: Any) -> None:
 
 
 def _labels(record: RunRecord) -> dict[str, Any]:
-    """By what a W&B project page groups and filters runs, where the user chose nothing."""
+    """The default group, job type and tags of a run on a W&B project page."""
     known = [record.fields.get(key) for key in ("model", "optimizer", "data")]
     known.append(f"seed {record.fields.get('seed')}")
     return {
@@ -300,7 +300,7 @@ def _labels(record: RunRecord) -> dict[str, Any]:
 
 
 def _without_epoch_of_evaluation(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Leaves out the epoch that Lightning adds to a test: the next one, not that of the weights."""
+    """Removes the epoch that Lightning adds to a test: it is not the epoch of the weights."""
     evaluated = any(key.startswith(("test/", "validate/")) for key in metrics)
     return {key: value for key, value in metrics.items() if not (evaluated and key == "epoch")}
 
@@ -317,7 +317,7 @@ def _cannot_start(mode: str, error: Exception) -> RunError:
 
 
 def _check_account() -> None:
-    """Refuses to go online without an API key, where W&B would ask for one and wait."""
+    """Refuses online mode without an API key: W&B would ask for the key and wait."""
     try:
         reason = "" if wandb.login(prompt=False, verify=False) else "no API key configured"
     except wandb.Error as error:

@@ -1,4 +1,4 @@
-"""Callbacks that look into a training for the report's figures, and choose nothing by it."""
+"""Callbacks that measure a training for the report's figures; nothing is selected by them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,23 +14,23 @@ from experiments.monitoring.callbacks import datamodule_of
 from lightning_modules import Classifier
 
 _ACTIVATIONS = (nn.ELU, nn.ReLU, nn.Tanh)
-_IMAGES = 1000  # that activations are measured on
+_IMAGES = 1000  # number of images for the activations
 
 
 class CurveOnTest(Callback):
     """Logs loss and accuracy on the test set during a fit, as the report's figures show them.
 
-    Every ``trainer.val_check_interval`` steps, as ``test_curve/loss`` and ``test_curve/acc``. No
-    checkpoint, schedule or stop may depend on them: use it only where the last weights of a fixed
-    number of steps are what counts, as in ``configs/ablations/protocol.yaml``.
+    It logs ``test_curve/loss`` and ``test_curve/acc`` every ``trainer.val_check_interval`` steps.
+    No checkpoint, schedule or stop may depend on them. So use it only if the result is the last
+    weights after a fixed number of steps, as in ``configs/ablations/protocol.yaml``.
 
     Raises:
-        ValueError: with several processes, with a validation split, by which checkpoints would be
-            chosen, or if the interval isn't a number of steps.
+        ValueError: with several processes, with a validation split (it would select checkpoints),
+            or if the interval isn't a number of steps.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses what the curve can't be drawn for."""
+        """Refuses settings for which the curve can't be measured."""
         every = trainer.val_check_interval
         if stage == "fit" and not isinstance(every, int):
             raise ValueError(f"CurveOnTest: trainer.val_check_interval must be steps, got {every}")
@@ -42,7 +42,7 @@ class CurveOnTest(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Evaluates when it is time."""
+        """Evaluates at the interval."""
         if trainer.global_step % trainer.val_check_interval == 0:
             assert isinstance(pl_module, Classifier)
             figures = evaluate(trainer, pl_module, datamodule_of(trainer))
@@ -64,7 +64,7 @@ def evaluate(trainer: Trainer, model: Classifier, data: CIFAR10DataModule) -> di
 
 
 class ActivationStatistics(Callback):
-    """Logs what each activation function puts out and lets through, before and after a fit.
+    """Logs the outputs and derivatives of each activation function, before and after a fit.
 
     For the k-th activation, on the first 1,000 training images: ``activations/k/mean`` and
     ``activations/k/std`` of its outputs over images and units, and ``activations/k/gradient``,
@@ -123,7 +123,7 @@ def activation_statistics(model: nn.Module, images: Tensor) -> dict[str, float]:
 
 @contextmanager
 def _in_evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, and back into the mode that the model was in."""
+    """Evaluation mode without gradients; restores the previous mode at the end."""
     was_training = model.training
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: the bar, the learning rate, the throughput."""
+"""The progress of a run: bar, learning rate, throughput."""
 
 import shutil
 import sys
@@ -15,7 +15,7 @@ from lightning_modules.schedules import steps_of_fit
 
 
 class RunProgressBar(ProgressBar):
-    """One bar for a whole fit, test or prediction; plain lines where there is no terminal.
+    """One bar for a whole fit, test or prediction; without a terminal, lines of text.
 
     Args:
         stream_is_terminal: draw a bar (default: whether standard error is a terminal).
@@ -29,7 +29,7 @@ class RunProgressBar(ProgressBar):
         self._logged = False
 
     def disable(self) -> None:
-        """Turns the bar off, on all processes but the first."""
+        """Turns the bar off in all processes except the first."""
         self._enabled = False
 
     def _open(self, description: str, total: float, done: int = 0) -> None:
@@ -40,7 +40,7 @@ class RunProgressBar(ProgressBar):
             disable=not (self._enabled and self._terminal),
             mininterval=0.2,
             leave=False,
-            ncols=shutil.get_terminal_size().columns,  # tqdm draws nothing where it reads 0
+            ncols=shutil.get_terminal_size().columns,  # tqdm draws nothing for a width of 0
             bar_format="{desc} {n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining}{postfix}",
         )
 
@@ -51,14 +51,16 @@ class RunProgressBar(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Advances the bar; new figures come with the step after each entry of the log."""
+        """Advances the bar; new figures appear one step after each log entry."""
         if self._logged and not self._bar.disable:
             self._bar.set_postfix_str(_figures(self.get_metrics(trainer, pl_module)), refresh=False)
         self._bar.update(trainer.global_step - self._bar.n)
-        self._logged = is_log_step(trainer)  # the model's own hook, which logs, comes after this
+        self._logged = is_log_step(
+            trainer
+        )  # the hook of the model, which logs, is called after this one
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints a line per validation where there is no bar."""
+        """Without a bar, prints a line for each validation."""
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
         if fitting and self._enabled and not self._terminal:
             total = steps_of_fit(trainer)
@@ -86,7 +88,7 @@ class RunProgressBar(ProgressBar):
     on_test_end = on_predict_end = on_train_end
 
 
-# Shortened, and in this order, so that a terminal of 80 columns shows them all.
+# Short names in this order, so that a terminal of 80 columns shows all of them.
 _SHOWN = {"val/acc": "val", "train/loss": "loss", "train/acc": "acc", "images_per_s": "img/s"}
 
 
@@ -98,15 +100,15 @@ def _figures(metrics: dict[str, Any]) -> str:
 
 
 class TrainMonitor(Callback):
-    """Logs the learning rate and the throughput in images/s, at each entry of the log.
+    """Logs the learning rate and the throughput in images/s with each log entry.
 
     Attributes:
-        seconds: time spent in training steps, without validation; a resumed fit goes on counting.
-        images: images trained on, likewise.
-        started: whether training has begun.
-        figures: what is known of a fit at its end: how many images an epoch of it had, and the loss
-            and accuracy of training where it was too short for an entry of the log.
-        peak_gpu_bytes: the most memory that the fit has held on the GPU; None without one.
+        seconds: time of the training steps, without validation; a resumed fit continues the count.
+        images: number of trained images; a resumed fit continues the count.
+        started: whether training has started.
+        figures: at the end of a fit: the number of images in an epoch, and the loss and accuracy of
+            training if the fit was too short for a log entry.
+        peak_gpu_bytes: the peak GPU memory of the fit; None without a GPU.
     """
 
     def __init__(self) -> None:
@@ -124,18 +126,18 @@ class TrainMonitor(Callback):
         self._mark = now
 
     def _stop(self, device: torch.device) -> None:
-        """Stops the clock when a GPU has finished: steps that are only queued took no time yet."""
+        """Stops the clock after the GPU has finished its queued steps."""
         if device.type == "cuda":
             torch.cuda.synchronize(device)
             self.peak_gpu_bytes = torch.cuda.max_memory_allocated(device)
         self._lap()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps, so that a resumed fit counts on."""
+        """The counts for a checkpoint, so that a resumed fit continues them."""
         return {"seconds": self.seconds, "images": self.images}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the counts of a checkpoint."""
+        """Restores the counts of a checkpoint."""
         self.seconds, self.images = state_dict["seconds"], state_dict["images"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -159,14 +161,14 @@ class TrainMonitor(Callback):
         self._stop(pl_module.device)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the figures that no entry of the log has had."""
+        """Collects the figures that no log entry has."""
         assert isinstance(pl_module, Classifier)
         self.figures["train/images"] = self._images_of_epoch(trainer)
         if trainer.global_step < trainer.log_every_n_steps:  # type: ignore[attr-defined]
             self.figures.update(pl_module.unlogged())
 
     def _images_of_epoch(self, trainer: Trainer) -> int:
-        """Images that an epoch had: all, unless batches were limited or it was not finished."""
+        """Number of images in an epoch: all, unless batches were limited or it was not finished."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         whole, batches = len(data.train_set.labels), trainer.num_training_batches
         if batches < len(cast(Any, trainer.train_dataloader)):
@@ -176,7 +178,7 @@ class TrainMonitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Counts images; logs when the trainer is to log this step."""
+        """Counts images; logs if the trainer logs this step."""
         self.images += len(batch[0]) * trainer.world_size
         if is_log_step(trainer):
             self._lap()

@@ -1,4 +1,4 @@
-"""The few lines a person reads when a command ends."""
+"""The summary at the end of a command."""
 
 import os
 import shlex
@@ -14,28 +14,28 @@ from experiments.records.record import RunRecord
 from experiments.texts import printable
 
 _NO_VALUE = "-"
-_SETS = {"test": "test", "validate": "val"}  # the images that a command evaluates
+_SETS = {"test": "test", "validate": "val"}  # the set of images of each command
 
 
 def summary_table(
     record: RunRecord, command: str, seconds: float, evaluation: Evaluation | None
 ) -> str:
-    """Formats what a command did, where its files are and what to type next.
+    """Formats the results of a command, its files and the next command.
 
     Args:
         record: the run's record.
         command: fit, validate, test or predict.
         seconds: how long the command's main part took.
-        evaluation: what it evaluated; None for a fit.
+        evaluation: the evaluation of the command; None for a fit.
 
     Returns:
-        A table of lines, without a newline at its end.
+        A table, without a newline at its end.
     """
     if evaluation is not None and command == "predict":
         rows = [("predictions", _predictions(record, evaluation))]
     else:
         rows = [("data", _data(record)), *_results(record)]
-    if evaluation is not None and not evaluation.is_of_run:
+    if evaluation is not None and not evaluation.belongs_to_run:
         rows += _aside(record, evaluation)
     rows.append(("stopped", record.fields.get("stopped_by", "") if command == "fit" else ""))
     rows += [("time", f"{seconds:.1f} s for {command}"), ("run", str(record.path))]
@@ -55,7 +55,7 @@ def _predictions(record: RunRecord, evaluation: Evaluation) -> str:
 
 
 def _aside(record: RunRecord, evaluation: Evaluation) -> list[tuple[str, str]]:
-    """Figures that are not the run's own, and why."""
+    """Figures that do not belong to the run, and the reason."""
     entry = record.evaluations[evaluation.key(record)]
     reasons = [f"{key} {_difference(value)}" for key, value in evaluation.differs.items()]
     rows = [("kept aside", f"not the run's own figures: {'; '.join(reasons)}")]
@@ -101,15 +101,15 @@ def _results(record: RunRecord) -> list[tuple[str, str]]:
         best = f"best acc {_number(summary.get(f'best/{CHOSEN_BY}'))} at step {step:,}"
         rows.append(("val", f"{_figures(record, 'val')}, {best}"))
     rows += [
-        (stage, f"{_figures(record, stage)} ({_of_what(record, stage)})")
+        (stage, f"{_figures(record, stage)} ({_evaluated_weights(record, stage)})")
         for stage in ("validate", "test")
         if f"{stage}/loss" in summary
     ]
     return rows
 
 
-def _of_what(record: RunRecord, stage: str) -> str:
-    """Which weights were evaluated, and on which part of the images if not on all."""
+def _evaluated_weights(record: RunRecord, stage: str) -> str:
+    """The evaluated weights, and the number of images if not all were evaluated."""
     images = record.summary.get(f"{stage}/images")
     whole = (record.fields.get("images") or {}).get(_SETS[stage])
     return f"{record.summary.get(f'{stage}/checkpoint')}{_part(images, whole)}"
@@ -144,13 +144,13 @@ def _upload(record: RunRecord) -> str:
 
 
 def upload_command(record: RunRecord) -> str:
-    """What to type to upload what a run has logged offline."""
+    """The command that uploads the offline files of a run."""
     where = shlex.quote(str(record.path / "wandb"))
     return f"{python()} -m wandb sync {where}/offline-run-*"
 
 
 def python() -> str:
-    """What to type for this Python: its path where ``python`` is another one."""
+    """The name of this Python on a command line: its path if ``python`` is another one."""
     if shutil.which("python") == sys.executable:
         return "python"
     path = os.path.relpath(sys.executable)
@@ -158,7 +158,7 @@ def python() -> str:
 
 
 def _next(record: RunRecord, command: str) -> str:
-    """The evaluation that is still to be made, if there are weights to make it with."""
+    """The next evaluation of a run, if it has weights for one."""
     missing = "predict" if "test/acc" in record.summary else "test"
     kept = [name for name in (BEST, LAST) if (record.path / f"{name}.ckpt").is_file()]
     if not kept or command == "predict":
@@ -172,15 +172,15 @@ def _next(record: RunRecord, command: str) -> str:
 
 
 def show(text: str) -> None:
-    """Prints to standard output, if anybody is left to read it."""
+    """Prints to standard output, and ignores errors of the output."""
     try:
         print(text, flush=True)
-    except OSError:  # a closed pipe, a full disk; Python would try again when it ends
+    except OSError:  # a closed pipe, a full disk; Python would try again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def program() -> str:
-    """What to type for this program, as it was started."""
+    """The name of this program on a command line, as it was started."""
     typed = Path(sys.argv[0])
     if typed.name == "cifar10":
         return "cifar10"

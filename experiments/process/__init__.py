@@ -1,1 +1,1 @@
-"""The process that a command runs in: its signals, memory, batch system and sister processes."""
+"""The process of a command: its signals, memory, batch system and sister processes."""

@@ -1,4 +1,4 @@
-"""Memory that a training step frees stays with the process, for the next step."""
+"""Keeps the memory that a training step frees in the process, for the next step."""
 
 import ctypes
 import os
@@ -10,15 +10,15 @@ _TOP_PAD = 64 * 2**20  # bytes by which the heap grows at least
 
 
 def keep_freed_memory() -> bool:
-    """Lets glibc's malloc keep what is freed, instead of asking the system anew in every step.
+    """Makes glibc's malloc keep freed memory instead of requesting it again in every step.
 
-    glibc maps each large block anew and unmaps it when it is freed: every step of a CNN then
-    touches hundreds of megabytes of fresh pages, each a page fault. That took an eighth of
-    FastCNN's time on a CPU. Not done where an environment variable ``MALLOC_...`` or
-    ``GLIBC_TUNABLES`` has settings of its own, nor with another C library or allocator.
+    By default, glibc maps each large block and unmaps it when it is freed. Every step of a CNN then
+    touches hundreds of megabytes of new pages, each with a page fault; this took an eighth of
+    FastCNN's time on a CPU. The function does nothing if an environment variable ``MALLOC_...`` or
+    ``GLIBC_TUNABLES`` is set, or with another C library or allocator.
 
     Returns:
-        Whether malloc was told.
+        Whether malloc was changed.
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return False

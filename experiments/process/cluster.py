@@ -1,9 +1,9 @@
-"""SLURM: a job that is told to go saves its state and asks to be run again.
+"""SLURM: before its end, a job saves its state and requests another run.
 
-``sbatch --signal=USR1@120`` sends SIGUSR1 two minutes before a job's time is over, and where
-preemption is configured so, before another job takes its place. Lightning's own answer writes a
-checkpoint between two of its hooks, of a name of its own, from which a run does not go on exactly;
-this project's is the one for SIGTERM (see `experiments.session.stopping`), and a request to SLURM.
+``sbatch --signal=USR1@120`` sends SIGUSR1 two minutes before a job's time limit and, if preemption
+is configured for it, before another job replaces this one. Lightning's own handler writes a
+checkpoint between two hooks, from which a run does not resume exactly. This project stops as for
+SIGTERM (see `experiments.session.stopping`) and then requests another run.
 """
 
 import os
@@ -16,7 +16,7 @@ def requeue() -> str:
     """Asks SLURM to run this job again.
 
     Returns:
-        What came of it, in words; empty outside of a job of SLURM.
+        The result, in words; empty outside a SLURM job.
     """
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:

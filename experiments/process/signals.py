@@ -1,4 +1,4 @@
-"""Signals: a command ends between two batches, saved, and at once where nothing is to be saved."""
+"""Signals: a command saves and ends between two batches, or at once if it has nothing to save."""
 
 import contextlib
 import enum
@@ -21,9 +21,9 @@ class Stopped(BaseException):
 
     Attributes:
         signum: the signal.
-        status: what the command exits with, as a shell expects: 130, 143, 129 or 138.
-        preempts: whether a system asked for it, and not a person at the keyboard.
-        requeues: whether the job is to be run again; SIGTERM may come of ``scancel``.
+        status: the exit status of the command, as shells expect: 130, 143, 129 or 138.
+        preempts: whether a system sent the signal, not a person at the keyboard.
+        requeues: whether to run the job again; SIGTERM may come from ``scancel``.
     """
 
     def __init__(self, signum: int) -> None:
@@ -36,7 +36,7 @@ class Stopped(BaseException):
 
 
 class Phase(enum.Enum):
-    """What a first signal lets go on to its end, in the words that say so."""
+    """The work that a first signal lets finish, in words for the message."""
 
     START = "the start"
     BATCH = "this batch"
@@ -47,12 +47,12 @@ class Phase(enum.Enum):
 class StopSignals:
     """Takes SIGINT, SIGTERM, SIGHUP and SIGUSR1, until its context ends.
 
-    What a handler raises is lost where it interrupts a finaliser, so that a signal is also kept,
-    for `check` to find.
+    An exception from a handler is lost if the signal interrupts a finaliser. So a signal is also
+    stored for `check`.
 
     Attributes:
-        received: the signal that came, if any.
-        phase: what a first signal lets go on to its end; None if it raises `Stopped` at once.
+        received: the received signal, if any.
+        phase: the work that a first signal lets finish; None if it raises `Stopped` at once.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class StopSignals:
         self.give_back()
 
     def take(self, phase: Phase | None = None) -> None:
-        """Takes the signals, unless they are ignored, as nohup has it with SIGHUP.
+        """Takes the signals, except ignored ones, such as SIGHUP under nohup.
 
         Args:
             phase: see the attribute.
@@ -85,7 +85,7 @@ class StopSignals:
                 _set_handler(signum, self._handle)
 
     def give_back(self) -> None:
-        """Has the signals answered as before."""
+        """Restores the previous handlers."""
         for signum, handler in self._before.items():
             _set_handler(signum, handler)
         self._before = {}
@@ -106,12 +106,12 @@ class StopSignals:
         if not first or self.phase is None:
             raise Stopped(signum)
         text = f"\nstopping after {self.phase.value}; once more to stop at once\n"
-        with contextlib.suppress(OSError):  # not print: the signal may have come within one
+        with contextlib.suppress(OSError):  # not print: the signal may have interrupted a print
             os.write(2, text.encode())
 
 
 def _leave_terminal() -> None:
-    """Lets what is written to a terminal that has gone be lost, where it would be an error."""
+    """Redirects output for a closed terminal, where writing would be an error."""
     with contextlib.suppress(OSError), Path(os.devnull).open("r+b", 0) as nowhere:
         for descriptor in (0, 1, 2):
             if stat.S_ISCHR(os.fstat(descriptor).st_mode):

@@ -1,1 +1,1 @@
-"""What is written of a run, and the one reader of it, whoever wrote it."""
+"""The files of a run: written by this project, and read safely whoever wrote them."""

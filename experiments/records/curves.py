@@ -1,4 +1,4 @@
-"""Figures by step, and which of them is the best: for records, checkpoints, tables and pictures."""
+"""Metrics by step and their best value, for records, checkpoints, tables and plots."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ CHOSEN_BY = "val/acc"  # the figure whose best step is kept as best.ckpt
 
 
 def curve_of(entries: Iterable[Mapping[str, Any]], metric: str) -> dict[int, float]:
-    """Values of a metric by step, in the order of the steps; the latest where a step has two.
+    """Values of a metric by step, in the order of the steps; the latest if a step has two.
 
     Args:
         entries: of a log, each with its ``step``, oldest first.
@@ -25,30 +25,30 @@ def curve_of(entries: Iterable[Mapping[str, Any]], metric: str) -> dict[int, flo
 
 
 def is_loss(metric: str) -> bool:
-    """Whether less of a metric is better."""
+    """Whether a smaller value of a metric is better."""
     return "loss" in metric
 
 
 def direction(metric: str) -> Literal["min", "max"]:
-    """Which of a metric's values is the best, as Lightning and W&B call it."""
+    """The word of Lightning and W&B for the best value of a metric: ``min`` or ``max``."""
     return "min" if is_loss(metric) else "max"
 
 
 def is_better(value: float, than: float | None, metric: str) -> bool:
-    """Whether a value beats the best so far: an equal one, or one that is no number, does not."""
+    """Whether a value is better than the best so far; an equal value or NaN is not."""
     if than is None:
         return not math.isnan(value)
     return value < than if is_loss(metric) else value > than
 
 
 def best_step(curve: Mapping[int, float], metric: str, since: int | None = None) -> int | None:
-    """The step of the best value, the first where several are equal; None if there is no value.
+    """The step of the best value, the first of equal ones; None if there is no value.
 
     Args:
         curve: values by step, in the order of the steps.
-        metric: what they are of.
-        since: the step after which values count, for a run whose earlier ones are of something
-            else (``best_since`` of a record).
+        metric: the metric's name.
+        since: only values after this step count, because earlier ones belong to another training
+            (``best_since`` of a record).
     """
     best = None
     for step, value in curve.items():
@@ -64,7 +64,7 @@ def summarize(entry: Mapping[str, Any], summary: dict[str, Any], since: int) -> 
     Args:
         entry: with its ``step``.
         summary: final and best values by metric, changed in place.
-        since: the step after which values count for the best.
+        since: only values after this step count for the best.
     """
     for key, value in entry.items():
         if key in {"step", "seconds", "epoch"}:

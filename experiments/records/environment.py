@@ -1,4 +1,4 @@
-"""What a run ran on: code, versions, hardware."""
+"""The environment of a run: code, versions, hardware."""
 
 import os
 import platform
@@ -14,8 +14,8 @@ _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16")
 _PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy", "wandb")
 
 
-def circumstances() -> dict[str, Any]:
-    """What a measurement is published with: date, code, hardware and versions."""
+def environment_fields() -> dict[str, Any]:
+    """The date, code, hardware and versions that are published with a measurement."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "git": git_state(),
@@ -28,8 +28,8 @@ def git_state() -> dict[str, Any]:
     """The commit of this project's checkout and whether files differ from it.
 
     Returns:
-        ``commit`` and ``dirty``; both ``None`` without git, or where this project is no checkout
-        of its own: a copy within another repository has nothing to do with that one's commits.
+        ``commit`` and ``dirty``; both ``None`` without git, or if this project is only a copy
+        inside another repository, whose commits do not describe it.
     """
     found = _git("rev-parse", "--show-toplevel", "HEAD")
     top, _, commit = (found or "").partition("\n")
@@ -56,13 +56,13 @@ def _git(*arguments: str) -> str | None:
 
 
 def _without_repository() -> dict[str, str]:
-    """The environment without what makes git look at another repository, as in a hook of it."""
+    """The environment without the variables that point git to another repository, as in a hook."""
     known = os.environ.items()
     return {k: v for k, v in known if not k.startswith("GIT_") or k.startswith("GIT_CONFIG")}
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python and of the packages that results depend on."""
+    """The versions of Python and of the packages that affect results."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -73,8 +73,8 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """What the last digits of a result depend on: processor, its instructions, threads, GPUs."""
-    import torch  # noqa: PLC0415 - who only reads records need not wait for it
+    """The hardware that affects the last digits: processor, its instructions, threads, GPUs."""
+    import torch  # noqa: PLC0415 - reading records does not need it
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
@@ -89,15 +89,15 @@ def hardware() -> dict[str, Any]:
 def fast_precision(accelerator: str) -> Literal["bf16-mixed", "16-mixed", "32-true"]:
     """The precision in which a trainer's device computes convolutions fastest.
 
-    On a CPU without instructions for bfloat16, or on a GPU without, that type is slower than
-    float32; on a CPU, float16 always is.
+    On hardware without instructions for bfloat16, this type is slower than float32. On a CPU,
+    float16 is always slower.
 
     Args:
-        accelerator: as given to the trainer.
+        accelerator: the trainer's option.
 
     Returns:
-        ``bf16-mixed`` where the device multiplies bfloat16, ``16-mixed`` on other CUDA devices,
-        else ``32-true``.
+        ``bf16-mixed`` if the device multiplies bfloat16, ``16-mixed`` on other CUDA devices,
+        otherwise ``32-true``.
     """
     import torch  # noqa: PLC0415 - as above
 

@@ -1,8 +1,8 @@
-"""Files of a run, which may come from a stranger: read within bounds, written to no other place.
+"""Reads and writes the files of a run safely, even if somebody else made the run.
 
-Reading takes regular files alone, of a size that such files have, and never waits. Writing puts a
-new file in the place of an old one, whole: a symbolic link of that name is replaced, and what it
-leads to stays as it is. The folder of a run may itself be a link, as to another disk.
+Only regular files of limited size are read, and reading never waits. A write replaces the old file
+by a complete new one: a symbolic link of that name is replaced, and its target stays unchanged. The
+folder of a run may itself be a link, for example to another disk.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from filelock import BaseFileLock, Timeout
 
 from experiments.errors import RunError
 
-_LOCK_TIMEOUT_S = 60.0  # far longer than a record takes to write
+_LOCK_TIMEOUT_S = 60.0  # far longer than the write of a record
 
 try:
     import fcntl
@@ -28,15 +28,15 @@ except ModuleNotFoundError:  # not POSIX: leftovers of killed processes stay
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"  # held by the process that trains
-RECORD_LOCK = ".record.lock"  # held by whoever writes the record, as long as that takes
-PARTIAL = ".partial"  # what the name of an unfinished file ends in
-_LONGEST_LINE = 2**20  # bytes; an entry of the log has some hundred
+RECORD_LOCK = ".record.lock"  # held while a process writes the record
+PARTIAL = ".partial"  # suffix of an unfinished file
+_LONGEST_LINE = 2**20  # bytes; a log entry has a few hundred
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
 _NEVER_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
-# What others write into within a run's folder, and not by a new file in the place of the old.
+# Entries of a run's folder that other programs change in place, not by a new file.
 _WRITTEN_INTO = (".", "wandb", "wandb/artifacts", "wandb/artifacts/staging")
-_LINKED_BY_WANDB = {"latest-run", "debug.log", "debug-internal.log", "debug-core.log"}
-_INSTEAD = "put what it leads to in its place, or remove it"
+_WANDB_LINKS = {"latest-run", "debug.log", "debug-internal.log", "debug-core.log"}
+_LINK_REMEDY = "put what it leads to in its place, or remove it"
 _LOCKS = {LOCK, RECORD_LOCK}
 _KEPT_OPEN = {*_LOCKS, "metrics.jsonl"}
 
@@ -98,7 +98,7 @@ def read_lines(path: Path, largest: int) -> Iterator[str]:
 
 @contextlib.contextmanager
 def open_regular(path: Path, mode: str = "rb", flags: int = 0) -> Iterator[IO[Any]]:
-    """Opens a regular file; a pipe or a device is refused, without waiting for it.
+    """Opens a regular file; refuses a pipe or a device without waiting for it.
 
     Args:
         path: the file.
@@ -108,7 +108,7 @@ def open_regular(path: Path, mode: str = "rb", flags: int = 0) -> Iterator[IO[An
     Raises:
         OSError: if the system can't open it, or if it is no regular file.
     """
-    _check_kind(path.stat().st_mode if path.exists() else stat.S_IFREG)  # to open may have effects
+    _check_kind(path.stat().st_mode if path.exists() else stat.S_IFREG)  # opening may have effects
     opener = functools.partial(_open, flags | _NEVER_WAIT)
     encoding = None if "b" in mode else "utf-8"
     with open(path, mode, encoding=encoding, opener=opener) as file:
@@ -139,7 +139,7 @@ def _check_size(size: int, largest: int) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """What an error says, in one line without the name of the file."""
+    """The message of an error, in one line without the name of the file."""
     reason = error.strerror if isinstance(error, OSError) else str(error)
     return " ".join((reason or type(error).__name__).split())
 
@@ -149,14 +149,14 @@ def reason_of(error: Exception) -> str:
 
 @contextlib.contextmanager
 def writing(path: Path, remedy: str = "make room or mend its permissions") -> Iterator[None]:
-    """Tells what the system says of a folder that can't be written.
+    """Turns an error of the system on a folder that can't be written into a message.
 
     Args:
         path: the run's folder.
         remedy: what to do, for the message.
 
     Raises:
-        RunError: in place of what the system raises.
+        RunError: in place of the system's error.
     """
     try:
         yield
@@ -168,7 +168,7 @@ def writing(path: Path, remedy: str = "make room or mend its permissions") -> It
 
 @contextlib.contextmanager
 def synced(path: Path, mode: str) -> Iterator[IO[Any]]:
-    """Opens a file, not a link to one, whose content is on the disk itself in the end."""
+    """Opens a file, not a link, and syncs its content to the disk at the end."""
     with open_regular(path, mode, _NO_LINKS) as file:
         yield file
         file.flush()
@@ -177,7 +177,7 @@ def synced(path: Path, mode: str) -> Iterator[IO[Any]]:
 
 @contextlib.contextmanager
 def appending(path: Path) -> Iterator[IO[str]]:
-    """Opens a text file to add to its end: a file of its own, neither a link nor a second name.
+    """Opens a text file to append to it; copies a hard link first, refuses a symbolic link.
 
     Raises:
         OSError: if the system can't open it, or if it is no regular file.
@@ -191,9 +191,9 @@ def appending(path: Path) -> Iterator[IO[str]]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields where to write a file that takes the place of an old one in one step, when whole.
+    """Yields an empty temporary file; at the end, it replaces the old file in one step.
 
-    It is there, empty, in the same folder and under a name that nobody can guess.
+    The temporary file is in the same folder and has a name that nobody can guess.
     """
     _remove_leftovers(path)
     partial, descriptor = _new_partial(path)
@@ -208,29 +208,29 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _new_partial(path: Path) -> tuple[Path, int]:
-    """A new file beside another, locked as long as its descriptor is open."""
+    """A new file beside another one; it is locked while its descriptor is open."""
     while True:
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
         descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINKS, 0o666)
         _lock(descriptor, wait=True)
-        if os.fstat(descriptor).st_nlink:  # else another process took it for a leftover
+        if os.fstat(descriptor).st_nlink:  # otherwise another process removed it as a leftover
             return partial, descriptor
         os.close(descriptor)
 
 
 def _lock(descriptor: int, wait: bool) -> bool:
-    """Locks an open file, unless another process has; the system frees it with this process."""
+    """Locks an open file if no other process has the lock; the system frees it at exit."""
     if fcntl is None:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:  # also a file system without locks
+    except OSError:  # also if the file system has no locks
         return False
     return True
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Removes what killed processes have left of a file."""
+    """Removes the temporary files that killed processes left."""
     for old in path.parent.glob(f".*{PARTIAL}"):
         if not old.name.startswith(f".{path.name}.") or old.is_symlink() or not old.is_file():
             continue
@@ -240,25 +240,25 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def replace_file(path: Path, content: str) -> None:
-    """Writes a text file in one step and to the disk: it is the old one or the new one, whole."""
+    """Replaces a text file in one step and syncs it: readers see the old file or the new one."""
     with replacing(path) as partial, synced(partial, "w") as file:
         file.write(content)
 
 
 @contextlib.contextmanager
 def held(lock: BaseFileLock, what: str) -> Iterator[None]:
-    """Holds a lock, waiting for it; goes without where the file system has no locks.
+    """Waits for a lock and holds it; continues without it if the file system has no locks.
 
     Args:
-        lock: what to hold; the same one may be held again within.
-        what: what it protects, for the message.
+        lock: the lock; a nested call may hold the same one.
+        what: the protected thing, for the message.
 
     Raises:
         RunError: if another process holds it for a minute.
     """
     try:
         lock.acquire(timeout=_LOCK_TIMEOUT_S)
-    except Timeout as error:  # an OSError too: it must come first
+    except Timeout as error:  # a subclass of OSError, so it comes first
         raise RunError(f"{what} is locked by another process for a minute: end that one") from error
     except (OSError, NotImplementedError):
         pass
@@ -269,12 +269,12 @@ def held(lock: BaseFileLock, what: str) -> Iterator[None]:
 
 
 def is_in_folder(path: str | Path, folder: str | Path) -> bool:
-    """Whether a file lies directly in a folder, once links are followed."""
+    """Whether a file is directly in a folder, after links are resolved."""
     return Path(path).resolve().parent == Path(folder).resolve()
 
 
 def file_identity(path: Path) -> tuple[int, ...]:
-    """What changes when a file is replaced or written to; empty for one that is not there."""
+    """Values that change when a file is replaced or written; empty if there is no file."""
     try:
         found = path.stat()
     except OSError:
@@ -286,12 +286,12 @@ def file_identity(path: Path) -> tuple[int, ...]:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuses a run's folder through which a command would write to another place, or wait.
+    """Refuses a run's folder if an entry would make a command write elsewhere, or wait.
 
-    Links to files are left alone where a new file takes their place.
+    A link is allowed if a new file replaces it.
 
     Args:
-        folder: the run's; may be a link itself, and need not be there.
+        folder: the run's folder; it may be a link, or not exist yet.
 
     Raises:
         RunError: naming the entry and the remedy.
@@ -304,21 +304,21 @@ def check_folder(folder: Path) -> None:
 
 
 def _leads_elsewhere(entry: Path, of_wandb: bool) -> str:
-    """What is wrong with an entry of a run's folder; empty if nothing is."""
+    """The problem of an entry of a run's folder; empty if there is none."""
     status = entry.lstat()
     mode = status.st_mode
     if stat.S_ISLNK(mode):
         replaced = entry.is_file() and entry.name not in _KEPT_OPEN and not of_wandb
-        own = of_wandb and entry.name in _LINKED_BY_WANDB
-        return "" if replaced or own else f"a symbolic link: {_INSTEAD}"
-    if entry.name in _LOCKS and status.st_nlink > 1 and status.st_size:  # to lock may empty it
+        own = of_wandb and entry.name in _WANDB_LINKS
+        return "" if replaced or own else f"a symbolic link: {_LINK_REMEDY}"
+    if entry.name in _LOCKS and status.st_nlink > 1 and status.st_size:  # the lock may empty it
         return "a second name of another file: remove it"
     known = stat.S_ISREG(mode) or stat.S_ISDIR(mode)
     return "" if known else "neither a file nor a folder: remove it"
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a run's folder with its content; of one that is a link, the content alone."""
+    """Removes a run's folder with its content; if it is a link, only the content."""
     if not folder.is_symlink():
         shutil.rmtree(folder)
         return

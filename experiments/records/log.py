@@ -1,4 +1,4 @@
-"""The log of a run, ``metrics.jsonl``: a line for each entry, added to by all who work on it."""
+"""The log of a run, ``metrics.jsonl``: every process of the run appends a line for each entry."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from experiments.records.files import appending, reason_of, replace_file, synced
 from experiments.records.reader import LARGEST_OWN_LOG, read_log
 
 METRICS = "metrics.jsonl"
-EVALUATED = ("test", "validate")  # commands whose figures are not the fit's
+EVALUATED = ("test", "validate")  # log prefixes of evaluations, not of the fit
 
 
 def add_entry(run: Path, entry: Mapping[str, Any]) -> None:
@@ -19,7 +19,7 @@ def add_entry(run: Path, entry: Mapping[str, Any]) -> None:
 
     Args:
         run: its folder.
-        entry: as `plain` makes it, with ``step`` and ``seconds``.
+        entry: as `to_json_values` makes it, with ``step`` and ``seconds``.
 
     Raises:
         RunError: if it can't be written.
@@ -29,7 +29,7 @@ def add_entry(run: Path, entry: Mapping[str, Any]) -> None:
 
 
 def write_entries(run: Path, entries: Iterable[Mapping[str, Any]]) -> None:
-    """Writes the log of a run anew, whole.
+    """Replaces the whole log of a run.
 
     Raises:
         RunError: if it can't be written.
@@ -39,7 +39,7 @@ def write_entries(run: Path, entries: Iterable[Mapping[str, Any]]) -> None:
 
 
 def sync_log(run: Path) -> None:
-    """Has the log written to the disk itself, as a checkpoint of the same step is."""
+    """Syncs the log to the disk, as a checkpoint of the same step is synced."""
     if (run / METRICS).is_file():
         with synced(run / METRICS, "rb+"):
             pass
@@ -48,10 +48,10 @@ def sync_log(run: Path) -> None:
 def entries_in(run: Path) -> Iterator[dict[str, Any]]:
     """Yields the entries of a run's log, oldest first.
 
-    A last line that a killed process left unfinished is passed over.
+    An unfinished last line of a killed process is skipped.
 
     Raises:
-        RunError: for another line that is no entry.
+        RunError: for any other line that is no entry.
     """
     path = run / METRICS
     try:
@@ -67,22 +67,22 @@ def entries_in(run: Path) -> Iterator[dict[str, Any]]:
         raise RunError(f"{path} can't be read: {reason_of(error)}; remove it") from error
 
 
-def is_of_fit(entry: Mapping[str, Any], step: int) -> bool:
-    """Whether an entry belongs to a fit of so many steps, and not to an evaluation by itself."""
-    return not is_of_evaluation(entry) and (entry["step"] or 0) <= step and step > 0
+def is_fit_entry(entry: Mapping[str, Any], step: int) -> bool:
+    """Whether an entry belongs to the first ``step`` steps of the fit, not to an evaluation."""
+    return not is_evaluation_entry(entry) and (entry["step"] or 0) <= step and step > 0
 
 
-def is_of_evaluation(entry: Mapping[str, Any]) -> bool:
-    """Whether an entry belongs to an evaluation by itself."""
+def is_evaluation_entry(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry belongs to a separate evaluation."""
     return any(key.partition("/")[0] in EVALUATED for key in entry)
 
 
-def plain(value: Any) -> Any:
-    """Makes a value JSON: numbers that aren't finite become null, scalars of tensors floats."""
+def to_json_values(value: Any) -> Any:
+    """Converts a value to JSON: scalar tensors become floats, and non-finite numbers null."""
     if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
+        return {str(key): to_json_values(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
+        return [to_json_values(entry) for entry in value]
     if isinstance(value, bool | int | str) or value is None:
         return value
     number = float(value)

@@ -1,7 +1,7 @@
-"""What a run's files say: the one reader of records, configurations and logs, whoever wrote them.
+"""The only reader of records, configurations and logs; it reads files of any origin safely.
 
-Whatever a file holds, the answer is its content, of the types that this project writes, or an
-`OSError` or `ValueError` that says in a line what is wrong; it takes seconds at most.
+For any file, it returns the content with the types that this project writes, or raises an `OSError`
+or a `ValueError` with the problem in one line. It takes a few seconds at most.
 """
 
 import json
@@ -15,20 +15,20 @@ import yaml
 
 from experiments.records.files import read_lines, read_text, reason_of
 
-# A record has 10 KB, and some 400 bytes more for each time that the run went on.
+# A record has 10 KB, and about 400 bytes more for each resume.
 LARGEST_RECORD = 4 * 2**20
 # A configuration has 5 KB and 250 values. YAML takes 2 s for a megabyte.
 LARGEST_CONFIG = 2**18
-_MOST_VALUES = 10_000  # aliases written out: a file of nested ones can mean billions
-_DEEPEST = 50  # levels; a record has four, a configuration with lists of callbacks ten
+_MOST_VALUES = 10_000  # with aliases expanded: nested aliases can mean billions
+_DEEPEST = 50  # levels; a record has 4, a configuration with lists of callbacks 10
 _NUMBER = re.compile(r"[-+]?[\d.][-+.:\w]*")
-_LONGEST_NUMBER = 1_000  # characters; Python turns no more than 4,300 digits into text
+_LONGEST_NUMBER = 1_000  # characters; Python converts at most 4,300 digits to text
 # A log has 100 to 400 bytes an entry, one for every 20 steps by default: 5,000,000 steps.
 LARGEST_LOG = 64 * 2**20
 MOST_ENTRIES = 250_000
-LARGEST_OWN_LOG = 2**30  # where a run goes on or is drawn, also if each step was logged
-_LARGEST_INTEGER = 2**63  # a larger one is no metric, and may be more than a float holds
-_LARGEST_FLOAT = 1e150  # its square is still finite, and statistics need that
+LARGEST_OWN_LOG = 2**30  # for a run that is resumed or drawn, even if it logged every step
+_LARGEST_INTEGER = 2**63  # a larger one is no metric, and may overflow a float
+_LARGEST_FLOAT = 1e150  # its square is finite, as statistics need
 # The C parser reads a config in 3 ms, the one in Python in 30.
 _YAML: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -52,18 +52,18 @@ _KINDS_WITHIN: dict[str, type] = {
     "weights": str,
 }
 _COMMIT: dict[str, type] = {"commit": str, "dirty": bool}
-# What of a summary is written out as a number.
+# The keys of a summary whose values are numbers.
 _FIGURE = re.compile(r".+/(acc|loss|steps?|seconds|images|images_per_s|peak_gpu_mib)")
 
 
-_NEVER_NULL = ("evaluations", "weights", "started_from", "resumed", "best_since", "chosen")
+_REQUIRED_VALUES = ("evaluations", "weights", "started_from", "resumed", "best_since", "chosen")
 
 
 def parse_json(text: str) -> Any:
     """Reads JSON.
 
     Raises:
-        ValueError: for what is none, or is nested deeper than anything of this project.
+        ValueError: if the text is no JSON, or nested deeper than any file of this project.
     """
     try:
         content = json.loads(text)
@@ -90,23 +90,23 @@ def _within(value: Any) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Reads YAML as plain values.
+    """Reads YAML as simple values.
 
     Raises:
-        ValueError: for what is none, would make objects, or grows without bounds.
+        ValueError: if the text is no YAML, creates objects, or expands without limit.
     """
     try:
         _check_yaml(text)
         content = yaml.load(text, Loader=_YAML)
-    except Exception as error:  # what PyYAML raises for a value of the wrong form is of any kind
+    except Exception as error:  # PyYAML raises any kind of error for a malformed value
         raise ValueError(reason_of(error)) from error
     _check_depth(content)
     return content
 
 
 def _check_yaml(text: str) -> None:
-    """Refuses what would grow: the parser in C has no limit of its own, and crashes Python."""
-    sizes: dict[str, int] = {}  # values by anchor, aliases written out
+    """Refuses text that expands too far: the C parser has no limit and crashes Python."""
+    sizes: dict[str, int] = {}  # number of values by anchor, with aliases expanded
     open_ones: list[tuple[str | None, int]] = []
     total = 0
     for event in yaml.parse(text, Loader=_YAML):
@@ -157,16 +157,16 @@ def read_record(path: Path) -> dict[str, Any]:
     fields = read_json(path, LARGEST_RECORD)
     if not isinstance(fields, dict):
         raise ValueError("it is not of this project: no fields")
-    fields = {k: v for k, v in fields.items() if v is not None or k not in _NEVER_NULL}
+    fields = {k: v for k, v in fields.items() if v is not None or k not in _REQUIRED_VALUES}
     check_record(fields)
     return fields
 
 
 def check_record(fields: Mapping[str, Any]) -> None:
-    """Refuses the content of a record that has a field of another type than is written here.
+    """Refuses the content of a record if a field has a wrong type.
 
     Raises:
-        ValueError: naming the first of them.
+        ValueError: naming the first such field.
     """
     if not isinstance(fields.get("summary"), dict):
         raise ValueError("it is not of this project: it has no summary")
@@ -175,23 +175,23 @@ def check_record(fields: Mapping[str, Any]) -> None:
 
 
 def _wrong(fields: Mapping[str, Any]) -> str:
-    """The first field of another type than this project writes; empty if there is none."""
+    """The first field with a wrong type; empty if there is none."""
     checked = [(key, fields.get(key), kind) for key, kind in _KINDS.items()]
     git, summary = fields.get("git"), fields["summary"]
     if isinstance(git, dict):
         checked += [(f"git {key}", git.get(key), kind) for key, kind in _COMMIT.items()]
     for key, kind in _KINDS_WITHIN.items():
         values = [*_within(fields.get(key))]
-        if key in _NEVER_NULL and None in values:
+        if key in _REQUIRED_VALUES and None in values:
             return f"{key} is null"
         checked += [(key, value, kind) for value in values]
     checked += [(key, value, float) for key, value in summary.items() if _FIGURE.fullmatch(key)]
     if None in _within(fields.get("images")):
         return "images are not counted"
-    return next((f"{k} is {v!r:.40}" for k, v, kind in checked if not _is_of(v, kind)), "")
+    return next((f"{k} is {v!r:.40}" for k, v, kind in checked if not _has_type(v, kind)), "")
 
 
-def _is_of(value: Any, kind: type) -> bool:
+def _has_type(value: Any, kind: type) -> bool:
     if value is None:
         return True
     if kind in {int, float}:
@@ -215,7 +215,7 @@ def read_config(path: Path) -> Any:
 
 
 def _as_json(value: Any) -> Any:
-    """A value of YAML without what JSON does not have: dates, sets, keys that are no text."""
+    """A value of YAML, with dates, sets and other keys than text converted for JSON."""
     if isinstance(value, dict):
         return {str(key): _as_json(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -224,7 +224,7 @@ def _as_json(value: Any) -> Any:
 
 
 def read_log(path: Path, largest: int = LARGEST_LOG) -> Iterator[tuple[str, dict[str, Any] | None]]:
-    """Yields the lines of a ``metrics.jsonl``, each with its entry; None where it is none.
+    """Yields each line of a ``metrics.jsonl`` with its entry; None if the line is no entry.
 
     Args:
         path: the file.
@@ -242,15 +242,15 @@ def _entry(line: str) -> dict[str, Any] | None:
         entry = parse_json(line)
     except ValueError:
         return None
-    if not isinstance(entry, dict) or not _is_of(entry.get("step"), int):
+    if not isinstance(entry, dict) or not _has_type(entry.get("step"), int):
         return None
     others = (key for key, value in entry.items() if not isinstance(value, float))
     figures = (key for key in others if key == "seconds" or _FIGURE.fullmatch(key))
-    return entry if all(_is_of(entry[key], float) for key in figures) else None
+    return entry if all(_has_type(entry[key], float) for key in figures) else None
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a record is a figure: finite, and small enough to compute with."""
+    """Whether a value of a record is a usable number: finite, and with a finite square."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     if isinstance(value, float):

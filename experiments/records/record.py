@@ -1,7 +1,7 @@
-"""The project's own record of a run: plain files that any tool can read.
+"""The record of a run: text files that any tool can read.
 
-``runs/<name>/`` holds ``config.yaml`` (resolved), ``record.json`` (what ran, where, how it ended,
-the summary), ``metrics.jsonl`` (a line per entry), the checkpoints, the plots and W&B's files.
+``runs/<name>/`` holds ``config.yaml`` (resolved), ``record.json`` (command, hardware, end and
+summary), ``metrics.jsonl`` (a line per entry), the checkpoints, the plots and W&B's files.
 """
 
 import contextlib
@@ -34,9 +34,9 @@ from experiments.records.files import (
 from experiments.records.log import (
     add_entry,
     entries_in,
-    is_of_evaluation,
-    is_of_fit,
-    plain,
+    is_evaluation_entry,
+    is_fit_entry,
+    to_json_values,
     write_entries,
 )
 from experiments.records.reader import read_record
@@ -46,8 +46,8 @@ Status = Literal["running", "finished", "failed", "interrupted", "preempted"]
 RECORD = "record.json"
 CONFIG = "config.yaml"
 
-_OF_WEIGHTS = ("curves.png", "confusion_*.png", "mistakes_*.png", "predictions*.csv")
-_OF_THE_END = (
+_RESULT_FILES = ("curves.png", "confusion_*.png", "mistakes_*.png", "predictions*.csv")
+_END_FIELDS = (
     "error",
     "fitted",
     "ended",
@@ -57,15 +57,15 @@ _OF_THE_END = (
     "weights",
     "chosen",
 )
-_ELSEWHERE = "name another with --runs_dir, make room or mend its permissions"
+_WRITE_REMEDY = "name another with --runs_dir, make room or mend its permissions"
 _LONGEST_NAME = 128  # W&B's limit for the name of a run; file systems allow about 255
 
 
 class RunRecord:
-    """The folder of one run and what is written about it.
+    """The folder of one run and its record.
 
-    A fit and evaluations of its checkpoints may work on a run at once. Each keeps to what it has
-    changed itself: `save` reads what the others have written meanwhile and leaves that as it is.
+    A fit and evaluations of its checkpoints may work on a run at the same time. Each writes only
+    its own changes: `save` reads the changes of other processes first and keeps them.
 
     Args:
         path: the run's folder, ``runs/<name>``.
@@ -78,8 +78,8 @@ class RunRecord:
         self._file = _RecordFile(path, fields)
         self._is_owner = False
         self._opened = time.perf_counter()
-        self._before = 0.0  # seconds that earlier processes worked on the run
-        self.entries = 0  # of the fit, in its log
+        self._before = 0.0  # seconds of work by earlier processes
+        self.entries = 0  # entries of the fit in the log
 
     @classmethod
     def create(
@@ -88,7 +88,7 @@ class RunRecord:
         """Starts the record of a new run, which this process has locked.
 
         Args:
-            path: the run's folder; made here if need be.
+            path: the run's folder; created if it is missing.
             config: the resolved configuration, YAML.
             facts: more fields for ``record.json``.
             command: what was typed.
@@ -110,7 +110,7 @@ class RunRecord:
         record = cls(path, {})
         record.fields = fields
         record._is_owner = True
-        with writing(path, _ELSEWHERE):
+        with writing(path, _WRITE_REMEDY):
             path.mkdir(parents=True, exist_ok=True)
             with record._file.alone():
                 (path / RECORD).unlink(missing_ok=True)  # of an evaluation of a run that is gone
@@ -149,18 +149,18 @@ class RunRecord:
     ) -> None:
         """Takes the record back to a step, and marks the run as running, locked by this process.
 
-        What was measured after that step, or measured, drawn or predicted with weights that will be
-        trained on, is removed: the run goes on as if it had never got further.
+        Entries after that step are removed. Figures, pictures and predictions of weights that will
+        be trained further are removed too, as if the run had never gone beyond the step.
 
         Args:
-            config: the resolved configuration that it goes on with, YAML.
+            config: the new resolved configuration, YAML.
             facts: more fields for ``record.json``.
-            step: optimiser steps behind the checkpoint that it goes on from; 0 to begin anew.
+            step: optimiser steps of the checkpoint that is resumed; 0 to start again.
             command: what was typed.
-            changes: settings by key, each as it was and as it is from now on.
-            best_anew: whether the best validation is to be one from now on.
-            entries: how many entries the fit's log had then, if the checkpoint says so: more may
-                be of the same step.
+            changes: changed settings by key, each as ``[before, now]``.
+            best_anew: whether only validations from now on count for the best.
+            entries: number of log entries at the checkpoint, if it is known; the log may have
+                later entries of the same step.
 
         Raises:
             RunError: if the folder can't be written.
@@ -168,14 +168,14 @@ class RunRecord:
         with writing(self.path), self._file.alone():
             self.fields = self._file.read(self.fields)
             self._is_owner = True
-            kept = [entry for entry in entries_in(self.path) if is_of_fit(entry, step)][:entries]
+            kept = [entry for entry in entries_in(self.path) if is_fit_entry(entry, step)][:entries]
             self.entries = len(kept)
             replace_file(self.path / CONFIG, config)
             write_entries(self.path, kept)
             again = {"command": command, "started": _now(), "step": step, "git": git_state()}
             again |= {"changes": dict(changes)} if changes else {}
             self.fields.setdefault("resumed", []).append(again)
-            for key in _OF_THE_END:
+            for key in _END_FIELDS:
                 self.fields.pop(key, None)
             self.fields.update(facts, status="running", summary={})
             if best_anew:
@@ -183,14 +183,14 @@ class RunRecord:
             for entry in kept:
                 summarize(entry, self.summary, self.fields.get("best_since", -1))
             self._before = (kept[-1].get("seconds") or 0.0) if kept else 0.0
-            for pattern in _OF_WEIGHTS:
+            for pattern in _RESULT_FILES:
                 for file in self.path.glob(pattern):
                     file.unlink()
             self.save()
 
     @property
     def name(self) -> str:
-        """The run's name, its folder's."""
+        """The name of the run and of its folder."""
         return self.path.name
 
     @property
@@ -201,16 +201,16 @@ class RunRecord:
 
     @property
     def evaluations(self) -> dict[str, Any]:
-        """What evaluated figures and predictions belong to, see `checkpoints.evaluations`."""
+        """The evaluations with their weights and settings, see `checkpoints.evaluations`."""
         found: dict[str, Any] = self.fields.setdefault("evaluations", {})
         return found
 
     def note_evaluation(self, key: str, facts: dict[str, Any], summary: Mapping[str, Any]) -> None:
-        """Writes what an evaluation has found; `save` then writes it, even if nothing is new.
+        """Adds the results of an evaluation; `save` then writes them, even if they are unchanged.
 
         Args:
-            key: of `evaluations`.
-            facts: the entry there.
+            key: a key of `evaluations`.
+            facts: the entry.
             summary: final values by metric.
         """
         self.evaluations[key] = facts
@@ -219,16 +219,16 @@ class RunRecord:
         self._file.count_as_changed("summary", summary)
 
     def save(self) -> None:
-        """Writes what this process has changed, in one step: readers never see half of it.
+        """Writes the changes of this process in one step: readers never see half of them.
 
         Raises:
-            RunError: if it can't be written; the old one is left.
+            RunError: if the record can't be written; the old one stays.
         """
-        self.fields = self._file.write(plain(self.fields))
+        self.fields = self._file.write(to_json_values(self.fields))
 
     @property
     def seconds(self) -> float:
-        """How long processes have worked on the run so far."""
+        """The total time of all processes on the run so far."""
         return round(self._before + time.perf_counter() - self._opened, 3)
 
     def log(self, metrics: Mapping[str, Any], step: int | None) -> None:
@@ -241,11 +241,11 @@ class RunRecord:
         Raises:
             RunError: if it can't be written.
         """
-        entry = {"step": step, "seconds": self.seconds, **plain(metrics)}
-        # Only a fit rewrites the file, when it begins: no other line of its own can get lost.
+        entry = {"step": step, "seconds": self.seconds, **to_json_values(metrics)}
+        # Only a fit rewrites the file, and only at its start: no line of this process gets lost.
         with nullcontext() if self._is_owner else self._file.alone():
             add_entry(self.path, entry)
-        self.entries += not is_of_evaluation(entry)
+        self.entries += not is_evaluation_entry(entry)
         summarize(entry, self.summary, self.fields.get("best_since", -1))
 
     def metrics(self) -> Iterator[dict[str, Any]]:
@@ -253,7 +253,7 @@ class RunRecord:
         return entries_in(self.path)
 
     def finish(self, status: Status) -> None:
-        """Writes how the run ended and how long this process worked on it."""
+        """Writes the end of the run and the working time of this process."""
         self.fields["status"] = status
         self.fields["ended"] = _now()
         self.fields["seconds"] = self.seconds
@@ -261,18 +261,18 @@ class RunRecord:
 
 
 def was_never_begun(path: Path) -> bool:
-    """Whether a folder holds at most what a process killed before its record leaves."""
+    """Whether a folder holds at most the files of a process that was killed before its record."""
     names = [entry.name for entry in path.iterdir()] if path.is_dir() else ["a file"]
     locks = {LOCK, RECORD_LOCK}
     return all(name in locks or re.fullmatch(rf"\..*\{PARTIAL}", name) for name in names)
 
 
 class _RecordFile:
-    """``record.json``, to which several processes write at once.
+    """``record.json``, which several processes write at the same time.
 
     Args:
         run: the run's folder.
-        fields: its content, as this process has last read or written it.
+        fields: its content when this process last read or wrote it.
     """
 
     def __init__(self, run: Path, fields: dict[str, Any]) -> None:
@@ -281,26 +281,26 @@ class _RecordFile:
         self._lock = FileLock(run / RECORD_LOCK)
 
     def alone(self) -> AbstractContextManager[None]:
-        """Keeps other processes from writing meanwhile; may be nested."""
+        """Keeps other processes from writing; calls may be nested."""
         return held(self._lock, f"the record of run {self.run.name}")
 
     def read(self, otherwise: dict[str, Any]) -> dict[str, Any]:
-        """What other processes have written; what is unsaved goes, if there is anything to read."""
+        """Loads the changes of other processes; drops unsaved changes if there is a file."""
         if (theirs := self._on_disk()) is None:
             return otherwise
         self._known = copy.deepcopy(theirs)
         return theirs
 
     def count_as_changed(self, field: str, keys: Iterable[str]) -> None:
-        """Has entries of a field written even if they are what this process has read."""
+        """Makes `write` write entries of a field even if they are unchanged."""
         for key in keys:
             self._known.get(field, {}).pop(key, None)
 
     def write(self, mine: dict[str, Any]) -> dict[str, Any]:
-        """Writes what this process has changed, and returns that with what others have.
+        """Writes the changes of this process, and returns the content with those of others.
 
         Raises:
-            RunError: if it can't be written; the old one is left.
+            RunError: if the record can't be written; the old one stays.
         """
         with writing(self.run), self.alone():
             theirs = self._on_disk()
@@ -310,7 +310,7 @@ class _RecordFile:
         return merged
 
     def _on_disk(self) -> dict[str, Any] | None:
-        """What the file says now; None where it is missing or damaged."""
+        """The present content of the file; None if it is missing or damaged."""
         try:
             return read_record(self.run / RECORD)
         except (OSError, ValueError):
@@ -323,12 +323,12 @@ _MISSING = object()
 def with_changes(
     before: Mapping[str, Any], mine: Mapping[str, Any], theirs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Makes in one version of a record the changes that another one has.
+    """Applies the changes of one version of a record to another version.
 
     Args:
-        before: what both come from.
-        mine: with the changes to make: keys that are new, others or missing.
-        theirs: to make them in; what is changed there alone stays.
+        before: the common ancestor.
+        mine: the version with the changes: new, different or missing keys.
+        theirs: the version to change; its own changes stay.
     """
     merged = {}
     for key in dict.fromkeys([*mine, *theirs]):
@@ -345,11 +345,11 @@ def run_folder(root: Path, name: str) -> Path:
     """Returns the folder of the run of this name.
 
     Raises:
-        RunError: for a name that isn't a plain folder name and could lead elsewhere.
+        RunError: for a name that is not a simple folder name and could lead elsewhere.
     """
     if name in {"", ".", ".."} or Path(name).name != name:
         raise RunError(
-            f"--name must be a plain folder name, got {name!r}; its place is --runs_dir's to say"
+            f"--name must be a plain folder name, got {name!r}; name its place with --runs_dir"
         )
     if name.startswith("-") or not name.isprintable():
         raise RunError(f"--name must be printable and not begin with -, got {name!r}")

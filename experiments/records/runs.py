@@ -1,4 +1,4 @@
-"""Runs as they are found on disk: whole, going on, broken or foreign, none dropped."""
+"""Reads runs from disk: complete, running, damaged or foreign ones; none is dropped."""
 
 import contextlib
 import re
@@ -16,22 +16,22 @@ from experiments.records.record import CONFIG, RECORD
 from experiments.texts import shortened
 
 _LONGEST_NOTE = 1_000  # characters
-STALE_S = 600  # a run that has not written for so long is not running
+STALE_S = 600  # a run without a write in this time is not running
 
 
 @dataclass
 class Run:
-    """What is known of a run.
+    """A run as read from disk.
 
     Attributes:
-        name: its folder's name, or W&B's.
+        name: the name of its folder, or its name in W&B.
         path: its folder.
-        status: ``finished``, ``running``, ``failed``, ``interrupted``; ``crashed`` for one that
-            says it is running but has not written for ten minutes; ``unreadable``.
+        status: ``finished``, ``running``, ``failed``, ``interrupted``; ``crashed`` if the record
+            says ``running`` but nothing was written for ten minutes; ``unreadable``.
         fields: its ``record.json``.
         config: the resolved configuration, flat (see `flat`).
-        entries: what was logged, each with its ``step``, oldest first.
-        note: what is wrong with it, in a line; empty if nothing is.
+        entries: the log entries, each with its ``step``, oldest first.
+        note: the problem of the run in one line; empty if there is none.
         source: ``record`` or ``wandb``.
     """
 
@@ -61,12 +61,12 @@ class Run:
         return curve_of(self.entries, metric)
 
     def best_step(self, metric: str) -> int | None:
-        """The step of the best value of a metric; None where there is none that counts."""
+        """The step of the best value of a metric; None if no value counts."""
         since = self.fields.get("best_since")
         return best_step(self.curve(metric), metric, since if isinstance(since, int) else None)
 
     def part_of_images(self, stage: str) -> str:
-        """Says of how many images the figures of a stage are: ``20 of 200``; empty if of all."""
+        """The number of images behind a stage's figures: ``20 of 200``; empty for all images."""
         counted = self.summary.get(f"{stage}/images")
         there = self.fields.get("images") or {}
         whole = there.get({"validate": "val"}.get(stage, stage))
@@ -75,11 +75,11 @@ class Run:
         return f"{counted:,} of {whole:,}"
 
     def value(self, metric: str) -> float | None:
-        """A final value, or one of a step: ``test/acc``, ``test_curve/acc@2000``.
+        """A final value, or a value at a step: ``test/acc``, ``test_curve/acc@2000``.
 
         Returns:
-            The value; None where there is none, one that isn't finite, or one of only a part of the
-            images, which is not to be compared with others.
+            The value; None if there is none, if it is not finite, or if it covers only some of the
+            images, because such a value is not comparable.
         """
         if self.part_of_images(metric.partition("/")[0]):
             return None
@@ -91,7 +91,7 @@ class Run:
 
 
 def read_run(path: Path, now: float | None = None) -> Run:
-    """Reads the record in a folder; what is wrong with it is in its status and note.
+    """Reads the record in a folder; status and note of the run name a problem.
 
     Args:
         path: the run's folder.
@@ -129,7 +129,7 @@ def flat_config(path: Path) -> dict[str, Any]:
 
 
 def _read_metrics(run: Run) -> None:
-    """Reads the lines that are whole; the last one of a killed run may not be."""
+    """Reads the complete lines; the last line of a killed run may be incomplete."""
     lines = 0
     try:
         for lines, (_, entry) in enumerate(read_log(run.path / METRICS), 1):
@@ -158,18 +158,18 @@ def _last_write(path: Path) -> float:
     return max(written)
 
 
-_KNOWN = re.compile(
+_KNOWN_CLASS = re.compile(
     r"(lightning_modules|datamodules|experiments|torch|pytorch_lightning|lightning_fabric)\..*"
 )
 
 
 def class_name(path: str) -> str:
-    """The name of a class of this project, torch or Lightning; of others the whole import path."""
-    return path.rpartition(".")[2] if _KNOWN.fullmatch(path) else path
+    """The name of a class of this project, torch or Lightning; the import path of any other."""
+    return path.rpartition(".")[2] if _KNOWN_CLASS.fullmatch(path) else path
 
 
 def flat(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """Joins nested keys with dots; class paths stand for their class, arguments under it.
+    """Joins nested keys with dots; a class path becomes its class name, with the arguments below.
 
     ``{"model": {"class_path": "lightning_modules.MLP", "init_args": {"norm": "none"}}}`` becomes
     ``{"model": "MLP", "model.norm": "none"}``.

@@ -1,10 +1,10 @@
-"""A run's own configuration is data: what of it may be used, unless its reader wrote it.
+"""Decides which classes and paths of a run's own configuration a command may use.
 
-``test --name X`` takes the configuration that lies in the run's folder. If that folder came from
-somebody else, a class named in it could be code of theirs, and a path could lead anywhere. Such a
-configuration may therefore name only classes of this project, of torch.optim, of Lightning and
-those that the command itself names, and it may write nothing outside of its run. Configurations
-that this user's own fits have written are known by their hash, and free.
+``test --name X`` uses the configuration in the run's folder. If somebody else made this folder,
+a class in it could be foreign code, and a path could lead anywhere. Such a configuration may name
+only classes of this project, of torch.optim and of Lightning, and classes that the command names.
+It may write nothing outside its run. Configurations of this user's own fits are recognised by their
+hash and have no such limits.
 """
 
 import hashlib
@@ -26,30 +26,30 @@ from experiments.records.reader import parse_yaml, read_config
 from experiments.records.runs import flat
 
 TRUST_FLAG = "--trust_run"
-_KNOWN = "run-configs-written-here"  # of the user's state folder; a hash a line
+_HASHES_FILE = "run-configs-written-here"  # in the user's state folder; one hash on each line
 _IMPORT_PATH = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
 _CONFIG_FILE = re.compile(r".*\.(ya?ml|json|jsonnet|toml)", re.IGNORECASE)
-# Keys whose values are places, and values that are places whatever their key.
-_KEY_OF_A_PLACE = re.compile(r"(.*_)?(dir|dirpath|path|folder|root|uri|url|host)")
-_PLACE = re.compile(r"(/|~|\\|[A-Za-z]:[\\/]|[A-Za-z][\w+.-]*://).*|(.*[/\\])?\.\.([/\\].*)?")
-# Modules whose classes do what a configuration is for, and nothing else.
+# Keys whose values are paths, and values that are paths under any key.
+_PATH_KEY = re.compile(r"(.*_)?(dir|dirpath|path|folder|root|uri|url|host)")
+_PATH_VALUE = re.compile(r"(/|~|\\|[A-Za-z]:[\\/]|[A-Za-z][\w+.-]*://).*|(.*[/\\])?\.\.([/\\].*)?")
+# Modules whose classes are safe to name in a configuration.
 _MODULES = re.compile(
     r"(lightning_modules|datamodules|experiments|custom_ops|torch\.optim"
     r"|pytorch_lightning|lightning_fabric)(\..*)?"
 )
 _READ_ONLY = {"data.predict_dir", "model.weights"}
-_NOT_USED = {"runs_dir", "name"}  # the folder where the run was found counts
+_IGNORED_KEYS = {"runs_dir", "name"}  # the folder where the run was found is used instead
 
 
 def check_run_config(path: Path, arguments: Sequence[str]) -> None:
-    """Refuses a run's own configuration that could run code or write outside of the run.
+    """Refuses a run's own configuration if it could run code or write outside the run.
 
     Args:
-        path: the run's ``config.yaml``, which is YAML.
-        arguments: of the command; what they name may be used.
+        path: the run's ``config.yaml``.
+        arguments: of the command; classes and paths that they name are allowed.
 
     Raises:
-        RunError: naming what is refused and how to allow it.
+        RunError: naming the refused entry and how to allow it.
     """
     if _hash(path) in _known():
         return
@@ -63,19 +63,23 @@ def check_run_config(path: Path, arguments: Sequence[str]) -> None:
 
 
 def remember(path: Path) -> None:
-    """Lets later commands of this user take a run's configuration as it is.
+    """Allows later commands of this user to use a run's configuration without limits.
 
     Args:
-        path: the run's ``config.yaml``; kept in mind only if it has something to be refused.
+        path: the run's ``config.yaml``; stored only if an entry would be refused.
     """
     try:
         if next(_problems(path, set(), set()), None) is None or _hash(path) in _known():
             return
         folder = user_state_path("cifar10-lightning", appauthor=False)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (folder / _KNOWN).open("a", encoding="ascii") as file:
+        with (folder / _HASHES_FILE).open("a", encoding="ascii") as file:
             file.write(f"{_hash(path)}\n")
-    except (OSError, ValueError, RuntimeError):  # no home, or none to write to: --trust_run is left
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ):  # no writable home: the user can still pass --trust_run
         return
 
 
@@ -85,27 +89,27 @@ def _hash(path: Path) -> str:
 
 def _known() -> set[str]:
     try:
-        path = user_state_path("cifar10-lightning", appauthor=False) / _KNOWN
+        path = user_state_path("cifar10-lightning", appauthor=False) / _HASHES_FILE
         return set(path.read_text(encoding="ascii").split())
     except (OSError, RuntimeError, ValueError):
         return set()
 
 
 def _problems(path: Path, named: set[str], given: set[str]) -> Iterator[tuple[str, str]]:
-    """Yields keys of a configuration that may not be used unseen, each with the reason.
+    """Yields keys of a configuration that may not be used without trust, each with the reason.
 
     Args:
         path: the file.
         named: import paths that may be used.
-        given: keys whose places the command gives.
+        given: keys whose paths the command gives.
     """
     tree = read_config(path)
     for key, value in _leaves(tree, ""):
         short, last = flat_key(key.rstrip("+")), key.rpartition(".")[2].rstrip("+")
-        if short in _NOT_USED:
+        if short in _IGNORED_KEYS:
             continue
         if short in {"config", "ckpt_path"} or _is_file(value, path.parent):
-            yield key, f"names the file {value}"  # a parser reads it, whatever it is called
+            yield key, f"names the file {value}"  # a parser reads it, whatever its name
         elif last == "class_path" or (_IMPORT_PATH.fullmatch(value) and _is_importable(value)):
             if value not in named and not _is_known_class(value):
                 yield key.removesuffix(".class_path"), f"names {value}"
@@ -115,14 +119,14 @@ def _problems(path: Path, named: set[str], given: set[str]) -> Iterator[tuple[st
             short == "data.data_dir" and _has_data(value, tree)
         ):
             continue
-        elif (_KEY_OF_A_PLACE.fullmatch(last) or _PLACE.fullmatch(value)) and not (
+        elif (_PATH_KEY.fullmatch(last) or _PATH_VALUE.fullmatch(value)) and not (
             _inside(value, path.parent) or (short, value) == ("trainer.default_root_dir", "runs")
         ):
             yield key, f"leads out of the run, to {value}"
 
 
 def _leaves(tree: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Yields all text of a configuration with its keys; text that is YAML itself is looked into."""
+    """Yields all texts of a configuration with their keys, also inside texts that are YAML."""
     if isinstance(tree, Mapping):
         for name, value in tree.items():
             yield from _leaves(value, f"{key}.{name}" if key else str(name))
@@ -132,7 +136,7 @@ def _leaves(tree: Any, key: str) -> Iterator[tuple[str, str]]:
     elif isinstance(tree, str):
         try:
             inner = parse_yaml(tree)
-        except ValueError:  # nobody knows what it is: as good as a class that is not known
+        except ValueError:  # unknown content is treated like an unknown class
             inner, key = None, f"{key}.class_path"
         if isinstance(inner, Mapping | list) or (isinstance(inner, str) and inner != tree):
             yield from _leaves(inner, key)
@@ -144,14 +148,14 @@ def _is_importable(path: str) -> bool:
     """Whether the first word of an import path is a module, without importing it."""
     root = path.partition(".")[0]
     try:
-        here = PathFinder.find_spec(root, [str(Path.cwd())])  # may be looked into later
+        here = PathFinder.find_spec(root, [str(Path.cwd())])  # may be parsed later
         return here is not None or find_spec(root) is not None
     except (ImportError, OSError, ValueError):
         return True
 
 
 def _is_known_class(path: str) -> bool:
-    """Whether an import path is that of a class which a configuration may name without a word."""
+    """Whether a configuration may name the class of this import path without trust."""
     module, _, name = path.rpartition(".")
     if not _MODULES.fullmatch(module):
         return False
@@ -163,7 +167,7 @@ def _is_known_class(path: str) -> bool:
 
 
 def _is_file(value: str, run: Path) -> bool:
-    """Whether a text names a file, from here or from the run's folder."""
+    """Whether a text names a file, relative to this folder or to the run's folder."""
     try:
         return any((place / Path(value).expanduser()).is_file() for place in (Path(), run))
     except (OSError, RuntimeError, ValueError):
@@ -171,7 +175,7 @@ def _is_file(value: str, run: Path) -> bool:
 
 
 def _has_data(value: str, tree: Mapping[str, Any]) -> bool:
-    """Whether the very data set that a configuration asks for is there: none would be written."""
+    """Whether the data set of a configuration exists already, so that none would be written."""
     folder = Path(value).expanduser()
     asked = flat(tree)
     if asked.get("data.source") != "synthetic":

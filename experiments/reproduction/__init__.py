@@ -1,1 +1,1 @@
-"""The report's claims: what is run for each, how it is judged, and the page that tells it."""
+"""The report's claims: their runs, their tests and the page of verdicts."""

@@ -9,8 +9,8 @@ class Arm:
     """An experiment.
 
     Attributes:
-        name: of its runs, before the seed.
-        configs: files below ``configs/`` without their ending, later ones over earlier ones.
+        name: name of its runs, before the seed.
+        configs: files below ``configs/`` without their suffix; later files override earlier ones.
         flags: more arguments of ``cli.py fit``.
         slow: takes minutes a seed on a CPU.
     """
@@ -46,7 +46,7 @@ def _norm_at(norm: str, batch_size: int) -> Arm:
 
 
 _ACTIVATIONS = "ablations/activations"
-# Chosen on validation at batches of 200, as configs/ablations/norm_batch.yaml says.
+# Chosen on validation at batch size 200, see configs/ablations/norm_batch.yaml.
 _NORM_LR = 0.01
 NORMS = ("batch", "layer")
 BATCH_SIZES = (2, 8, 32, 200)

@@ -1,4 +1,4 @@
-"""The report's claims, with its numbers from its text, and how each is judged.
+"""The report's claims, with the numbers in its text, and the judge of each.
 
 A claim compares experiments (`experiments.reproduction.arms`) with a figure of the report or with
 each other.
@@ -25,11 +25,11 @@ class Claim:
 
     Attributes:
         key: its name here.
-        section: where the report makes it.
-        text: what it says.
-        number: its figure, if it gives one.
-        judge: how it is judged.
-        drawn: arms that its figure needs besides.
+        section: its section in the report.
+        text: the claim in words.
+        number: its figure, if any.
+        judge: the test of the claim.
+        drawn: more arms for its plot.
     """
 
     key: str
@@ -41,7 +41,7 @@ class Claim:
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """All arms that are run for it."""
+        """All arms of the claim."""
         return (*self.judge.arms, *self.drawn)
 
 
@@ -52,7 +52,7 @@ CLAIMS = (
     Claim(
         "numpy-pytorch",
         "2.1",
-        "PyTorch's MLP is no better than NumPy's but for random numbers",
+        "PyTorch's MLP is better than NumPy's only because of random numbers",
         "+0.74 points",
         NoGain(("mlp",), "mlp_numpy"),
     ),
@@ -73,7 +73,7 @@ CLAIMS = (
     Claim(
         "peak-then",
         "2.1",
-        "That is its peak (4,000 steps are no better than 2,300)",
+        "The peak is at 2,300 steps (4,000 steps are no better)",
         "",
         NoGain(("longer",), "longer", "test_curve/acc@4000", "test_curve/acc@2300"),
     ),
@@ -98,7 +98,13 @@ CLAIMS = (
         "",
         Greater("two_layers_adam", "two_layers_sgd", by=0.1),
     ),
-    Claim("adam-deep", "2.1", "So it does for the best network", "", Greater(_DEEP, "sgd", by=0.1)),
+    Claim(
+        "adam-deep",
+        "2.1",
+        "Adam also brings very large improvements for the best network",
+        "",
+        Greater(_DEEP, "sgd", by=0.1),
+    ),
     Claim(
         "no-schedule",
         "2.1",
@@ -106,25 +112,31 @@ CLAIMS = (
         "52 %",
         Figure("no_schedule", 0.52),
     ),
-    Claim("schedule", "2.1", "The schedule improves on that", "", Greater(_DEEP, "no_schedule")),
+    Claim(
+        "schedule",
+        "2.1",
+        "The learning-rate schedule improves this network",
+        "",
+        Greater(_DEEP, "no_schedule"),
+    ),
     Claim(
         "best",
         "2.1",
-        "With it, accuracy after 2,000 iterations is about",
+        "With the schedule, accuracy after 2,000 iterations is about",
         "56 %",
         Figure(_DEEP, 0.56, "test_curve/acc@2000"),
     ),
     Claim(
         "plateau",
         "2.1",
-        "After that the performance plateaus: no significant gain from 2,000 to 4,000 steps",
+        "Then the performance plateaus: no significant gain from 2,000 to 4,000 steps",
         "",
         NoGain((_DEEP,), _DEEP, "test_curve/acc@4000", "test_curve/acc@2000"),
     ),
     Claim(
         "depth",
         "2.1",
-        "More than one hidden layer (five) is a key to it: better at all",
+        "More than one hidden layer helps (five against one)",
         "",
         Greater(_DEEP, "one_layer"),
     ),
@@ -183,7 +195,7 @@ CLAIMS = (
     Claim(
         "tanh-gradient-all",
         "2.2",
-        "So it does in each of the five hidden layers",
+        "ELU lets more gradient through in each of the five hidden layers",
         "",
         Everywhere(
             {
@@ -216,7 +228,7 @@ CLAIMS = (
     Claim(
         "higher-rate",
         "3.3",
-        "Batch normalisation bears a higher learning rate (at 0.01, better than without)",
+        "Batch normalisation allows a higher learning rate (at 0.01, better than without)",
         "",
         Greater("batchnorm_lr_0.01", "lr_0.01"),
     ),
@@ -231,7 +243,7 @@ CLAIMS = (
     Claim(
         "layernorm-small-batch",
         "3.3",
-        "Layer normalisation works perfectly fine with them (no gain from 200 over 2)",
+        "Layer normalisation works fine with very small batches (no gain from 200 over 2)",
         "",
         NoGain(("layer_200",), "layer_2"),
     ),
@@ -252,21 +264,21 @@ CLAIMS = (
     Claim(
         "cnn-stream",
         "4.1",
-        "What his script measured instead, accuracy on its training stream, is",
+        "The author's script measured accuracy on its training stream instead:",
         "0.9099",
         Figure("cnn_report", 0.9099, "val/acc"),
     ),
     Claim(
         "cnn-expected",
         "4.1",
-        "That is better than the task statement expects (0.79)",
+        "The author's CNN is better than the task statement expects (0.79)",
         "> 0.79",
         AtLeast("cnn_report", 0.79),
     ),
     Claim(
         "cnn-specified",
         "4.1",
-        "(not in the report:) the CNN as specified reaches what the statement expects",
+        "(not in the report:) the CNN as specified reaches the expected accuracy",
         "0.79",
         AtLeast("cnn", 0.79),
     ),
@@ -274,10 +286,10 @@ CLAIMS = (
 
 
 def claims_named(keys: Iterable[str]) -> list[Claim]:
-    """The claims of these keys; all of them for none.
+    """The claims with these keys; all claims if there are no keys.
 
     Raises:
-        ValueError: for a key that no claim has; the message names those that there are.
+        ValueError: for an unknown key; the message lists the valid ones.
     """
     known = {claim.key: claim for claim in CLAIMS}
     for key in keys:

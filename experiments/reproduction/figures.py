@@ -9,7 +9,7 @@ from experiments.reproduction.arms import ARMS, BATCH_SIZES, NORMS
 from experiments.reproduction.judges import Runs, values
 from experiments.reproduction.kept import CURVE
 
-# Their names, so that nothing else is removed before they are drawn again.
+# The names of the pictures, so that nothing else is removed before a new drawing.
 _PICTURES = (
     *("mlp_numpy", "mlp_deep", "cnn_report"),
     *("ninety_one", "changes", "activations", "batch_sizes"),
@@ -17,18 +17,18 @@ _PICTURES = (
 
 
 def remove_figures(folder: Path) -> None:
-    """Removes the pictures that `draw_figures` has left in a folder, and nothing else."""
+    """Removes only the pictures of `draw_figures` from a folder."""
     for name in _PICTURES:
         (folder / f"{name}.png").unlink(missing_ok=True)
 
 
 def draw_figures(runs: Runs, folder: Path, seen: Mapping[int, float]) -> Iterable[pages.Block]:
-    """Draws what there are runs for.
+    """Draws the figures that the runs allow.
 
     Args:
         runs: by arm and seed.
-        folder: where to write the pictures.
-        seen: share of the images of the report's CNN evaluations that had been trained on, by step.
+        folder: the folder for the pictures.
+        seen: by step, the share of images in the report's CNN evaluations that were trained before.
     """
     figures = (
         _curves(runs, "mlp_numpy", folder, "Figure 1 of the report: the NumPy MLP"),
@@ -78,8 +78,8 @@ def _ninety_one(runs: Runs, folder: Path, seen: Mapping[int, float]) -> pages.Fi
         ax.legend(loc="lower right")
     plots.save(figure, folder / "ninety_one.png")
     caption = (
-        "The author's script evaluates on images drawn from the training stream. The dashed line "
-        "is the share of them that had been trained on before: "
+        "The author's script evaluates on images from the training stream. The dashed line is the "
+        "share of these images that were trained before: "
         + ", ".join(f"{share:.1%} at {step}" for step, share in seen.items() if step % 1000 == 0)
         + " (his order of images at seed 42, replayed without a network)."
     )
@@ -87,7 +87,7 @@ def _ninety_one(runs: Runs, folder: Path, seen: Mapping[int, float]) -> pages.Fi
 
 
 def _changes(runs: Runs, folder: Path) -> pages.Figure | None:
-    """What each change to the best MLP does to its test accuracy."""
+    """The effect of each change to the best MLP on its test accuracy."""
     best = values(runs, "mlp_deep")
     rows = []
     for name, arm in ARMS.items():
@@ -137,7 +137,7 @@ def _activations(runs: Runs, folder: Path) -> pages.Figure | None:
 
 
 def _layers(runs: Runs, arm: str, kind: str, last: bool) -> list[dict[int, float]]:
-    """A figure of the activations by layer, one mapping a run, before or after training."""
+    """A figure of the activations by layer, one mapping for each run, before or after training."""
     found = []
     for run in runs.get(arm, {}).values():
         curves = {layer: run.curve(f"activations/{layer}/{kind}") for layer in range(1, 6)}
@@ -171,7 +171,7 @@ def _batch_sizes(runs: Runs, folder: Path) -> pages.Figure | None:
     ax.legend()
     plots.save(figure, folder / "batch_sizes.png")
     caption = (
-        "The network of `mlp_deep` under SGD with momentum, two epochs, a learning rate in "
+        "The network of `mlp_deep` with SGD and momentum for two epochs, and a learning rate in "
         "proportion to the batch size (section 3.3): mean and standard deviation over seeds."
     )
     return pages.Figure(folder / "batch_sizes.png", caption)

@@ -1,4 +1,4 @@
-"""How a claim is judged by the runs that there are: each judge has a test of its own."""
+"""Judges decide whether a claim holds; each judge has its own statistical test."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from experiments.records.runs import Run
 
 ACCURACY = "test/acc"
 CHANCE = 0.1
-# How small a gain must be for none to be seen: a point.
+# A gain below one point counts as no gain.
 _MARGIN = 0.01
 
 Verdict = Literal["holds", "does not hold", "inside noise", "too few seeds", "not run"]
@@ -25,12 +25,12 @@ Runs = Mapping[str, Mapping[int, Run]]  # by arm and seed
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a claim comes to.
+    """The verdict on a claim.
 
     Attributes:
-        verdict: whether it holds.
+        verdict: whether the claim holds.
         ours: our figures.
-        test: how they were judged.
+        test: the test and its result.
     """
 
     verdict: Verdict
@@ -39,15 +39,15 @@ class Judgement:
 
 
 class Judge(Protocol):
-    """How a claim is judged."""
+    """The test of a claim."""
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """The arms it needs."""
+        """The arms that the test needs."""
         ...
 
     def judge(self, runs: Runs) -> Judgement:
-        """Judges by the runs that there are."""
+        """Judges the claim by the given runs."""
         ...
 
 
@@ -67,7 +67,7 @@ def values(runs: Runs, arm: str, metric: str = ACCURACY) -> dict[int, float]:
 
 
 def diverged(run: Run) -> bool:
-    """Whether a run ended because its loss was no longer a number."""
+    """Whether a run ended because its loss was not finite."""
     return run.status == "failed" and run.note.startswith("FloatingPointError")
 
 
@@ -85,7 +85,7 @@ def _interval(ends: tuple[float, float]) -> str:
 
 
 def _missing(*groups: Mapping[int, float]) -> Verdict | None:
-    """The verdict where there is nothing to test."""
+    """The verdict if runs are missing."""
     fewest = min(len(group) for group in groups)
     if fewest == 0:
         return "not run"
@@ -94,7 +94,7 @@ def _missing(*groups: Mapping[int, float]) -> Verdict | None:
 
 @dataclass(frozen=True)
 class Figure:
-    """A claim that names a figure: it holds if it could be one more run of ours."""
+    """A claim with a figure: it holds if the figure agrees with one more run of ours."""
 
     arm: str
     number: float
@@ -106,7 +106,7 @@ class Figure:
         return (self.arm,)
 
     def judge(self, runs: Runs) -> Judgement:
-        """Asks whether the figure is inside the 95 % prediction interval of our runs."""
+        """Tests whether the figure is inside the 95 % prediction interval of our runs."""
         found = values(runs, self.arm, self.metric)
         ours = f"{self.arm}: {spread(found)}"
         ends = prediction_interval(list(found.values()))
@@ -131,7 +131,7 @@ class AtLeast:
         return (self.arm,)
 
     def judge(self, runs: Runs) -> Judgement:
-        """Asks on which side of the figure the 95 % confidence interval of our mean is."""
+        """Tests on which side of the figure the 95 % confidence interval of our mean is."""
         found = values(runs, self.arm, self.metric)
         ours = f"{self.arm}: {spread(found)}"
         ends = mean_interval(list(found.values()))
@@ -157,7 +157,7 @@ class NoLearning:
         return (self.arm,)
 
     def judge(self, runs: Runs) -> Judgement:
-        """Asks whether every run ends within a point of chance."""
+        """Tests whether every run ends within one point of chance."""
         found = values(runs, self.arm)
         ours = f"{self.arm}: {spread(found)}"
         missing = _missing(found)
@@ -168,16 +168,16 @@ class NoLearning:
 
 @dataclass(frozen=True)
 class Greater:
-    """A claim that something is greater in one arm (or at one step) than in another.
+    """A claim that a metric is greater in one arm (or at one step) than in another.
 
     Attributes:
-        arm: where it is greater.
-        than: where it is less.
-        metric: what is.
-        than_metric: what is compared with it; default: the same.
+        arm: the arm with the greater value.
+        than: the arm with the smaller value.
+        metric: the metric.
+        than_metric: the metric of the other arm; default: the same.
         magnitude: compare absolute values.
-        by: how much greater it has to be at least; the claim's words for it are in its text.
-        at_most: how much greater it may be, if the claim says so.
+        by: the least difference; the claim's text has it in words.
+        at_most: the greatest difference, if the claim names one.
     """
 
     arm: str
@@ -194,7 +194,7 @@ class Greater:
         return tuple(dict.fromkeys((self.arm, self.than)))
 
     def judge(self, runs: Runs) -> Judgement:
-        """Asks whether the 95 % interval of the difference is beyond the margin, or short of it."""
+        """Tests whether the 95 % interval of the difference is above or below the margin."""
         ours, theirs = _pair(runs, self)
         found = difference(ours, theirs)
         if found is None:
@@ -206,7 +206,7 @@ class Greater:
 
 
 def _beyond(low: float, high: float, margin: float) -> Verdict:
-    """Whether all of an interval is beyond a margin, short of it, or neither."""
+    """Whether an interval is completely above a margin, completely below it, or neither."""
     if low > margin:
         return "holds"
     return "does not hold" if high < margin else "inside noise"
@@ -234,13 +234,13 @@ def _words(found: Difference) -> str:
 
 @dataclass(frozen=True)
 class NoGain:
-    """A claim that none of some changes brings a significant improvement.
+    """A claim that none of several changes brings a significant improvement.
 
     Attributes:
         changed: the arms with a change.
-        than: the arm without.
-        metric: what is not improved.
-        than_metric: of the arm without; default: the same.
+        than: the arm without a change.
+        metric: the metric that does not improve.
+        than_metric: the metric of the arm without a change; default: the same.
     """
 
     changed: tuple[str, ...]
@@ -257,7 +257,7 @@ class NoGain:
         """Judges each change, and takes the worst verdict.
 
         A change is a gain if it is significantly better, at a level of 5 % for all changes
-        together (Bonferroni); it is none if the interval of its difference ends below a point.
+        together (Bonferroni). It is no gain if the interval of its difference ends below a point.
         """
         verdicts, ours, tests = [], [], []
         for arm in self.changed:
@@ -289,10 +289,10 @@ def _worst(verdicts: Sequence[Verdict]) -> Verdict:
 
 @dataclass(frozen=True)
 class Everywhere:
-    """A claim that holds only where all of several hold.
+    """A claim that holds only if all its parts hold.
 
     Attributes:
-        parts: how each is judged, by a word for it.
+        parts: the judges of the parts, by name.
     """
 
     parts: Mapping[str, Judge]
@@ -303,7 +303,7 @@ class Everywhere:
         return tuple(dict.fromkeys(arm for part in self.parts.values() for arm in part.arms))
 
     def judge(self, runs: Runs) -> Judgement:
-        """Judges each, and takes the worst verdict."""
+        """Judges each part, and takes the worst verdict."""
         found = {word: part.judge(runs) for word, part in self.parts.items()}
         return Judgement(
             _worst([judged.verdict for judged in found.values()]),

@@ -1,4 +1,4 @@
-"""The runs that a page of the reproduction is made of, kept in one file beside it."""
+"""Keeps the runs behind a page of the reproduction in one file beside the page."""
 
 import json
 import shlex
@@ -24,11 +24,11 @@ _PLACES = {"--runs_dir", "--data.data_dir", "--overwrite"}
 
 
 def keep(runs: Runs, folder: Path, intro: Sequence[str]) -> None:
-    """Writes ``reproduction/runs.json``, all that a page is made of.
+    """Writes ``reproduction/runs.json``, the complete input of a page.
 
     Args:
         runs: by arm and seed.
-        folder: of the page.
+        folder: the folder of the page.
         intro: paragraphs on how the runs were made.
     """
     content = {
@@ -42,7 +42,7 @@ def keep(runs: Runs, folder: Path, intro: Sequence[str]) -> None:
 
 
 def _record(arm: str, run: Run) -> dict[str, Any]:
-    """What is kept of a run."""
+    """The kept fields of a run."""
     kept = {key: run.fields.get(key) for key in ("seed", "data", "images", "started", "git")}
     kept["command"] = _without_places(str(run.fields.get("command")))
     shared = {key: run.fields.get(key) for key in ("versions", "hardware")}
@@ -63,16 +63,16 @@ def _record(arm: str, run: Run) -> dict[str, Any]:
 
 
 def _without_places(command: str) -> str:
-    """A command without the folders of the machine that it ran on."""
+    """A command without the folders of its machine."""
     words = shlex.split(command)
     return shlex.join(word for word in words if word.partition("=")[0] not in _PLACES)
 
 
 def data_of(folder: Path) -> Path:
-    """Where a page's runs and pictures lie.
+    """The folder of a page's runs and pictures.
 
     Raises:
-        ValueError: if that is a link: what it leads to is not the page's to change.
+        ValueError: if the folder is a link: the page must not change its target.
     """
     data = folder / "reproduction"
     if data.is_symlink():
@@ -81,13 +81,13 @@ def data_of(folder: Path) -> Path:
 
 
 def read_kept(folder: Path) -> tuple[dict[str, dict[int, Run]], list[str]]:
-    """Reads what `keep` wrote.
+    """Reads the file of `keep`.
 
     Returns:
-        The runs by arm and seed, as far as a page needs them, and the intro.
+        The runs by arm and seed, with the fields for a page, and the intro.
 
     Raises:
-        ValueError: if there is nothing, or nothing of this kind.
+        ValueError: if there is no such file, or its content is wrong.
     """
     path = data_of(folder) / _KEPT_RUNS
     try:
@@ -95,8 +95,8 @@ def read_kept(folder: Path) -> tuple[dict[str, dict[int, Run]], list[str]]:
         runs: dict[str, dict[int, Run]] = {name: {} for name in ARMS}
         for record in content["runs"]:
             run = _run(record, path)
-            runs[record["arm"]][_of(int, run.seed)] = run
-        return runs, [_of(str, text) for text in content["intro"]]
+            runs[record["arm"]][_checked_type(int, run.seed)] = run
+        return runs, [_checked_type(str, text) for text in content["intro"]]
     except OSError as error:
         raise ValueError(f"no runs are kept in {path}: {error.strerror}") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -104,7 +104,7 @@ def read_kept(folder: Path) -> tuple[dict[str, dict[int, Run]], list[str]]:
 
 
 def _run(record: Mapping[str, Any], path: Path) -> Run:
-    """A run again, from what was kept of it."""
+    """Restores a run from its kept fields."""
     activations = record.get("activations", [])
     curves = record["curves"].items()
     entries = [{"step": step, key: value} for key, points in curves for step, value in points]
@@ -114,12 +114,12 @@ def _run(record: Mapping[str, Any], path: Path) -> Run:
     known = ("seed", "data", "images", "started", "git", "command", "versions", "hardware")
     fields = {"summary": summary, **{key: record.get(key) for key in known}}
     check_record(fields)
-    words = (_of(str, record[key]) for key in ("name", "status", "note"))
+    words = (_checked_type(str, record[key]) for key in ("name", "status", "note"))
     name, status, note = words
     return Run(name, path, status, fields, {}, entries, note)
 
 
-def _of(kind: type[_T], value: object) -> _T:
+def _checked_type(kind: type[_T], value: object) -> _T:
     if not isinstance(value, kind):
         raise TypeError(f"{value!r:.40} is no {kind.__name__}")
     return value

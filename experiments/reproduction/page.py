@@ -1,4 +1,4 @@
-"""The page that says which claims of the report hold, from the runs that are kept beside it."""
+"""Writes the page with the verdicts on the report's claims, from the runs kept beside it."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -20,9 +20,9 @@ def write_page(folder: Path, title: str, seen: Mapping[int, float]) -> Runs:
     """Writes ``reproduction.md``, ``reproduction.html`` and their figures from the runs kept there.
 
     Args:
-        folder: where they are kept, and where to write.
+        folder: the folder of the kept runs and of the page.
         title: the page's title.
-        seen: share of the images of the report's CNN evaluations that had been trained on, by step.
+        seen: by step, the share of images in the report's CNN evaluations that were trained before.
 
     Returns:
         The runs.
@@ -47,22 +47,22 @@ def write_page(folder: Path, title: str, seen: Mapping[int, float]) -> Runs:
 
 
 _TESTS = (
-    "All at 5 %, by Student's t over seeds. A figure of the report holds if it is inside the "
-    "interval that one more run of ours would fall into. A difference is tested in pairs of the "
-    "same seed: all of its interval has to be beyond 0, or beyond the margin that a claim names "
-    '(what the report calls "a lot", in our numbers). "Does not help" does not hold if the change '
-    "is significantly better, by however little (Bonferroni over the changes of a claim); else it "
-    "holds if the interval of the difference ends below one point. Where a run diverged, its "
+    "All tests are at the 5 % level, by Student's t over seeds. A figure of the report holds if it "
+    "is inside the prediction interval for one more run of ours. A difference is tested in pairs "
+    "of the same seed: its whole interval must be above 0, or above the margin that a claim names "
+    '(our number for the report\'s "a lot"). "Does not help" does not hold if the change is '
+    "significantly better, even by a little (Bonferroni over the changes of a claim). Otherwise, "
+    "it holds if the interval of the difference ends below one point. If a run diverged, its "
     "missing accuracy counts as chance, 0.1."
 )
 _RUNS = (
-    "Test accuracy is of the last weights, on the official 10,000 images, once. Every run with its "
-    "seed, command, commit, versions and curves is in `reproduction/runs.json`."
+    "Test accuracy is measured once, with the last weights on the official 10,000 images. "
+    "`reproduction/runs.json` has every run with its seed, command, commit, versions and curves."
 )
 
 
 def _commits(runs: Runs) -> str:
-    """How many runs are of which commit."""
+    """The number of runs by commit."""
     counts = Counter(_commit(run) for found in runs.values() for run in found.values())
     listed = ", ".join(f"{count} of {commit}" for commit, count in counts.most_common())
     return f"By commit: {listed}."
@@ -84,7 +84,7 @@ def claims_table(runs: Runs, claims: Iterable[Claim] = CLAIMS) -> pd.DataFrame:
 
 
 def tests_table(runs: Runs) -> pd.DataFrame:
-    """How each verdict came about."""
+    """The test behind each verdict."""
     rows = [
         (f"`{claim.key}`", judged.test, judged.verdict)
         for claim in CLAIMS
@@ -105,7 +105,7 @@ def _verdicts(runs: Runs) -> list[pages.Block]:
 
 
 def arms_table(runs: Runs) -> pd.DataFrame:
-    """What each experiment came to, and the command that runs it."""
+    """The result of each experiment, and its command."""
     rows = []
     for name, arm in ARMS.items():
         found = runs.get(name, {})

@@ -1,4 +1,4 @@
-"""Runs what the report's claims need, through the command line, and nothing twice."""
+"""Makes the runs for the report's claims through the command line, each only once."""
 
 import contextlib
 import os
@@ -12,8 +12,8 @@ from pathlib import Path
 import yaml
 
 from datamodules.course import CourseOrder
-from experiments.identity import flags_of, flat_key, not_as_asked
-from experiments.records.environment import circumstances
+from experiments.identity import flags_of, flat_key, setting_mismatches
+from experiments.records.environment import environment_fields
 from experiments.records.runs import Run, flat, read_run
 from experiments.reproduction.arms import ARMS, Arm
 from experiments.reproduction.claims import CLAIMS, Claim
@@ -21,7 +21,7 @@ from experiments.reproduction.judges import Runs, diverged
 from experiments.texts import printable
 
 PROJECT = Path(__file__).resolve().parents[2]
-BUDGETS = {"quick": (3, 0), "full": (5, 3)}  # seeds of an experiment, and of a slow one
+BUDGETS = {"quick": (3, 0), "full": (5, 3)}  # number of seeds of an experiment, and of a slow one
 _IMAGES, _BATCH, _STEPS, _EVERY, _SEED = 50_000, 32, 5_000, 500, 42  # of the author's CNN
 
 
@@ -32,8 +32,8 @@ class Runner:
     Attributes:
         fit: ``cli.main``.
         root: the folder of the runs.
-        budget: a key of `BUDGETS`: how many seeds an experiment is run with.
-        seeds: how many instead, for every experiment.
+        budget: a key of `BUDGETS`, for the number of seeds.
+        seeds: number of seeds of every experiment, instead of the budget's.
         passed: more flags for every fit, each as ``--key=value``.
     """
 
@@ -44,20 +44,20 @@ class Runner:
     passed: Sequence[str]
 
     def seeds_of(self, arm: Arm) -> range:
-        """The seeds that an experiment is run with."""
+        """The seeds of an experiment."""
         if self.seeds is not None:
             return range(self.seeds)
         quick, slow = BUDGETS[self.budget]
         return range(slow if arm.slow else quick)
 
     def run_all(self, claims: Sequence[Claim]) -> list[str]:
-        """Runs what claims need and is not there; returns the names of runs that failed.
+        """Makes the missing runs of claims; returns the names of failed runs.
 
         Raises:
-            SystemExit: if a run is in the way, could not start or was interrupted.
+            SystemExit: if another run has the name, or a run could not start or was interrupted.
         """
         names = dict.fromkeys(name for claim in claims for name in claim.arms)
-        # Seed by seed: an early stop leaves something of every claim.
+        # Seed by seed, so that an early stop leaves some runs for every claim.
         arms = [arm for arm in ARMS.values() if arm.name in names]
         todo = [(arm, seed) for seed in range(100) for arm in arms if seed in self.seeds_of(arm)]
         failed = []
@@ -75,13 +75,13 @@ class Runner:
         return failed
 
     def ensure(self, arm: Arm, seed: int) -> tuple[Run, bool]:
-        """Runs an experiment with a seed unless its run is there, whole and as asked for.
+        """Runs an experiment with a seed unless a complete run with its settings exists.
 
         Returns:
-            The run, and whether anything was run.
+            The run, and whether it was made now.
 
         Raises:
-            SystemExit: if a finished run of another configuration is in the way.
+            SystemExit: if a finished run with other settings has the name.
         """
         path = self.root / f"{arm.name}-s{seed}"
         run = read_run(path)
@@ -103,7 +103,7 @@ class Runner:
         resumed = fits and self._fit([*arguments, "--resume=true"])
         overwrite = f"--overwrite={str(path.exists()).lower()}"
         if not resumed and not self._fit([*arguments, overwrite]):
-            raise SystemExit(2)  # the error has been said; it would be that of every run
+            raise SystemExit(2)  # the error is printed already; every run would have it
         run = read_run(path)
         if run.status in {"interrupted", "preempted"}:
             _say_how_to_go_on()
@@ -127,17 +127,17 @@ class Runner:
         ]
 
     def _differs(self, arm: Arm, seed: int, run: Run) -> list[str]:
-        """In what a run's configuration is not what the experiment's files and flags say."""
+        """The settings of a run that differ from the files and flags of the experiment."""
         asked: dict[str, object] = {}
         for name in arm.configs:
             text = (PROJECT / f"configs/{name}.yaml").read_text(encoding="utf-8")
             asked |= flat(yaml.safe_load(text))
         flags = flags_of([*arm.flags, *self.passed])
         asked |= {flat_key(key): yaml.safe_load(value) for key, value in flags}
-        return not_as_asked(run.config, {**asked, "seed_everything": seed})
+        return setting_mismatches(run.config, {**asked, "seed_everything": seed})
 
     def _fit(self, arguments: list[str]) -> bool:
-        """Runs ``cli.py`` as from a shell; returns whether it could start."""
+        """Runs ``cli.py`` as a shell would; returns whether it could start."""
         with _command(["cli.py", *arguments]), _quiet():
             try:
                 self.fit()
@@ -153,7 +153,7 @@ class Runner:
 
 @contextlib.contextmanager
 def _command(words: list[str]) -> Iterator[None]:
-    """Lets this process be another command: Lightning starts further processes by its words."""
+    """Sets ``sys.argv`` to another command: Lightning starts further processes from it."""
     before, sys.argv = sys.argv, words
     try:
         yield
@@ -167,7 +167,7 @@ def _say_how_to_go_on() -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the closing table of each run out of the output; its record has all of it."""
+    """Hides the final table of each run; its record has the same values."""
     with (
         Path(os.devnull).open("w", encoding="utf-8") as nowhere,
         contextlib.redirect_stdout(nowhere),
@@ -176,7 +176,7 @@ def _quiet() -> Iterator[None]:
 
 
 def find_runs(root: Path) -> dict[str, dict[int, Run]]:
-    """The runs of the experiments that are there, by arm and seed."""
+    """The existing runs of the experiments, by arm and seed."""
     found: dict[str, dict[int, Run]] = {}
     for name in ARMS:
         paths = sorted(root.glob(f"{name}-s*"))
@@ -190,8 +190,8 @@ def _seed(path: Path, name: str) -> int | None:
     return int(digits) if digits.isdecimal() else None
 
 
-def seen() -> dict[int, float]:
-    """Share of the images of the author's evaluations that had been trained on, by step."""
+def share_seen() -> dict[int, float]:
+    """By step, the share of images in the author's evaluations that were trained before."""
     order = CourseOrder.draw(_IMAGES, _BATCH, _STEPS, _EVERY, _SEED)
     return {_EVERY * count: share for count, share in enumerate(order.seen(), 1)}
 
@@ -206,13 +206,13 @@ _PROTOCOL = (
 
 
 def intro(command: Sequence[str], runs: Runs) -> list[str]:
-    """What a page says first: how, when and on what machine its runs were made.
+    """The first paragraphs of a page: command, date and machine of its runs.
 
     Args:
-        command: the words that ran them.
+        command: the words of the command.
         runs: by arm and seed.
     """
-    now = circumstances()
+    now = environment_fields()
     versions = ", ".join(f"{name} {version}" for name, version in now["versions"].items())
     machine = now["hardware"]
     gpus = ", ".join(machine["gpus"]) or "no GPU"
@@ -224,7 +224,7 @@ def intro(command: Sequence[str], runs: Runs) -> list[str]:
 
 
 def _on_other_data(runs: Runs) -> list[str]:
-    """A warning where runs are not on CIFAR-10, or not on all of it."""
+    """A warning if runs are not on CIFAR-10, or only on a part of it."""
     found = [run for arm in runs.values() for run in arm.values() if run.fields.get("data")]
     other = sum(run.fields["data"] != "cifar10" for run in found)
     if not other:

@@ -1,1 +1,1 @@
-"""One command on one run: prepared, opened, run and closed."""
+"""One command on one run: check it, open the run, execute it, close the run."""

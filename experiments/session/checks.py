@@ -1,4 +1,4 @@
-"""What can be wrong with a command as asked for, found before a run has a folder."""
+"""Checks of a command, made before the run has a folder."""
 
 import itertools
 import logging
@@ -19,7 +19,7 @@ from torch import nn
 from datamodules import CIFAR10DataModule
 from experiments.checkpoints.loading import schedule_of
 from experiments.errors import RunError
-from experiments.lightning_seam import asks_at_end_of_epoch, start_of_averaging
+from experiments.lightning_seam import averaging_start, checks_at_epoch_end
 from experiments.session.stopping import time_limit
 from lightning_modules.schedules import steps_of_fit
 
@@ -28,8 +28,8 @@ _log = logging.getLogger(__name__)
 # Logged by `lightning_modules.Classifier` and `experiments.monitoring.progress.TrainMonitor`.
 _TRAIN_METRICS = ("train/loss", "train/acc", "lr", "images_per_s")
 _VAL_METRICS = ("val/loss", "val/acc")
-# What Lightning takes without a word, and fails of, or ignores, later.
-_LEAST = {
+# Smaller values are accepted by Lightning, which then fails or ignores them later.
+_MINIMA = {
     "log_every_n_steps": 1,
     "accumulate_grad_batches": 1,
     "check_val_every_n_epoch": 1,
@@ -38,7 +38,7 @@ _LEAST = {
 
 
 def check_devices(trainer: Trainer) -> None:
-    """Refuses what would wait for ever: processes without cores, machines that nothing starts.
+    """Refuses settings that would wait for ever: too many processes, machines without a launcher.
 
     Raises:
         ValueError: naming the setting and the remedy.
@@ -61,7 +61,7 @@ def check_devices(trainer: Trainer) -> None:
 
 
 def _check_restart() -> None:
-    """Refuses to start again where torch's processes would wait for addresses of the dead."""
+    """Refuses a restart in which processes would wait for addresses of dead processes."""
     known = os.environ
     again = known.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and known.get("WORLD_SIZE") != "1"
     if again and known.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -78,13 +78,13 @@ def _check_port() -> None:
 
 
 def check_fit(trainer: Trainer, test_after_fit: bool) -> None:
-    """Refuses settings of the trainer under which nothing would be trained, logged or kept.
+    """Refuses settings with which the trainer would train, log or keep nothing.
 
     Raises:
         ValueError: naming the setting and the remedy.
     """
     settings: Any = trainer
-    if not hasattr(settings, "val_check_interval"):  # Lightning keeps a duration elsewhere
+    if not hasattr(settings, "val_check_interval"):  # Lightning stores a duration elsewhere
         raise ValueError(
             "trainer.val_check_interval must be batches or a part of an epoch: a validation by "
             "the clock could not be repeated"
@@ -93,7 +93,7 @@ def check_fit(trainer: Trainer, test_after_fit: bool) -> None:
         if getattr(settings, name) == 0:
             hint = "; data.val_size 0 trains without validation" if "val" in name else ""
             raise ValueError(f"trainer.{name} must be positive, got 0{hint}")
-    for name, least in _LEAST.items():
+    for name, least in _MINIMA.items():
         value = getattr(settings, name)
         if value is not None and value < least:
             raise ValueError(f"trainer.{name} must be at least {least}, got {value}")
@@ -110,7 +110,7 @@ def check_fit(trainer: Trainer, test_after_fit: bool) -> None:
 
 
 def check_validation(trainer: Trainer, data: CIFAR10DataModule, model: LightningModule) -> None:
-    """Refuses a validation interval that an epoch never reaches, and metrics that are not there.
+    """Refuses a validation interval longer than an epoch, and metrics that are not logged.
 
     Raises:
         ValueError: naming the setting and the remedy.
@@ -127,35 +127,35 @@ def check_validation(trainer: Trainer, data: CIFAR10DataModule, model: Lightning
     metrics = _TRAIN_METRICS + (_VAL_METRICS if data.val_size else ())
     first = _first_validation(trainer, batches) if data.val_size else batches
     for callback in settings.callbacks:
-        asks = batches if _asks_at_end_of_epoch(callback, trainer) else first
+        asks = batches if _checks_at_epoch_end(callback, trainer) else first
         _check_monitor(callback, getattr(callback, "monitor", None), metrics, asks, trainer, first)
     schedule, interval = schedule_of(model)
     asks = batches if interval == "epoch" else trainer.accumulate_grad_batches
     _check_monitor(schedule, getattr(schedule, "monitor", None), metrics, asks, trainer, first)
 
 
-def _asks_at_end_of_epoch(callback: Any, trainer: Trainer) -> bool:
-    """Whether a callback asks for its metric when an epoch ends, not after a validation."""
+def _checks_at_epoch_end(callback: Any, trainer: Trainer) -> bool:
+    """Whether a callback reads its metric at the end of an epoch, not after a validation."""
     if not isinstance(callback, EarlyStopping) or not callback.strict:
         return False
     settings: Any = trainer
     by_epoch = settings.val_check_interval == 1.0 and settings.check_val_every_n_epoch == 1
-    asked = asks_at_end_of_epoch(callback)
+    asked = checks_at_epoch_end(callback)
     return by_epoch if asked is None else asked
 
 
 def _check_monitor(
     who: Any, metric: str | None, metrics: tuple[str, ...], asks: int, trainer: Trainer, first: int
 ) -> None:
-    """Refuses a metric that is not there, or not yet when it is first asked for.
+    """Refuses a metric that is not logged, or not yet logged at its first use.
 
     Args:
-        who: asks for it.
+        who: the callback or schedule that uses it.
         metric: its name, if any.
-        metrics: what is logged.
-        asks: batches after which it is first asked for.
+        metrics: the logged metrics.
+        asks: number of batches before its first use.
         trainer: with its other settings.
-        first: batches after which the first validation comes.
+        first: number of batches before the first validation.
     """
     name, settings = type(who).__name__, cast(Any, trainer)
     if metric is None:
@@ -178,7 +178,7 @@ _LOG_EVERY = "trainer.log_every_n_steps"
 
 
 def _check_overfit(trainer: Trainer, data: CIFAR10DataModule) -> None:
-    """Refuses a part of the batches that is none, of training or of validation."""
+    """Refuses an `overfit_batches` that leaves no batch for training or validation."""
     part: Any = trainer.overfit_batches  # type: ignore[attr-defined]
     if not part or isinstance(part, int):
         return
@@ -192,7 +192,7 @@ def _check_overfit(trainer: Trainer, data: CIFAR10DataModule) -> None:
 
 
 def note_without_validation(trainer: Trainer, data: CIFAR10DataModule) -> None:
-    """Says so if a fit will end before its first validation, and have no best checkpoint."""
+    """Prints a note if a fit will end before its first validation, without a best checkpoint."""
     settings: Any = trainer
     if settings.fast_dev_run or not data.val_size or not settings.limit_val_batches:
         return
@@ -207,7 +207,7 @@ def note_without_validation(trainer: Trainer, data: CIFAR10DataModule) -> None:
 
 
 def _first_validation(trainer: Trainer, epoch: int) -> int:
-    """Batches after which the first validation comes, of epochs of so many."""
+    """Number of batches before the first validation, for epochs of ``batches`` batches."""
     settings: Any = trainer
     every, epochs = settings.val_check_interval, settings.check_val_every_n_epoch
     first: int = every if isinstance(every, int) else max(1, int(epoch * every))
@@ -215,7 +215,7 @@ def _first_validation(trainer: Trainer, epoch: int) -> int:
 
 
 def _batches_of_fit(trainer: Trainer, epoch: int) -> float:
-    """Batches of a whole fit; the accumulation of gradients is taken as that of its beginning."""
+    """Number of batches of a whole fit, with the gradient accumulation of its start."""
     epochs = trainer.max_epochs or -1
     by_epochs = epoch * epochs if epochs > 0 else math.inf
     by_steps = trainer.max_steps * trainer.accumulate_grad_batches
@@ -223,10 +223,10 @@ def _batches_of_fit(trainer: Trainer, epoch: int) -> float:
 
 
 def check_averaging(trainer: Trainer, model: nn.Module, data: CIFAR10DataModule) -> None:
-    """Refuses `StochasticWeightAveraging` where no averaged weights would come of it.
+    """Refuses `StochasticWeightAveraging` if a fit would not end with averaged weights.
 
-    Lightning puts them in place when the last epoch is over. With batch normalisation it spoils
-    them then, by a step with gradients of the epoch before.
+    Lightning sets the averaged weights after the last epoch. With batch normalisation, it then
+    damages them by a step with gradients of the epoch before.
 
     Raises:
         ValueError: naming the setting and the remedy.
@@ -239,7 +239,7 @@ def check_averaging(trainer: Trainer, model: nn.Module, data: CIFAR10DataModule)
     if StochasticWeightAveraging.pl_module_contains_batch_norm(cast(LightningModule, model)):
         problem = "spoils the weights of a model with batch normalisation; take EMAWeightAveraging"
     epochs, epoch = trainer.max_epochs or -1, _batches_of_an_epoch(trainer, data)
-    start = start_of_averaging(averaging[0])
+    start = averaging_start(averaging[0])
     if epochs > 0 and 0 <= trainer.max_steps < steps_of_fit(trainer, epoch, ignore_max_steps=True):
         problem = (
             f"averages when the last epoch is over, but trainer.max_steps {trainer.max_steps} "
@@ -253,10 +253,10 @@ def check_averaging(trainer: Trainer, model: nn.Module, data: CIFAR10DataModule)
         raise ValueError(f"trainer.callbacks: StochasticWeightAveraging {problem}")
 
 
-def take_precision(trainer: Trainer, model: LightningModule) -> None:
-    """Gives weights the type that the trainer's precision has from the start on.
+def apply_precision(trainer: Trainer, model: LightningModule) -> None:
+    """Converts the weights to the trainer's precision before a checkpoint is loaded.
 
-    Lightning does it later: weights of 64 bits would be loaded through 32.
+    Lightning converts them later: 64-bit weights would be rounded to 32 bits.
     """
     plugin = trainer.precision_plugin
     plugin.convert_module(model)
@@ -264,7 +264,7 @@ def take_precision(trainer: Trainer, model: LightningModule) -> None:
 
 
 def written_config(parser: Any, config: Any) -> str:
-    """Writes a parsed configuration as a run keeps it.
+    """Serialises a parsed configuration for the run's ``config.yaml``.
 
     Args:
         parser: the command's parser.
@@ -280,15 +280,15 @@ def written_config(parser: Any, config: Any) -> str:
         warnings.filterwarnings("ignore", r"\s*Unable to serialize")
         try:
             written: str = parser.dump(config, skip_none=False, skip_validation=True)
-        except (yaml.YAMLError, TypeError) as error:  # of an object among the defaults
-            raise ValueError(f"{error.args[-1]!r} {_CANT_BE_HELD}") from error
-    if lost := _LOST.search(written):
-        raise ValueError(f"{lost[1]}: {lost[2]} {_CANT_BE_HELD}")
+        except (yaml.YAMLError, TypeError) as error:  # for an object in the defaults
+            raise ValueError(f"{error.args[-1]!r} {_NOT_SERIALIZABLE}") from error
+    if lost := _UNSERIALIZED.search(written):
+        raise ValueError(f"{lost[1]}: {lost[2]} {_NOT_SERIALIZABLE}")
     return written
 
 
 def read_back(parser: Any, written: str) -> dict[str, Any]:
-    """Reads a configuration that was written; if it names classes, the parser checks it again.
+    """Reads a serialised configuration; if it names classes, the parser checks it again.
 
     Args:
         parser: the command's parser.
@@ -296,19 +296,19 @@ def read_back(parser: Any, written: str) -> dict[str, Any]:
     """
     config: dict[str, Any] = yaml.safe_load(written)
     trainer = config.get("trainer") or {}
-    if not all(isinstance(trainer.get(key), _SIMPLE) for key in _MADE_OF_CLASSES):
+    if not all(isinstance(trainer.get(key), _SCALAR_TYPES) for key in _CLASS_OPTIONS):
         parser.parse_string(written)
     return config
 
 
-_CANT_BE_HELD = (
+_NOT_SERIALIZABLE = (
     "is a value that the run's config.yaml can't hold, so that the run could not go on: give "
     "another in its place"
 )
-_SIMPLE = (str, int, float, type(None))
-_MADE_OF_CLASSES = ("callbacks", "plugins", "profiler", "strategy")
-# What jsonargparse writes in place of an object.
-_LOST = re.compile(r"(\w+): '?Unable to serialize instance (.+?)'?$", re.MULTILINE)
+_SCALAR_TYPES = (str, int, float, type(None))
+_CLASS_OPTIONS = ("callbacks", "plugins", "profiler", "strategy")
+# The text that jsonargparse writes for an object.
+_UNSERIALIZED = re.compile(r"(\w+): '?Unable to serialize instance (.+?)'?$", re.MULTILINE)
 
 
 def _batches_of_an_epoch(trainer: Trainer, data: CIFAR10DataModule) -> int:
@@ -319,22 +319,22 @@ def _batches_of_an_epoch(trainer: Trainer, data: CIFAR10DataModule) -> int:
     return limited
 
 
-# Best, newest and the one before it, and the next while it is written.
+# Best, last and previous checkpoint, and the next one during its write.
 _CHECKPOINTS = 4
-# Weights and Adam's two moments.
+# Weights and the two moments of Adam.
 _COPIES = 3
 
 
 def check_space(folder: Path, model: nn.Module, goes_on: bool) -> None:
-    """Refuses a disk that has no room for the checkpoints of a fit.
+    """Refuses a disk without enough room for the checkpoints of a fit.
 
     Args:
         folder: the run's folder.
-        model: what is to be kept.
-        goes_on: whether the run has checkpoints there that it will replace.
+        model: the model whose checkpoints are kept.
+        goes_on: whether the run has checkpoints already, which it will replace.
 
     Raises:
-        RunError: naming what is free and what is needed.
+        RunError: naming the free and the needed space.
     """
     place = next(path for path in (folder, *folder.parents) if path.exists())
     tensors = itertools.chain(model.parameters(), model.buffers())
@@ -352,7 +352,7 @@ def check_space(folder: Path, model: nn.Module, goes_on: bool) -> None:
 def check_progress(
     path: Path, checkpoint: dict[str, Any], trainer: Trainer, data: CIFAR10DataModule
 ) -> None:
-    """Refuses to go on from a checkpoint that is as far already as the training asked for.
+    """Refuses a checkpoint that has already reached the limits of the training.
 
     Raises:
         RunError: naming the limit to raise.

@@ -1,4 +1,4 @@
-"""What a command says at its start and its end, and what it leaves of the run."""
+"""The output of a command at its start and its end, and the final state of the run."""
 
 import logging
 import shlex
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 def announce(prepared: Prepared, run: OpenRun | None) -> None:
-    """Says what is about to run, and whether a fit will have no best checkpoint."""
+    """Prints the command, and a note if a fit will have no best checkpoint."""
     trainer, model = prepared.trainer, prepared.model
     if run is not None and trainer.is_global_zero:
         parameters = sum(p.numel() for p in model.parameters())
@@ -35,7 +35,7 @@ def announce(prepared: Prepared, run: OpenRun | None) -> None:
 def say_how_to_go_on(
     prepared: Prepared, run: OpenRun | None, what: str, more_flags: str = ""
 ) -> None:
-    """Says that a command stopped, and for a fit the command that goes on with it."""
+    """Prints that a command stopped, and for a fit the command that resumes it."""
     if run is None or not prepared.is_fit:
         _log.info(what)
         return
@@ -60,9 +60,9 @@ def close(
 
     Args:
         prepared: the command.
-        run: the run that it worked on.
-        report: has what was evaluated.
-        outcome: how the run ended, if it ends with the command.
+        run: the run of the command.
+        report: holds the evaluations.
+        outcome: the status of the run, if the run ends with the command.
         seconds: how long the command's main part took.
     """
     record = run.record
@@ -72,7 +72,7 @@ def close(
         plots.curves(record.metrics(), record.path / "curves.png", title=record.name)
     if prepared.is_fit:
         record.fields["weights"] = weights_of(record.path)
-        record.save()  # takes in what has been evaluated meanwhile
+        record.save()  # reads the evaluations of other processes
         set_aside_others(record)
     if run.changes_status:
         record.finish(outcome)
@@ -84,14 +84,14 @@ def close(
 
 
 def _save_evaluation(run: OpenRun, report: EvaluationReport) -> None:
-    """Saves what was evaluated; aside, if a fit has replaced the weights meanwhile."""
+    """Saves an evaluation; separately, if a fit replaced the weights in the meantime."""
     opened, measured, record = run.evaluation, report.evaluation, run.record
     assert opened is not None and measured is not None
     run.evaluation = found = confirmed(record, measured)
     if found is not measured:
         set_aside(record, measured.key(record))
-    if opened.is_of_run and not found.is_of_run:
+    if opened.belongs_to_run and not found.belongs_to_run:
         _log.info(f"a fit of {record.name} has replaced these weights meanwhile: kept aside")
     record.save()
-    if found.is_of_run:
+    if found.belongs_to_run:
         found.log(record)

@@ -1,4 +1,4 @@
-"""The run that a command works on: named, locked, and with a record, found or new."""
+"""Finds or creates the run of a command: its name, lock and record."""
 
 import contextlib
 import itertools
@@ -33,21 +33,22 @@ from experiments.session.resuming import (
     note_changes,
 )
 
-_RUN_VARIABLE = "CIFAR10_LIGHTNING_RUN"  # tells the other processes of a run its name
+_RUN_VARIABLE = "CIFAR10_LIGHTNING_RUN"  # passes the name of a run to its other processes
 
 
 class OpenRun:
-    """A run that one command works on, until `release`.
+    """The open run of one command, until `release`.
 
     Args:
         prepared: the command, checked.
 
     Attributes:
-        record: what is written about the run.
-        evaluation: what the command evaluates; None for a fit.
+        record: the record of the run.
+        evaluation: the evaluation of the command; None for a fit.
         is_over: whether nothing is left to do.
-        is_best_anew: whether the best validation is to be one from now on.
-        changes_status: whether the run itself ends with the command, and not just an evaluation.
+        is_best_anew: whether only validations from now on count for the best.
+        changes_status: whether the end of the command is the end of the run, not only of an
+            evaluation.
     """
 
     def __init__(self, prepared: Prepared) -> None:
@@ -58,7 +59,7 @@ class OpenRun:
         self.changes_status = True
         self._facts = prepared.facts()
         self._lock: RunLock | None = None
-        self._owned: Path | None = None  # a folder in which there is nothing of before
+        self._owned: Path | None = None  # a folder without earlier files
         try:
             self.record = self._open()
         except BaseException:
@@ -79,14 +80,14 @@ class OpenRun:
         return record
 
     def config(self) -> dict[str, Any]:
-        """What W&B shows: the configuration, and what the record says of the run."""
+        """The configuration for W&B, with the fields of the record."""
         changed = [again for again in self.record.fields.get("resumed", []) if again.get("changes")]
         run = {**self._facts, "resumed": changed} if changed else self._facts
         first = self.prepared.trainer.is_global_zero
         return {**self.prepared.resolved, "run": run} if first else self.prepared.resolved
 
     def abandon(self) -> None:
-        """Removes the folder of a run in which nothing ran: its name stays free."""
+        """Removes the folder of a run that never started, so that its name stays free."""
         if self._owned is not None:
             with contextlib.suppress(OSError):
                 remove_folder(self._owned)
@@ -101,7 +102,7 @@ class OpenRun:
 
     def _open_fit(self, path: Path) -> RunRecord:
         prepared, overwrite = self.prepared, self.prepared.config.overwrite
-        # Weights of another run only start a new one: they must not overwrite the run named.
+        # Weights of another run may only start a new run, not overwrite the named run.
         inside = self._is_inside(path)
         resuming = inside or self._begins_again(path)
         check_space(path, prepared.model, resuming)
@@ -144,14 +145,14 @@ class OpenRun:
         return record
 
     def _is_inside(self, run: Path) -> bool:
-        """Whether the checkpoint is one of this run."""
+        """Whether the checkpoint belongs to this run."""
         weights = self.prepared.weights
-        if weights is None or weights.path.stem == ABANDONED:  # that way begins another run
+        if weights is None or weights.path.stem == ABANDONED:  # this starts another run
             return False
         return is_in_folder(weights.path, run)
 
     def _begins_again(self, path: Path) -> bool:
-        """Whether a run is to go on that was left before its first checkpoint."""
+        """Whether the command resumes a run that stopped before its first checkpoint."""
         return bool(self.prepared.config.resume) and (path / RECORD).is_file()
 
     def _take_lock(self, path: Path) -> None:
@@ -162,7 +163,7 @@ class OpenRun:
             self._owned = path
 
     def _check_weights_are_the_same(self, path: Path) -> None:
-        """Refuses to go on from what another process has replaced before this one had the lock."""
+        """Refuses a checkpoint that another process replaced before this process had the lock."""
         weights = self.prepared.weights
         if weights is None:
             same = not self._begins_again(path) or newest_checkpoint(path) is None
@@ -206,7 +207,7 @@ class OpenRun:
         return record
 
     def _differences(self, record: RunRecord, stage: Stage) -> dict[str, Any]:
-        """The settings of an evaluation that are not the run's and change its figures."""
+        """The settings of an evaluation that differ from the run's and change its figures."""
         trainer, data, limit = self.prepared.trainer, self.prepared.data, limit_of(stage)
         loader = {
             "validate": data.val_dataloader,
@@ -218,7 +219,7 @@ class OpenRun:
 
 
 def _place_of(prepared: Prepared) -> tuple[Path, bool]:
-    """The folder of the run that a command means, and whether it was made for it just now."""
+    """The folder of the run of a command, and whether this call created it."""
     config, trainer, weights = prepared.config, prepared.trainer, prepared.weights
     root = Path(config.runs_dir)
     if config.name is not None:
@@ -226,7 +227,7 @@ def _place_of(prepared: Prepared) -> tuple[Path, bool]:
     if weights is not None and (weights.path.parent / RECORD).is_file():
         return weights.path.parent, False
     several = _is_started_from_outside(trainer) and trainer.world_size > 1
-    if several and _RUN_VARIABLE not in os.environ:  # nor by Lightning
+    if several and _RUN_VARIABLE not in os.environ:  # nor started by Lightning
         raise RunError("several processes must share one run: name it with --name")
     if trainer.global_rank and (name := os.environ.get(_RUN_VARIABLE)):
         return root / name, False
@@ -236,13 +237,13 @@ def _place_of(prepared: Prepared) -> tuple[Path, bool]:
 
 
 def _is_started_from_outside(trainer: Trainer) -> bool:
-    """Whether the processes of a run are started by another program, such as torchrun."""
+    """Whether another program, such as torchrun, starts the processes of a run."""
     environment = getattr(trainer.strategy, "cluster_environment", None)
     return environment is not None and environment.creates_processes_externally
 
 
 def _new_folder(root: Path, prepared: Prepared) -> Path:
-    """A folder named after what is run: no other process gets that name."""
+    """Creates a folder with a name that no other process gets."""
     parts = [prepared.experiment]
     if prepared.data.resolved_source == "synthetic":
         parts.append("synthetic")

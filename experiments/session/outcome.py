@@ -1,4 +1,4 @@
-"""How a command ended: by an error, a signal, at its limit of steps or before it, and why."""
+"""The end of a command and its reason: an error, a signal, a limit, an early stop."""
 
 import contextlib
 import logging
@@ -27,13 +27,13 @@ _log = logging.getLogger(__name__)
 def note_fit(
     record: RunRecord, trainer: Trainer, model: LightningModule, monitor: TrainMonitor
 ) -> None:
-    """Writes into a record what a fit came to, and which checkpoint its tests take.
+    """Writes the results of a fit, and the checkpoint for its tests, into a record.
 
     Args:
         record: of the run; not saved here.
-        trainer: whose fit is over.
-        model: what was trained.
-        monitor: has watched the fit.
+        trainer: the trainer of the fit.
+        model: the trained model.
+        monitor: the monitor of the fit.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     averaging = any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks)
@@ -53,14 +53,14 @@ def note_fit(
 
 
 def note_outcome(trainer: Trainer, record: RunRecord) -> Status:
-    """Writes into a record why a fit ended before its limit of steps or epochs, if it did.
+    """Writes the reason into a record if a fit ended before its limit of steps or epochs.
 
     Args:
-        trainer: whose fit is over.
-        record: gets the field ``stopped_by``; none if the fit came to its limit.
+        trainer: the trainer of the fit.
+        record: gets the field ``stopped_by``; none if the fit reached its limit.
 
     Returns:
-        The status of the run: a fit whose time was over is interrupted, since it can go on.
+        The status of the run: ``interrupted`` after a time limit, since the fit can be resumed.
     """
     limit = time_limit(trainer)
     if limit is not None and limit.is_over:
@@ -73,12 +73,12 @@ def note_outcome(trainer: Trainer, record: RunRecord) -> Status:
 
 
 def is_out_of_time(record: RunRecord, before: dict[str, Any], config: dict[str, Any]) -> bool:
-    """Whether a run is to go on that had used up its time, and gets no more.
+    """Whether a resumed run has used up its time and gets no more.
 
     Args:
         record: the run's record.
-        before: the configuration that it had, flat.
-        config: the one asked for, flat.
+        before: the old configuration, flat.
+        config: the new configuration, flat.
     """
     reason = str(record.fields.get("stopped_by"))
     limits = [key for key in {*before, *config} if key.startswith(MAX_TIME)]
@@ -118,7 +118,7 @@ class RunStatus(Callback):
 
     Args:
         record: the run's record.
-        changes_status: whether the run itself fails, and not just an evaluation of it.
+        changes_status: whether the run itself fails, not only an evaluation of it.
     """
 
     def __init__(self, record: RunRecord, changes_status: bool = True) -> None:
@@ -133,10 +133,10 @@ class RunStatus(Callback):
         self.ended_by(exception, trainer)
 
     def ended_by(self, exception: BaseException, trainer: Trainer) -> None:
-        """Marks the run, unless it has been: not all that ends one comes within the trainer.
+        """Marks the run, unless it is marked already; also for errors outside the trainer.
 
         Args:
-            exception: what ended it.
+            exception: the error or signal.
             trainer: the trainer, for its loggers.
         """
         if not trainer.is_global_zero or self._is_marked:
@@ -145,9 +145,11 @@ class RunStatus(Callback):
         status, code = _how_it_ended(exception)
         if self.changes_status and self.record.fields["status"] == "running":
             self.record.fields["error"] = repr(exception)
-            with contextlib.suppress(Exception):  # a damaged one, perhaps the very reason
+            with contextlib.suppress(Exception):  # a damaged record, perhaps the cause of the error
                 self.record.fields["weights"] = weights_of(self.record.path)
-            with contextlib.suppress(OSError, RunError):  # a full disk, perhaps the very reason
+            with contextlib.suppress(
+                OSError, RunError
+            ):  # a full disk, perhaps the cause of the error
                 self.record.finish(status)
         if logger := wandb_logger(trainer):
             logger.close(exit_code=code, preempted=status == "preempted")

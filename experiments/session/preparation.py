@@ -1,4 +1,4 @@
-"""All that can be wrong with a command, found before anything is written."""
+"""Checks a command completely before anything is written."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,28 +25,28 @@ from experiments.checkpoints.loading import (
 )
 from experiments.checkpoints.saving import entries_of
 from experiments.errors import RunError
-from experiments.lightning_seam import leave_signals_to_us
+from experiments.lightning_seam import disable_signal_handlers
 from experiments.records.files import file_identity
 from experiments.records.record import RECORD, RunRecord, run_folder
 from experiments.session.checks import (
+    apply_precision,
     check_averaging,
     check_devices,
     check_fit,
     check_progress,
     check_validation,
     read_back,
-    take_precision,
     written_config,
 )
 from experiments.session.resuming import choose_run
-from experiments.session.stopping import take_over_max_time
+from experiments.session.stopping import replace_max_time_timer
 from lightning_modules import Classifier
 
 if TYPE_CHECKING:
     from experiments.lightning_seam import CommandLine
 
-# Of this command alone: one that takes the run's configuration later must not take these.
-OF_THIS_COMMAND = {
+# Options of a single command: later commands with the run's configuration reset them.
+ONE_COMMAND_OPTIONS = {
     "ckpt_path": None,
     "name": None,
     "overwrite": False,
@@ -57,14 +57,14 @@ OF_THIS_COMMAND = {
 
 @dataclass(frozen=True)
 class Weights:
-    """The checkpoint that a command starts from or evaluates, as it was when it was read.
+    """The checkpoint that a command starts from or evaluates, at the time of reading.
 
     Attributes:
         path: the file.
-        sha256: of its weights.
-        step: optimiser steps behind them.
-        entries: how many entries the log of its fit had; None if it does not say.
-        identity: which file it was, see `experiments.records.files.file_identity`.
+        sha256: hash of its weights.
+        step: optimiser steps of the weights.
+        entries: number of log entries of its fit; None if unknown.
+        identity: identifies the file, see `experiments.records.files.file_identity`.
     """
 
     path: Path
@@ -76,19 +76,19 @@ class Weights:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A command of which data, model, checkpoint and trainer fit together.
+    """A command whose data, model, checkpoint and trainer fit together.
 
     Attributes:
         command: fit, validate, test or predict.
-        experiment: what runs of it are called.
+        experiment: name of the experiment, for the names of its runs.
         typed: the command line.
-        config: its configuration.
-        written: the same as the run keeps it, YAML.
-        resolved: and as that reads.
+        config: the configuration.
+        written: the configuration as YAML, for the run's ``config.yaml``.
+        resolved: the configuration as read back from this YAML.
         trainer: with the callbacks of the configuration.
         model: not trained yet.
         data: set up.
-        weights: what it starts from or evaluates, if anything.
+        weights: the checkpoint to start from or to evaluate, if any.
     """
 
     command: str
@@ -104,16 +104,16 @@ class Prepared:
 
     @property
     def is_fit(self) -> bool:
-        """Whether it trains."""
+        """Whether the command trains."""
         return self.command == "fit"
 
     @property
     def keeps_nothing(self) -> bool:
-        """Whether it is Lightning's ``fast_dev_run``, which has no run."""
+        """Whether the command is Lightning's ``fast_dev_run``, which has no run."""
         return bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
 
     def facts(self) -> dict[str, Any]:
-        """What a record and W&B say of the command besides its configuration."""
+        """The fields for the record and W&B besides the configuration."""
         optimizer = self.resolved["model"].get("init_args", {}).get("optimizer") or {}
         facts: dict[str, Any] = {
             "job_type": self.command,
@@ -121,7 +121,7 @@ class Prepared:
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "optimizer": str(optimizer.get("class_path", "")).rpartition(".")[2],
             "lr": optimizer.get("init_args", {}).get("lr"),
-            "seed": int(self.config.seed_everything),  # W&B would make a string of a `Seed`
+            "seed": int(self.config.seed_everything),  # W&B would convert a `Seed` to a string
             "data": self.data.resolved_source,
         }
         if self.data.is_set_up:
@@ -132,16 +132,16 @@ class Prepared:
 
 
 def prepare(cli: "CommandLine", command: str, experiment: str) -> Prepared:
-    """Checks data, model, checkpoint and trainer, each by itself and together.
+    """Checks data, model, checkpoint and trainer, separately and together.
 
     Args:
         cli: the parsed command line with its data, model and trainer.
         command: fit, validate, test or predict.
-        experiment: what runs of it are called.
+        experiment: name of the experiment, for the names of its runs.
 
     Raises:
         DatasetError: if the data is missing or corrupted.
-        RunError: if the run or the checkpoint can't be used as asked.
+        RunError: if the run or the checkpoint can't be used for this command.
         ValueError: if data, model and checkpoint do not fit together.
     """
     config, model, data = cli.config[command], cli.model, cli.datamodule
@@ -163,7 +163,7 @@ def prepare(cli: "CommandLine", command: str, experiment: str) -> Prepared:
         cli.trainer.callbacks.append(TrainingSettings(settings))  # type: ignore[attr-defined]
     parser = cli.command_parser(command)
     kept = config.clone()
-    for key, value in OF_THIS_COMMAND.items():
+    for key, value in ONE_COMMAND_OPTIONS.items():
         kept[key] = value
     written = written_config(parser, kept)
     resolved = read_back(parser, written)
@@ -176,11 +176,11 @@ def prepare(cli: "CommandLine", command: str, experiment: str) -> Prepared:
 def _check_trainer(
     trainer: Trainer, model: Classifier, config: Namespace, command: str, goes_on: bool
 ) -> dict[str, Any]:
-    """Checks the trainer, for itself and with the model; returns the settings of the training."""
-    leave_signals_to_us(trainer)
-    take_over_max_time(trainer)
+    """Checks the trainer, alone and with the model; returns the settings of the training."""
+    disable_signal_handlers(trainer)
+    replace_max_time_timer(trainer)
     check_devices(trainer)
-    take_precision(trainer, model)
+    apply_precision(trainer, model)
     model.check_trainer(trainer)
     if command == "fit":
         check_fit(trainer, config.test_after_fit)
@@ -201,7 +201,7 @@ def _set_up(data: CIFAR10DataModule, command: str) -> None:
 def _load(
     checkpoint: Path, cli: "CommandLine", command: str, settings: dict[str, Any], resumes: bool
 ) -> Weights:
-    """Checks that a checkpoint fits model, training and data, and what it is."""
+    """Checks that a checkpoint fits model, training and data, and describes it."""
     identity = file_identity(checkpoint)
     content = load_checkpoint(checkpoint)
     check_model(checkpoint, content, cli.model)
@@ -216,7 +216,7 @@ def _load(
 
 
 def _asked_for(config: Namespace, command: str) -> Path | None:
-    """The checkpoint that ``--ckpt_path`` and ``--name`` mean; evaluations must have one."""
+    """The checkpoint of ``--ckpt_path`` and ``--name``; an evaluation must have one."""
     asked = config.ckpt_path
     if asked is None and command == "fit":
         return None
@@ -236,7 +236,7 @@ def _asked_for(config: Namespace, command: str) -> Path | None:
 
 
 def _to_resume(config: Namespace, experiment: str) -> Path | None:
-    """The newest checkpoint of the run that ``--resume`` means, or what it is to start from."""
+    """The newest checkpoint of the run that ``--resume`` names, or the one it starts from."""
     if config.overwrite:
         raise RunError("--overwrite replaces a run, --resume goes on with it: leave one out")
     root = Path(config.runs_dir)
@@ -249,7 +249,7 @@ def _to_resume(config: Namespace, experiment: str) -> Path | None:
 
 
 def _start_of(record: RunRecord, asked: str | None) -> Path | None:
-    """The checkpoint that a run began with, which was killed before its first own one."""
+    """The starting checkpoint of a run that was killed before it saved its own."""
     began = record.fields.get("started_from")
     if asked or began is None:
         return Path(asked) if asked else None

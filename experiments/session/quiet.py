@@ -1,8 +1,8 @@
-"""What Lightning says and does for nobody, left out.
+"""Removes output and work of Lightning that no one needs.
 
-A step of a small MLP takes 2 ms. Lightning calls six hooks of every callback and of the model in
-each, and times each call for a profiler, whether or not there is anything to call or to time. It
-asks each time whether gradients are to be clipped and which arguments ``training_step`` takes.
+A step of a small MLP takes 2 ms. In each step, Lightning calls six hooks of every callback and of
+the model, and times each call for a profiler, even if the hooks are empty and there is no profiler.
+It also checks in each step whether to clip gradients and which arguments ``training_step`` takes.
 """
 
 import contextlib
@@ -14,20 +14,20 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.profilers import PassThroughProfiler
 
-from experiments.lightning_seam import give_step_arguments, pass_over
+from experiments.lightning_seam import give_step_arguments, skip_hook
 from lightning_modules import Classifier
 
-# Tips; and devices and seed, which the run's first line and its record name.
+# Tips; also devices and seed, which are in the run's first line and its record.
 _ADVERTISED = ("💡", "TPU available", "GPU available", "HPU available", "Seed set to")
 _EXPECTED = (
     r"Found \d+ module\(s\) in eval mode",  # frozen layers
-    "Checkpoint directory .* exists and is not empty",  # the run's folder holds its record
+    "Checkpoint directory .* exists and is not empty",  # because the run's folder holds its record
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 with torch 2.14
-    "The dirpath has changed from",  # a new run that starts from another's checkpoint
+    "The dirpath has changed from",  # because a new run starts from the checkpoint of another
     "Total length of `list` across ranks is zero",  # data.val_size 0
     "It is recommended to use .*sync_dist=True",  # torchmetrics has synchronised them
     "The number of training batches .* is smaller than the logging interval",
-    "You requested to overfit but enabled",  # `CIFAR10DataModule` shuffles no more then
+    "You requested to overfit but enabled",  # `CIFAR10DataModule` then stops shuffling
 )
 _STEP_HOOKS = (
     "on_train_batch_start",
@@ -40,7 +40,7 @@ _STEP_HOOKS = (
 
 
 def quiet_lightning() -> None:
-    """Keeps Lightning's advertisements, and what this project says itself, out of the output."""
+    """Hides Lightning's advertisements and the messages that this project prints itself."""
     for name in (
         "pytorch_lightning.utilities.rank_zero",
         "lightning_fabric.utilities.rank_zero",
@@ -52,13 +52,13 @@ def quiet_lightning() -> None:
 
 
 def silence_expected_warnings() -> None:
-    """Leaves out warnings of what this project does on purpose."""
+    """Hides warnings on things that this project does on purpose."""
     for message in _EXPECTED:
         warnings.filterwarnings("ignore", message)
 
 
 class NoProfiler(PassThroughProfiler):
-    """Times nothing, without a generator for every action that it does not time."""
+    """Times nothing, and creates no generator for each action."""
 
     _NOTHING: AbstractContextManager[None] = contextlib.nullcontext()
 
@@ -68,13 +68,13 @@ class NoProfiler(PassThroughProfiler):
 
 
 def skip_idle_hooks(trainer: Trainer, model: Classifier) -> None:
-    """Lets the trainer pass over the hooks of a step that callbacks and model don't override.
+    """Makes the trainer skip the hooks of a step that callbacks and model do not override.
 
-    Nothing is left out that anyone wrote, and a profiler that was asked for stays.
+    All overridden hooks still run, and a profiler of the user stays.
 
     Args:
-        trainer: with all of its callbacks.
-        model: the model that it will train.
+        trainer: with all its callbacks.
+        model: the model to train.
     """
     settings: Any = trainer
     callbacks: list[Callback] = settings.callbacks
@@ -88,9 +88,9 @@ def skip_idle_hooks(trainer: Trainer, model: Classifier) -> None:
         settings.profiler = NoProfiler()
     if settings.gradient_clip_val is None:
         _skip_if_idle(model, LightningModule, "configure_gradient_clipping")
-    give_step_arguments(trainer)  # those of every `Classifier.training_step`
+    give_step_arguments(trainer)  # the arguments of every `Classifier.training_step`
 
 
 def _skip_if_idle(owner: Any, base: type, hook: str) -> None:
     if getattr(type(owner), hook) is getattr(base, hook) and hook not in vars(owner):
-        pass_over(owner, hook)
+        skip_hook(owner, hook)

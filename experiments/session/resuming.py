@@ -1,4 +1,4 @@
-"""Which run ``--resume`` means, whether anything is left to do, and that one process does it."""
+"""Resumes runs: finds the run, decides what is left to do, and locks it for one process."""
 
 import logging
 import shutil
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 def choose_run(root: Path, name: str, seed: int) -> str | None:
-    """Finds the newest unfinished run of the same experiment and seed, where none is named.
+    """Finds the newest unfinished run of the same experiment and seed, if no name is given.
 
     Args:
         root: the folder of all runs.
@@ -36,7 +36,7 @@ def choose_run(root: Path, name: str, seed: int) -> str | None:
         seed: the seed of everything.
 
     Returns:
-        The run's name; None if there is none, and a new one is to begin.
+        The run's name; None if there is none, so that a new run starts.
     """
     found = []
     for path in root.glob(f"{name}-*/{RECORD}"):
@@ -53,10 +53,10 @@ def choose_run(root: Path, name: str, seed: int) -> str | None:
 
 
 def config_before(record: RunRecord) -> dict[str, Any]:
-    """The configuration that a run had until now, flat; empty if it had not written it yet.
+    """The previous configuration of a run, flat; empty if the run has not written it yet.
 
     Raises:
-        RunError: if it is there and can't be read.
+        RunError: if the file exists and can't be read.
     """
     try:
         return flat_config(record.path)
@@ -65,17 +65,17 @@ def config_before(record: RunRecord) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         path = record.path / CONFIG
         raise RunError(
-            f"{path} can't be read, so that what changes could not be said: mend or remove it"
+            f"{path} can't be read, so changes could not be shown: repair or remove it"
         ) from error
 
 
 def is_finished(record: RunRecord, before: dict[str, Any], config: dict[str, Any]) -> bool:
-    """Whether a run is over, and neither a longer training nor a missing test is asked for.
+    """Whether a run is finished, and the command asks for no longer training and no missing test.
 
     Args:
         record: the run's record.
-        before: the configuration that it had, flat.
-        config: the one asked for, flat.
+        before: the old configuration, flat.
+        config: the new configuration, flat.
     """
     if record.fields.get("status") != "finished":
         return False
@@ -87,27 +87,28 @@ def is_finished(record: RunRecord, before: dict[str, Any], config: dict[str, Any
 
 
 def limits_changed(before: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Whether a run is to be shorter or longer than it was."""
+    """Whether the command makes a run shorter or longer."""
     limits = ("trainer.max_steps", "trainer.max_epochs")
     return any(before.get(name) != config.get(name) for name in limits)
 
 
 def note_changes(changes: Mapping[str, Any]) -> None:
-    """Tells in what a run that goes on differs from what it was: it ends as neither would."""
+    """Prints the settings that a resume changes, because they change the result of the run."""
     if changes:
         listed = ", ".join(f"{name} {now} (was {was})" for name, (was, now) in changes.items())
         _log.info(f"the run goes on with other settings: {listed}")
 
 
 def is_best_anew(run: Path, step: int, changes: Mapping[str, Any], longer: bool) -> bool:
-    """Whether the best checkpoint of a run that goes on has nothing to do with what comes now.
+    """Whether the best checkpoint of a resumed run does not count any more.
 
-    It has not if it was the best on other validation images or of another network, or if it lies
-    ahead of where the run goes on, on a way that the run does not take again.
+    It does not count if it was the best on other validation images or of another network. It does
+    not count either if it is from a later step than the resumed checkpoint and the run continues
+    differently.
 
     Args:
         run: the run's folder.
-        step: optimiser steps behind the checkpoint that it goes on from.
+        step: optimiser steps of the resumed checkpoint.
         changes: see `experiments.identity.changes_between`.
         longer: see `limits_changed`.
     """
@@ -120,14 +121,14 @@ def is_best_anew(run: Path, step: int, changes: Mapping[str, Any], longer: bool)
 
 
 def go_back_to(checkpoint: Path | None, run: Path, best_anew: bool) -> None:
-    """Makes a checkpoint the newest of its run, and keeps aside what is not of its past.
+    """Makes a checkpoint the newest of its run, and renames checkpoints that are not of its past.
 
-    A process that is killed from now on then goes on from there, too.
+    If the process is killed after this, the next resume starts from the same checkpoint.
 
     Args:
-        checkpoint: where the run goes on from; None to begin anew.
+        checkpoint: the resumed checkpoint; None to start again.
         run: the run's folder.
-        best_anew: whether the best checkpoint is to be replaced.
+        best_anew: whether the best checkpoint does not count any more.
     """
     if best_anew:
         (run / f"{BEST}.ckpt").replace(run / f"{ABANDONED}.ckpt")
@@ -143,13 +144,13 @@ def go_back_to(checkpoint: Path | None, run: Path, best_anew: bool) -> None:
 
 
 class BestAnew(Callback):
-    """Makes callbacks forget the best validation where it belongs to another training.
+    """Makes callbacks forget the best validation if it belongs to another training.
 
-    Where it still counts, checkpoint callbacks learn the run's present folder: Lightning drops the
+    If it still counts, checkpoint callbacks get the present folder of the run: Lightning drops the
     best checkpoint of a run that was moved or copied.
 
     Args:
-        is_anew: whether they must forget it; the first process knows.
+        is_anew: whether callbacks must forget it; only the first process knows.
     """
 
     def __init__(self, is_anew: bool = False) -> None:
@@ -158,7 +159,7 @@ class BestAnew(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Changes their states in what is loaded."""
+        """Changes the states of callbacks in the loaded checkpoint."""
         states = checkpoint.get("callbacks", {})
         is_anew = trainer.strategy.broadcast(self.is_anew)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -167,7 +168,9 @@ class BestAnew(Callback):
             elif (
                 isinstance(callback, ModelCheckpoint)
                 and callback.state_key in states
-                and is_in_folder(str(trainer.ckpt_path), str(callback.dirpath))  # not another run's
+                and is_in_folder(
+                    str(trainer.ckpt_path), str(callback.dirpath)
+                )  # not of another run
             ):
                 _move(states[callback.state_key], str(callback.dirpath))
 
@@ -183,7 +186,7 @@ def _move(state: dict[str, Any], folder: str) -> None:
 
 
 def check_room(path: Path, overwrite: bool) -> None:
-    """Refuses a folder for a new run that holds something, unless it is a run to be replaced.
+    """Refuses a non-empty folder for a new run, unless it is a run to replace.
 
     Raises:
         RunError: naming the remedy.
@@ -200,10 +203,10 @@ def check_room(path: Path, overwrite: bool) -> None:
 
 
 def make_room(path: Path, overwrite: bool) -> None:
-    """Empties the folder of a new run, which is locked: all but the lock goes.
+    """Empties the locked folder of a new run, except for the lock.
 
     Raises:
-        RunError: see `check_room`; another process may have been there first.
+        RunError: see `check_room`; another process may have used the folder first.
     """
     check_room(path, overwrite)
     for entry in path.iterdir():
@@ -214,13 +217,13 @@ def make_room(path: Path, overwrite: bool) -> None:
 
 
 class RunLock:
-    """Keeps a second process from training the same run; the system frees it with the process.
+    """Keeps a second process from training the same run; the system frees the lock at exit.
 
     Args:
         path: the run's folder.
 
     Raises:
-        RunError: if another process trains this run, or its folder leads elsewhere.
+        RunError: if another process trains this run, or its folder has unsafe links.
     """
 
     def __init__(self, path: Path) -> None:
@@ -229,16 +232,16 @@ class RunLock:
         self._file = FileLock(path / LOCK)
 
     def acquire(self) -> None:
-        """Takes the lock, and makes the folder if need be.
+        """Takes the lock, and creates the folder if it is missing.
 
         Raises:
-            RunError: if another process has it, or the folder can't be made.
+            RunError: if another process has the lock, or the folder can't be created.
         """
         with writing(self.path, "name another with --runs_dir, or mend its permissions"):
             self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._file.acquire(timeout=0)
-        except Timeout as error:  # an OSError too: it must come first
+        except Timeout as error:  # a subclass of OSError, so it comes first
             raise RunError(
                 f"run {self.path.name} is being trained by another process; wait for it, or take "
                 "another --name"
@@ -247,5 +250,5 @@ class RunLock:
             pass  # a file system without locks
 
     def release(self) -> None:
-        """Lets others train the run."""
+        """Allows other processes to train the run."""
         self._file.release()

@@ -1,4 +1,4 @@
-"""One command on one run: attached to the trainer, run, and closed with a summary."""
+"""Executes one command on one run and ends with a summary."""
 
 import logging
 import time
@@ -19,7 +19,7 @@ from experiments.checkpoints.loading import (
     state_sha256,
 )
 from experiments.checkpoints.saving import AtomicCheckpointIO, LastCheckpoint, SettledProgress
-from experiments.errors import RunError, UsageError, is_of_user
+from experiments.errors import RunError, UsageError, is_user_error
 from experiments.monitoring.callbacks import EvaluationReport, PredictionWriter
 from experiments.monitoring.loggers import RecordLogger, wandb_logger
 from experiments.monitoring.progress import TrainMonitor
@@ -30,26 +30,26 @@ from experiments.records.record import RunRecord, Status
 from experiments.session.closing import announce, close, say_how_to_go_on
 from experiments.session.opening import OpenRun
 from experiments.session.outcome import RunStatus, note_fit, note_outcome
-from experiments.session.preparation import OF_THIS_COMMAND, Prepared
+from experiments.session.preparation import ONE_COMMAND_OPTIONS, Prepared
 from experiments.session.quiet import silence_expected_warnings, skip_idle_hooks
 from experiments.session.resuming import BestAnew
-from experiments.session.stopping import StopBetweenBatches, order_of
+from experiments.session.stopping import StopBetweenBatches, callback_order
 
 _log = logging.getLogger(__name__)
 
 
 class RunSession:
-    """A command that has been checked, from its first file to its summary.
+    """A checked command, from its first file to its summary.
 
     Args:
         prepared: the command.
 
     Attributes:
-        run: the run that it works on; None for Lightning's ``fast_dev_run``, which keeps nothing.
+        run: the run of the command; None for Lightning's ``fast_dev_run``, which keeps nothing.
 
     Raises:
-        RunError: if the run can't be opened as asked; nothing is left of it.
-        ValueError: if settings do not fit what the run is.
+        RunError: if the run can't be opened for this command; it leaves no files.
+        ValueError: if settings do not fit the run.
     """
 
     def __init__(self, prepared: Prepared) -> None:
@@ -64,7 +64,7 @@ class RunSession:
         if prepared.weights is not None and not prepared.is_fit:
             self._step_of_weights = prepared.weights.step
         if not prepared.keeps_nothing:
-            self._signals.take(Phase.START)  # from here on there is a record to be marked
+            self._signals.take(Phase.START)  # from now on there is a record to mark
             try:
                 self.run = OpenRun(prepared)
                 if not self.run.is_over:
@@ -75,7 +75,7 @@ class RunSession:
                 raise
 
     def _attach(self, run: OpenRun) -> None:
-        """Gives the trainer its loggers, callbacks and the places they write to."""
+        """Gives the trainer its loggers and callbacks, and their folders."""
         trainer, record = self.prepared.trainer, run.record
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
@@ -84,16 +84,16 @@ class RunSession:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO(record.path)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks += self._callbacks(run)
-        callbacks.sort(key=order_of)
+        callbacks.sort(key=callback_order)
         logger = RecordLogger(record, self._step, is_silent=run.evaluation is not None)
         trainer.loggers = [logger, *trainer.loggers]
-        if run.evaluation is not None and not run.evaluation.is_of_run:
-            trainer.loggers = [logger]  # its figures are kept aside
+        if run.evaluation is not None and not run.evaluation.belongs_to_run:
+            trainer.loggers = [logger]  # its figures are kept separately
         if trainer.is_global_zero and (wandb := wandb_logger(trainer)):
-            kept = {k: value for k, value in run.config().items() if k not in OF_THIS_COMMAND}
+            kept = {k: value for k, value in run.config().items() if k not in ONE_COMMAND_OPTIONS}
             wandb.start(record, kept, self._step)
             wandb.summarize({"model_summary": str(ModelSummary(self.prepared.model))})
-            record.save()  # with W&B's name of the run
+            record.save()  # with the W&B id of the run
 
     def _callbacks(self, run: OpenRun) -> list[Callback]:
         self._status = RunStatus(run.record, run.changes_status)
@@ -109,7 +109,7 @@ class RunSession:
         return added
 
     def _step(self) -> int:
-        """Optimiser steps behind the weights that are trained or evaluated."""
+        """Optimiser steps of the weights that are trained or evaluated."""
         if self._step_of_weights is not None:
             return self._step_of_weights
         return self.prepared.trainer.global_step
@@ -123,7 +123,7 @@ class RunSession:
             arguments: keyword arguments for the trainer's method.
 
         Raises:
-            Stopped: if a signal ended it; how to go on has been said.
+            Stopped: if a signal ended it; the command that resumes it is already printed.
         """
         try:
             if self.run is not None and self.run.is_over:
@@ -162,13 +162,13 @@ class RunSession:
                 self._signals.check()
                 self._test_after_fit(run.record)
         self._signals.check()
-        self._signals.phase = Phase.SUMMARY  # all is done but for a second or so
+        self._signals.phase = Phase.SUMMARY  # only about a second of work is left
         if run is not None and prepared.trainer.is_global_zero:
             seconds = time.perf_counter() - started
             close(prepared, run, self._report, self._outcome, seconds)
 
     def _run_trainer(self, arguments: dict[str, Any]) -> None:
-        """Runs the trainer; what it refuses to start is an error of use, and leaves no run."""
+        """Runs the trainer; if it refuses to start, this is a usage error and leaves no run."""
         trainer, command = self.prepared.trainer, self.prepared.command
         skip_idle_hooks(trainer, self.prepared.model)
         try:
@@ -181,7 +181,7 @@ class RunSession:
         except Exception as error:
             of_lightning = isinstance(error, MisconfigurationException)
             has_begun = self._monitor.started if self.prepared.is_fit else not of_lightning
-            if not is_of_user(error) or isinstance(error, RunError) or has_begun:
+            if not is_user_error(error) or isinstance(error, RunError) or has_begun:
                 raise
             self._abandon()
             raise UsageError(str(error)) from error
@@ -191,7 +191,7 @@ class RunSession:
             self.run.abandon()
 
     def _ended_by(self, error: BaseException) -> None:
-        """Marks the run, and says how to go on."""
+        """Marks the run, and prints how to resume it."""
         if self._status is not None:
             self._status.ended_by(error, self.prepared.trainer)
         if isinstance(error, Stopped):
@@ -212,7 +212,7 @@ class RunSession:
         self._step_of_weights = step = int(content["global_step"])
         sha256 = state_sha256(content["state_dict"])
         self._report.evaluation = Evaluation("test", checkpoint, sha256, step)
-        # After a fit, Lightning's weight averaging would put back the weights that aren't averaged.
+        # After a fit, Lightning's weight averaging would restore the weights before averaging.
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [c for c in callbacks if not isinstance(c, WeightAveraging)]
         with other_processes(trainer):

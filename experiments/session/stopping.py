@@ -1,4 +1,4 @@
-"""A fit stops between two batches, saved: at a signal, or when its time is over."""
+"""Saves and stops a fit between two batches, at a signal or a time limit."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -13,16 +13,16 @@ from experiments.process.signals import Phase, Stopped, StopSignals
 
 
 class TimeLimit(Timer):
-    """What ``trainer.max_time`` stands for: a `Timer` that leaves it to others to stop the fit.
+    """The timer of ``trainer.max_time``; `StopBetweenBatches` stops the fit for it.
 
-    Lightning's own stops after any batch, with a validation that would else not have been, from
-    where a fit does not go on as if it had been left alone (see `StopBetweenBatches`).
+    Lightning's own timer stops after any batch and adds a validation, so a resumed fit would differ
+    from an uninterrupted one.
 
     Args:
-        seconds: how long the fit may take, over all processes that go on with it.
+        seconds: limit of the fit, over all processes that work on it.
 
     Attributes:
-        is_over: whether the fit has been stopped by it.
+        is_over: whether the limit has stopped the fit.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -32,7 +32,7 @@ class TimeLimit(Timer):
 
     @property
     def state_key(self) -> str:
-        """That of the timer whose place it takes."""
+        """The key of the timer that it replaces."""
         return Timer.__qualname__
 
     @property
@@ -41,23 +41,23 @@ class TimeLimit(Timer):
         return (self.time_remaining() or 0) <= 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The seconds that the fit has taken."""
+        """The seconds of the fit so far."""
         return {"seconds": self.time_elapsed()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Counts on from those of a checkpoint, of this class or of Lightning's."""
+        """Continues from the seconds of a checkpoint, of this class or of Lightning's timer."""
         if "seconds" in state_dict:
             state_dict = {"time_elapsed": {"train": state_dict["seconds"]}}
         super().load_state_dict(state_dict)
 
-    # In these a `Timer` stops the fit.
+    # In these hooks, a `Timer` stops the fit.
     on_fit_start = Callback.on_fit_start
     on_train_batch_end = Callback.on_train_batch_end
     on_train_epoch_end = Callback.on_train_epoch_end
 
 
-def take_over_max_time(trainer: Trainer) -> None:
-    """Puts a `TimeLimit` in place of the timer that ``trainer.max_time`` has made."""
+def replace_max_time_timer(trainer: Trainer) -> None:
+    """Replaces the timer of ``trainer.max_time`` by a `TimeLimit`."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for place, callback in enumerate(callbacks):
         if type(callback) is Timer and (seconds := callback.time_remaining()) is not None:
@@ -65,29 +65,29 @@ def take_over_max_time(trainer: Trainer) -> None:
 
 
 def time_limit(trainer: Trainer) -> TimeLimit | None:
-    """The limit of time that a fit has, if any."""
+    """The time limit of a fit, if any."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return next((c for c in callbacks if isinstance(c, TimeLimit)), None)
 
 
 class StopBetweenBatches(Callback):
-    """Saves a fit between two batches, and ends it there when it is told to or its time is over.
+    """Saves a fit between two batches, and ends it there at a signal or a time limit.
 
-    Ends a command by `Stopped`; a fit whose time is over ends without an error. With several
-    processes, one that is told to stop stops all, at the next entry of the log.
+    A signal ends a command by `Stopped`; a time limit ends a fit without an error. With several
+    processes, a signal to one process stops all of them at the next log entry.
 
-    It must be the first of all callbacks: what others do at the start of a batch comes after the
-    checkpoint, and will come again when the fit goes on from there (see `order_of`).
+    It must be the first of all callbacks (see `callback_order`). At the start of a batch, other
+    callbacks then act after the checkpoint, and act again when the fit is resumed.
 
     Args:
-        signals: what came.
+        signals: the received signals.
     """
 
     def __init__(self, signals: StopSignals) -> None:
         self.signals = signals
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on the batch is awaited."""
+        """From now on, a signal waits for the end of the batch."""
         self.signals.check()
         self.signals.phase = Phase.BATCH
 
@@ -118,20 +118,20 @@ class StopBetweenBatches(Callback):
             for callback in _last_checkpoints(trainer):
                 callback.save(trainer)
             limit.is_over = trainer.should_stop = True
-            raise StopIteration  # ends the epoch, as Lightning has it
+            raise StopIteration  # ends the epoch, as Lightning does
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on there is no batch to be awaited."""
+        """From now on, a signal waits for no batch."""
         self.signals.phase = Phase.FIT
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stops where the signal came with the last batch, which is saved by now."""
+        """Stops if the signal came during the last batch, which is now saved."""
         self.signals.check()
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Stops a test, that of a fit too."""
+        """Stops a test, also the test after a fit."""
         self.signals.check()
 
     def on_predict_batch_start(
@@ -143,19 +143,19 @@ class StopBetweenBatches(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Stops a validation, but not one of a fit, which goes on to the next batch."""
+        """Stops a validation, but not during a fit, which continues to the next batch."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self.signals.check()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Lets a signal stop at once what comes after a failure."""
+        """After a failure, lets a signal stop the command at once."""
         self.signals.phase = None
 
 
 def _may_stop(trainer: Trainer) -> bool:
-    """Whether the least steps and epochs that were asked for are over."""
+    """Whether ``min_steps`` and ``min_epochs`` are reached."""
     steps, epochs = trainer.min_steps or 0, trainer.min_epochs or 0
     progress: Any = trainer.fit_loop.epoch_progress.current
     return trainer.global_step >= steps and progress.processed >= epochs
@@ -165,10 +165,10 @@ def _last_checkpoints(trainer: Trainer) -> Iterator[LastCheckpoint]:
     return (c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint))
 
 
-def order_of(callback: Callback) -> int:
-    """Sorts callbacks: what saves between batches first, then others, then checkpoints.
+def callback_order(callback: Callback) -> int:
+    """Sort key of callbacks: `StopBetweenBatches`, then others, then checkpoints.
 
-    The newest state comes last of all, after the best, so that it knows of that.
+    `LastCheckpoint` comes last, so that its state includes the best checkpoint.
     """
     if isinstance(callback, StopBetweenBatches):
         return -1

@@ -15,11 +15,11 @@ from experiments.identity import (
     expand_learning_rate,
     experiment_name,
     experiment_of,
+    experiment_settings,
     flags_of,
     flat_key,
     kind_of,
-    not_as_asked,
-    of_the_experiment,
+    setting_mismatches,
 )
 from experiments.records.runs import flat
 from tests.conftest import PROJECT
@@ -196,8 +196,8 @@ def test_what_looks_on_and_seeds_are_no_part_of_an_experiment() -> None:
         "run.data": "cifar10",
     }
     kept = {"model.norm": "layer", "trainer.callbacks": [{"EMAWeightAveraging": {"decay": 0.9}}]}
-    assert of_the_experiment(config) == kept
-    assert of_the_experiment({}) == {"trainer.callbacks": None}
+    assert experiment_settings(config) == kept
+    assert experiment_settings({}) == {"trainer.callbacks": None}
 
 
 def test_a_longer_training_is_no_change() -> None:
@@ -233,12 +233,12 @@ def test_a_claim_s_run_is_as_asked(asked: dict[str, Any], differs: list[str]) ->
         "trainer.precision": "bf16-mixed",
         "trainer.limit_val_batches": None,
     }
-    assert not_as_asked(config, asked) == differs
+    assert setting_mismatches(config, asked) == differs
 
 
 def test_what_a_claim_does_not_ask_for_is_as_by_default() -> None:
     limited = {"data.source": "synthetic", "trainer.limit_test_batches": 2}
-    assert not_as_asked(limited, {}) == [
+    assert setting_mismatches(limited, {}) == [
         "data.source synthetic, asked for cifar10",
         "trainer.limit_test_batches 2, asked for None",
     ]

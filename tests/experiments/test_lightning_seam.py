@@ -20,12 +20,12 @@ from experiments.lightning_seam import (
     CommandLine,
     OpenWandbLogger,
     allow_validation,
-    asks_at_end_of_epoch,
+    averaging_start,
+    checks_at_epoch_end,
+    disable_signal_handlers,
     give_step_arguments,
-    leave_signals_to_us,
-    pass_over,
-    put_off_validation,
-    start_of_averaging,
+    postpone_validation,
+    skip_hook,
 )
 from lightning_modules import MLP
 
@@ -78,10 +78,10 @@ class Noting(Callback):
 
 
 def test_pass_over() -> None:
-    message = gone("pass_over", "a hook that is None, left out,")
+    message = gone("skip_hook", "a hook that is None, left out,")
     callback, net = Noting(), model()
-    pass_over(callback, "on_train_batch_start")
-    pass_over(net, "on_train_batch_start")
+    skip_hook(callback, "on_train_batch_start")
+    skip_hook(net, "on_train_batch_start")
     try:
         trainer(callback).fit(net, Batches())
     except TypeError as error:
@@ -107,7 +107,7 @@ def test_give_step_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_leave_signals_to_us(monkeypatch: pytest.MonkeyPatch) -> None:
-    message = gone("leave_signals_to_us", "_signal_connector.register_signal_handlers")
+    message = gone("disable_signal_handlers", "_signal_connector.register_signal_handlers")
     fit, taken = trainer(), []
     kind: Any = type(fit._signal_connector)
     monkeypatch.setattr(kind, "_register_signal", lambda *args: taken.append(args))
@@ -115,13 +115,13 @@ def test_leave_signals_to_us(monkeypatch: pytest.MonkeyPatch) -> None:
     assert taken, message
     left = trainer()
     taken.clear()
-    leave_signals_to_us(left)
+    disable_signal_handlers(left)
     left.fit(model(), Batches())
     assert taken == [], message
 
 
 def test_put_off_validation(tmp_path: Path) -> None:
-    message = gone("put_off_validation", "_TrainingEpochLoop._should_check_val_fx")
+    message = gone("postpone_validation", "_TrainingEpochLoop._should_check_val_fx")
     limits: dict[str, Any] = {"max_epochs": -1, "val_check_interval": 2}
     first = trainer(SettledProgress(), max_steps=2, **limits)
     first.fit(model(), Batches())
@@ -129,7 +129,7 @@ def test_put_off_validation(tmp_path: Path) -> None:
 
     class Off(Noting):
         def on_train_start(self, trainer: Trainer, *args: Any) -> None:
-            put_off_validation(trainer)
+            postpone_validation(trainer)
 
         def on_train_batch_start(self, *args: Any) -> None:
             super().on_train_batch_start()
@@ -152,17 +152,17 @@ def test_note_steps() -> None:
 
 
 def test_asks_at_end_of_epoch() -> None:
-    message = gone("asks_at_end_of_epoch", "EarlyStopping._check_on_train_epoch_end")
+    message = gone("checks_at_epoch_end", "EarlyStopping._check_on_train_epoch_end")
     for given in (True, False, None):
         callback = EarlyStopping("val/acc", check_on_train_epoch_end=given)
-        assert asks_at_end_of_epoch(callback) is given, message
+        assert checks_at_epoch_end(callback) is given, message
 
 
 def test_start_of_averaging() -> None:
-    message = gone("start_of_averaging", "StochasticWeightAveraging._swa_epoch_start")
+    message = gone("averaging_start", "StochasticWeightAveraging._swa_epoch_start")
     for given in (3, 0.8):
         callback = StochasticWeightAveraging(1e-2, swa_epoch_start=given)
-        assert start_of_averaging(callback) == given, message
+        assert averaging_start(callback) == given, message
 
 
 def test_open_wandb_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

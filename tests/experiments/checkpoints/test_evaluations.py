@@ -154,14 +154,14 @@ def test_weights_that_were_replaced_meanwhile_give_no_figure_of_the_run(runs: Pa
     record = RunRecord.open(runs / "a")
     best, sha256 = runs / "a" / "best.ckpt", record.fields["weights"]["best.ckpt"]
     opened = Evaluation("test", best, sha256, 4, identity=file_identity(best))
-    assert confirmed(record, opened).is_of_run
+    assert confirmed(record, opened).belongs_to_run
     shutil.copy(runs / "b" / "best.ckpt", best)
     record.fields["weights"] = {"last.ckpt": sha256}  # the best ones by now
     record.save()
-    assert confirmed(record, opened).is_of_run
+    assert confirmed(record, opened).belongs_to_run
     del record.fields["weights"]  # a fit goes on with it
     record.save()
-    assert not confirmed(record, opened).is_of_run
+    assert not confirmed(record, opened).belongs_to_run
 
 
 @pytest.mark.parametrize("which", ["b/previous.ckpt", "a/best.ckpt"])
@@ -170,7 +170,7 @@ def test_other_weights_are_no_figure_of_a_run_that_has_none_yet(which: str, runs
     assert not record.evaluations
     for _ in range(2):
         found = in_run(record, Evaluation("test", runs / which, "0", 2))
-        assert not found.is_of_run
+        assert not found.belongs_to_run
         record.fields.pop("weights", None)  # as of a run that was killed
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.command_line.own_modules import see_modules_here
+from experiments.command_line.own_modules import add_working_directory
 from tests.conftest import Cli
 
 MYNET = """
@@ -76,8 +76,8 @@ def test_models_and_callbacks_of_plain_modules_train_and_are_tested(
 )
 def test_a_name_brings_the_directory_last(here: Path, text: str) -> None:
     before = [*sys.path]
-    see_modules_here([text])
-    see_modules_here([text])
+    add_working_directory([text])
+    add_working_directory([text])
     assert sys.path == [*before, str(here)]
 
 
@@ -95,7 +95,7 @@ def test_a_name_brings_the_directory_last(here: Path, text: str) -> None:
 )
 def test_without_a_name_of_a_module_there_the_directory_stays_away(here: Path, text: str) -> None:
     before = [*sys.path]
-    see_modules_here([text])
+    add_working_directory([text])
     assert sys.path == before
 
 

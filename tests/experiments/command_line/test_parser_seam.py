@@ -7,7 +7,12 @@ from importlib.metadata import version
 import pytest
 from jsonargparse import ArgumentParser as TypedParser
 
-from experiments.command_line.parser_seam import OpenHelpFormatter, groups_of, options_of, take_as
+from experiments.command_line.parser_seam import (
+    OpenHelpFormatter,
+    groups_of,
+    options_of,
+    set_option_type,
+)
 
 
 def gone(item: str, what: str) -> str:
@@ -52,15 +57,15 @@ def test_groups_of() -> None:
 
 
 def test_take_as() -> None:
-    message = gone("take_as", "ActionTypeHint._typehint")
+    message = gone("set_option_type", "ActionTypeHint._typehint")
     parser = typed()
     (option,) = (o for o in options_of(parser) if o.dest == "limits.batches")
-    take_as(option, int | float | None)
+    set_option_type(option, int | float | None)
     for given, taken in (("1", int), ("0.5", float), ("null", type(None))):
         parsed = parser.parse_args([f"--limits.batches={given}"])
         assert type(parsed.limits.batches) is taken, message
     with pytest.raises(AttributeError, match="see experiments/command_line/parser_seam"):
-        take_as(options_of(ArgumentParser())[0], int)
+        set_option_type(options_of(ArgumentParser())[0], int)
 
 
 class Shouting(OpenHelpFormatter):

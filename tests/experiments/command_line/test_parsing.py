@@ -7,7 +7,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from datamodules import DatasetError
 from experiments.command_line.messages import one_line
 from experiments.command_line.parsing import fail, prepare_arguments, user_errors
-from experiments.errors import RunError, UsageError, is_of_user
+from experiments.errors import RunError, UsageError, is_user_error
 from experiments.records.record import RunRecord
 
 KEYS = ["hidden_units", "trainer.max_steps", "batch_size", "block_order"]
@@ -136,6 +136,8 @@ def test_a_users_error_is_one_line_and_status_2(
 
 
 def test_other_errors_are_not_the_users() -> None:
-    assert is_of_user(DatasetError("damaged")) and is_of_user(MisconfigurationException("bad"))
+    assert is_user_error(DatasetError("damaged")) and is_user_error(
+        MisconfigurationException("bad")
+    )
     with pytest.raises(ZeroDivisionError), user_errors():
         raise ZeroDivisionError
