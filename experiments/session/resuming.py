@@ -168,9 +168,7 @@ class BestAnew(Callback):
             elif (
                 isinstance(callback, ModelCheckpoint)
                 and callback.state_key in states
-                and is_in_folder(
-                    str(trainer.ckpt_path), str(callback.dirpath)
-                )  # not of another run
+                and is_in_folder(str(trainer.ckpt_path), str(callback.dirpath))  # not another run's
             ):
                 _move(states[callback.state_key], str(callback.dirpath))
 
