@@ -35,7 +35,7 @@ def is_log_step(trainer: Trainer) -> bool:
 
 def _lost(*args: Any) -> Any:
     raise ValueError(
-        "a pickled model loses an optimizer that can't be pickled: build the model anew and load "
+        "a pickled model loses an optimizer that can't be pickled: build the model again and load "
         "the state_dict to train on"
     )
 

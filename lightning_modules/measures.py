@@ -105,7 +105,7 @@ class EvaluationSums:
         return self.matrix.compute(), self.mean_loss.compute()
 
     def reset(self) -> None:
-        """Begins anew."""
+        """Resets the sums."""
         self.matrix.reset()
         self.mean_loss.reset()
 
