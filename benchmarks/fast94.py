@@ -149,9 +149,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--runs_dir", type=expand_home, default=Path("runs"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=expand_home, help="default: benchmarks/results/")
-    options, more = parser.parse_known_args(
-        args
-    )  # the other arguments are flags of data and trainer
+    options, more = parser.parse_known_args(args)  # `more`: flags of data and trainer
     if any(not flag.startswith("--") or "=" not in flag for flag in more):
         sys.exit(f"error: expected flags of cli.py as --name=value, got {' '.join(more)}")
     data = [f"--data.data_dir={options.data_dir}", *more]

@@ -1,12 +1,13 @@
 """The layers of a multilayer perceptron in plain NumPy, with their gradients derived by hand.
 
 Shapes: S samples (rows), M input features, N output features, C classes. `dout` is always dL/dY,
-the gradient of the scalar loss with respect to the output of the layer, in the shape of that
-output; `backward(dout)` returns dL/dX in the shape of the input. Calls keep the dtype of their
-arrays: float32 in, float32 out.
+the
+gradient of the scalar loss with respect to the output of the layer, in the shape of this output.
+`backward(dout)` returns dL/dX in the shape of the input. Calls keep the dtype of their arrays:
+float32 in, float32 out.
 
-**In the names of the course.** Practical 1 of the University of Amsterdam's deep learning course,
-for which these layers were written, has tests of its own. They run on three lines:
+**With the names of the course.** These layers were written for practical 1 of the University of
+Amsterdam's Deep Learning course, which has its own tests. The tests run with these names:
 
     from functools import partialmethod
     from custom_ops.numpy_ops import ELU, CrossEntropy, Linear, Softmax
@@ -15,8 +16,8 @@ for which these layers were written, has tests of its own. They run on three lin
         __init__ = partialmethod(Linear.__init__, dtype=float)
     ELUModule, SoftMaxModule, CrossEntropyModule = ELU, Softmax, CrossEntropy
 
-Its central differences need float64, its optimiser finds arrays in `params` and `grads`, and its
-losses take one-hot rows or class indices, as those here do.
+The tests' central differences need float64. The course's optimiser uses the arrays in `params` and
+`grads`. Its losses take one-hot rows or class indices, like the losses here.
 """
 
 from collections import UserDict
@@ -32,7 +33,7 @@ _Saved = TypeVar("_Saved", Array, npt.NDArray[np.bool_])
 
 
 class _Layer(Generic[_Saved]):
-    """Keeps what `backward` needs between the two passes."""
+    """Stores values for `backward` between the two passes."""
 
     _saved: _Saved | None = None
 
@@ -46,7 +47,7 @@ class _Layer(Generic[_Saved]):
 
 
 class _Arrays(UserDict[str, Array]):
-    """Arrays by name; to set one is to fill it, so that its layer sees that."""
+    """Arrays by name; an assignment fills the array in place, so that its layer changes."""
 
     def __init__(self, **arrays: Array) -> None:
         self.data = arrays
@@ -125,7 +126,7 @@ class Linear(_Layer[Array]):
 
     @property
     def params(self) -> MutableMapping[str, Array]:
-        """W and b, the arrays themselves: a change is the layer's."""
+        """W and b, the arrays themselves: a change affects the layer."""
         return _Arrays(weight=self.weight, bias=self.bias)
 
     @property
@@ -151,7 +152,7 @@ class ELU(_Layer[Array]):
         self.alpha = float(alpha)  # a NumPy scalar would promote float32
 
     def forward(self, x: Array) -> Array:
-        """Returns Y in the shape of X; expm1 keeps the digits that e^X - 1 loses near 0."""
+        """Returns Y in the shape of X; expm1 is exact near 0, where e^X - 1 loses digits."""
         self._saved = x
         return np.where(x > 0, x, self.alpha * np.expm1(np.minimum(x, 0)))
 
@@ -203,7 +204,7 @@ class Softmax(_Layer[Array]):
 
         dL/dX_sc = Y_sc (dL/dY_sc - Σ_j dL/dY_sj Y_sj).
 
-    Subtracting the row maximum from X changes nothing but the range of the exponentials.
+    Subtracting the row maximum from X changes only the range of the exponentials.
     """
 
     def forward(self, x: Array) -> Array:
@@ -223,9 +224,9 @@ class CrossEntropy:
 
     T may also be the indices of the classes, (S,).
 
-    With T fixed, dL/dP = -1/S T ∘ 1/P; were T to be learnt, dL/dT = -1/S log P. Entries of T = 0
-    count as 0 for every P, also for one that has underflowed to 0; a *true* class of probability
-    0 costs an infinite loss. Train with `SoftmaxCrossEntropy`, which never forms the quotient.
+    With T fixed, dL/dP = -1/S T ∘ 1/P; for a learnt T, dL/dT = -1/S log P. Entries T = 0 count as 0
+    for every P, also if P has underflowed to 0. A *true* class with probability 0 gives an infinite
+    loss. For training, use `SoftmaxCrossEntropy`, which never forms the quotient.
     """
 
     def forward(self, p: Array, t: Targets) -> float:
@@ -251,8 +252,8 @@ class SoftmaxCrossEntropy:
 
         dL/dX_sc = P_sc (-1/S T_sc / P_sc + 1/S Σ_j T_sj / P_sj P_sj) = 1/S (P_sc - T_sc),
 
-    because Σ_j T_sj = 1. Neither a logarithm of 0 nor a division by P is left. Besides one-hot
-    rows, T may hold any rows of sum 1, or be the indices of the classes, (S,).
+    because Σ_j T_sj = 1. There is no logarithm of 0 and no division by P any more. T may also have
+    any rows of sum 1, or be the indices of the classes, (S,).
     """
 
     def forward(self, logits: Array, t: Targets) -> float:
@@ -284,7 +285,7 @@ def _rows(loss: object, scores: Array, t: Targets) -> Targets:
     """T as rows of the shape of the scores."""
     if scores.ndim == 2 and t.shape == scores.shape[:1] and np.issubdtype(t.dtype, np.integer):
         classes = scores.shape[1]
-        if ((t < 0) | (t >= classes)).any():  # NumPy would count negative ones from the end
+        if ((t < 0) | (t >= classes)).any():  # NumPy would count negative indices from the end
             raise IndexError(
                 f"{loss!r} expected class indices from 0 to {classes - 1}, got {t.min()} to "
                 f"{t.max()}"

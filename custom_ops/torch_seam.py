@@ -1,12 +1,12 @@
-"""All that this project takes from private names of PyTorch, each under a name of its own.
+"""All uses of private names of PyTorch, each behind a name of this module.
 
-No other module of it may use one (`tests/test_architecture.py`), so that here is the one place to
-mend when a version of PyTorch changes them; `tests/custom_ops/test_torch_seam.py` then says which.
-All were checked with torch 2.14, and the tests are run with 2.11 and later. None has a public form
-that does the same at the same speed, or at all.
+No other module may use such a name (`tests/test_architecture.py`). If a version of PyTorch changes
+one, `tests/custom_ops/test_torch_seam.py` names it, and only this module must change. All were
+checked with torch 2.14, and the tests are run with 2.11 and later. No public name does the same at
+the same speed, or at all.
 
-Where dynamo traces a function of these, it sees PyTorch's own object: they are bound to names,
-or read in the plainest of functions.
+When dynamo traces one of these functions, it must see PyTorch's own object. So the names are bound
+directly, or read in very simple functions.
 """
 
 from collections.abc import Callable
@@ -25,18 +25,18 @@ def _always() -> bool:
 transforms_active: Callable[[], bool] = getattr(
     torch._C, "_are_functorch_transforms_active", _always
 )
-"""Whether a transform of `torch.func` is going on.
+"""Whether a transform of `torch.func` is active.
 
 Relies on: ``torch._C._are_functorch_transforms_active``, which dynamo knows too.
-When it is gone: always True; every call takes the form for transforms, slower and as right.
+When it is gone: always True; every call uses the form for transforms, slower but correct.
 """
 
 
 def transforming() -> bool:
-    """Whether a transform of `torch.func` or forward-mode differentiation is going on.
+    """Whether a transform of `torch.func` or forward-mode differentiation is active.
 
     Relies on: ``forward_ad._current_level``, at least 0 within a `forward_ad.dual_level`.
-    When it is gone: True, as for `transforms_active`.
+    When it is gone: True, with the effect of `transforms_active`.
     """
     try:
         return transforms_active() or forward_ad._current_level >= 0
@@ -45,11 +45,11 @@ def transforming() -> bool:
 
 
 def no_function_will_do() -> bool:
-    """Whether in a jvp of a jvp, to which a Function's tangents are constants, or functionalize.
+    """Whether functionalize runs, or a jvp of a jvp (a Function's tangents are constants in it).
 
-    Relies on: ``torch._C._functorch``: ``get_interpreter_stack``, ``key()`` of what is in it, and
+    Relies on: ``torch._C._functorch``: ``get_interpreter_stack``, ``key()`` of its entries, and
     ``TransformType``.
-    When it is gone: True; layer normalisation is then its formula, slower and as right.
+    When it is gone: True; layer normalisation then uses its formula, slower but correct.
     """
     try:
         kinds = torch._C._functorch.TransformType
@@ -60,20 +60,20 @@ def no_function_will_do() -> bool:
 
 
 def forward_mode() -> AbstractContextManager[None]:
-    """Switches forward mode on again, which PyTorch switches off within a Function's ``jvp``.
+    """Turns forward mode on again, which PyTorch turns off inside a Function's ``jvp``.
 
     Relies on: ``forward_ad._set_fwd_grad_enabled``.
-    When it is gone: an AttributeError in forward mode of `functions`; without it, the derivatives
-    of an outer jvp would silently be lost.
+    When it is gone: an AttributeError in forward mode of `functions`. Without this call, the
+    derivatives of an outer jvp would silently be lost.
     """
     return forward_ad._set_fwd_grad_enabled(True)
 
 
 def traces_gradients() -> bool:
-    """Whether `torch.compile` is told to trace calls of autograd, and so second derivatives.
+    """Whether `torch.compile` traces calls of autograd, and so second derivatives.
 
     Relies on: ``torch._dynamo.config.trace_autograd_ops``.
-    When it is gone: True; layer normalisation is compiled from its formula, slower and as right.
+    When it is gone: True; layer normalisation is compiled from its formula, slower but correct.
     """
     try:
         return bool(torch._dynamo.config.trace_autograd_ops)
@@ -82,31 +82,31 @@ def traces_gradients() -> bool:
 
 
 def unsafe_view(y: Tensor, shape: list[int]) -> Tensor:
-    """Y, contiguous, in another shape, and no view: those of a Function resist in-place changes.
+    """Y, contiguous, in another shape; not a view, as views of a Function forbid in-place changes.
 
-    Relies on: ``torch.ops.aten._unsafe_view``. The public way is a copy, of every output.
+    Relies on: ``torch.ops.aten._unsafe_view``. The public way is a copy of every output.
     When it is gone: an AttributeError in every linear layer and convolution of `functions`.
     """
     return torch.ops.aten._unsafe_view(y, shape)  # type: ignore[no-any-return]
 
 
 def scripted_as(function: Any, replacement: Callable[[], Any]) -> None:
-    """Lets `torch.jit.script` compile what ``replacement()`` returns in place of a function.
+    """Makes `torch.jit.script` compile the result of ``replacement()`` instead of a function.
 
     Relies on: ``__prepare_scriptable__``, which `torch.jit.script` calls; undocumented.
-    When it is gone: TorchScript fails of the function itself, with a long message.
+    When it is gone: TorchScript fails on the function itself, with a long message.
     """
     function.__prepare_scriptable__ = replacement
 
 
 BroadcastingList1 = torch._jit_internal.BroadcastingList1
-"""How a function for TorchScript says that it takes an int or a list, as torch.nn.functional does.
+"""The annotation for an int or a list in TorchScript, as in torch.nn.functional.
 
 Relies on: ``torch._jit_internal.BroadcastingList1``, and that TorchScript knows it by this name.
-When it is gone: an AttributeError at the import; ``list[int]`` takes all but an int.
+When it is gone: an AttributeError at the import; ``list[int]`` takes everything except an int.
 """
 
-# Updates of many tensors in one call, as PyTorch's own optimisers make them. Rely on:
+# Updates of many tensors in one call, as in PyTorch's own optimisers. They rely on:
 # ``torch._foreach_add``, ``torch._foreach_add_``, ``torch._foreach_mul_``. When they are gone: an
 # AttributeError at the import; a loop over the tensors does the same.
 foreach_add = torch._foreach_add

@@ -12,21 +12,21 @@ Flip = Literal["none", "random", "alternating"]
 
 
 class AugmentedImages:
-    """Images that come out augmented when a batch of them is taken by index.
+    """Images that are augmented when a batch is indexed.
 
-    What is done to an image is a function of (seed, epoch, index) alone, so it does not depend on
-    the batch size, on the number of processes or on what was drawn before.
+    The augmentation of an image is a function of only (seed, epoch, index). It does not depend on
+    the batch size, the number of processes or earlier random numbers.
 
     Args:
         images: uint8 ``(N, C, S, S)``, on any device; augmented there.
-        crop: largest shift in pixels, up and down and to both sides; what comes into the image is
-            its reflection at the border.
-        flip: mirror images left to right: ``random`` each with probability 1/2 in every epoch;
-            ``alternating`` half of them at first and then, in turn, those that were not [1]_, so
-            that two epochs show every image both ways; or ``none``.
+        crop: largest shift in pixels, up, down, left and right; the new pixels are a reflection
+            at the border.
+        flip: mirror images left to right. ``random``: each image with probability 1/2 in every
+            epoch. ``alternating``: half of the images in the first epoch and then, in turn, the
+            others [1]_, so that two epochs show every image both ways. Or ``none``.
         cutout: side in pixels of a square that is painted over in every image [2]_; its centre is
             anywhere in the image. 0 for none.
-        fill: the colour of that square, uint8 ``(C, 1, 1)``, usually the mean; black by default.
+        fill: the colour of this square, uint8 ``(C, 1, 1)``, usually the mean; black by default.
         seed: at least 0.
 
     Raises:
@@ -62,8 +62,8 @@ class AugmentedImages:
         return len(self.images)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draws what the images of an epoch will look like."""
-        rng = np.random.default_rng((self.seed, epoch, 1))  # the order of the images is drawn apart
+        """Draws the augmentation of the images of an epoch."""
+        rng = np.random.default_rng((self.seed, epoch, 1))  # the order has another generator
         count = len(self)
         shifts = rng.integers(0, 2 * self.crop + 1, (2, count))
         self._shifts = torch.from_numpy(shifts).to(self.device)
@@ -109,7 +109,7 @@ class AugmentedImages:
 
 
 def check_augmentation(crop: int, flip: str, cutout: int, size: int = 32) -> None:
-    """Raises ValueError unless images of ``size`` x ``size`` pixels can be augmented so."""
+    """Raises ValueError if a setting is invalid for images of ``size`` x ``size`` pixels."""
     if not 0 <= crop < size:
         raise ValueError(f"data.crop must be 0 to {size - 1} pixels, got {crop}")
     if flip not in {"none", "random", "alternating"}:

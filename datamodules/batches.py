@@ -1,4 +1,4 @@
-"""The in-memory batch source: uint8 images once in memory, whole batches by index."""
+"""The in-memory batch source: uint8 images in memory, and whole batches by index."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -16,27 +16,26 @@ Batch = tuple[Tensor, ...]
 
 
 class BatchSource:
-    """Serves whole batches of tensors that lie in memory, without a ``DataLoader``.
+    """Serves whole batches of tensors in memory, without a ``DataLoader``.
 
-    A ``DataLoader`` fetches samples one by one and collates them, which for CIFAR-10 costs more
-    than an MLP's training step; indexing a whole batch at once does not. The order is a function
-    of (seed, epoch) alone, so it does not depend on how many batches were drawn before.
+    A ``DataLoader`` fetches samples one by one and collates them. For CIFAR-10, this takes longer
+    than the training step of an MLP; indexing a whole batch at once does not. The order is a
+    function of only (seed, epoch), so it does not depend on earlier batches.
 
-    Lightning announces the epoch through ``source.sampler.set_epoch(epoch)``, as it does for
-    samplers of a ``DataLoader``.
+    Lightning sets the epoch by ``source.sampler.set_epoch(epoch)``, as for samplers of a
+    ``DataLoader``.
 
     Args:
         tensors: tensors of one length N along their first axis on one device, for example images
-            and labels; or images that are augmented on the way.
+            and labels; or augmented images.
         batch_size: samples in a batch, on each device.
         shuffle_seed: the seed of the order; ``None`` keeps the order of the tensors.
         drop_last: leave out the last batch if it is smaller than the others.
-        rank: which of the ``world_size`` processes this is; each serves its own share.
-        world_size: how many processes share the data.
+        rank: the index of this process; each process serves its own share.
+        world_size: the number of processes that share the data.
 
     Attributes:
-        repeats: whether every epoch has the order of the first, so that its first batches are the
-            same images.
+        repeats: whether every epoch has the order of the first one, with the same first batches.
 
     Raises:
         ValueError: if the lengths differ, ``batch_size`` is not positive, or no batch remains.
@@ -72,15 +71,15 @@ class BatchSource:
                 f"has, got {batch_size}"
             )
 
-    batch_sampler = None  # Lightning asks for it wherever there is a sampler
+    batch_sampler = None  # Lightning reads it from every source with a sampler
 
     @property
     def sampler(self) -> "BatchSource":
-        """Itself: where Lightning looks for ``set_epoch``."""
+        """The source itself: Lightning calls ``set_epoch`` of the sampler."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the order of the next iteration, and what its images look like."""
+        """Sets the order of the next iteration, and the augmentation of its images."""
         self.epoch = epoch
         for tensor in self.tensors:
             if isinstance(tensor, AugmentedImages):
@@ -98,7 +97,7 @@ class BatchSource:
         return full + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields one epoch of batches, or what a restored state leaves of it."""
+        """Yields one epoch of batches, or the rest of it after a restored state."""
         order = self._order()[self.rank :: self.world_size].to(self.tensors[-1].device)
         chunks = torch.split(order, self.batch_size)[: len(self)]
         self._served, self._first = self._first, 0
@@ -107,35 +106,35 @@ class BatchSource:
             yield tuple(tensor[chunk] for tensor in self.tensors)
 
     def state_dict(self) -> dict[str, int]:
-        """Where in its epoch the iteration is; Lightning keeps it in checkpoints."""
+        """The position in the epoch; Lightning keeps it in checkpoints."""
         return {"batches": self._served % len(self)}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Lets the next iteration begin where another one was when its state was taken."""
+        """Makes the next iteration begin at the position of the state."""
         self._first = state_dict["batches"]
 
     def _order(self) -> Tensor:
         total = len(self.tensors[0])
         if self.shuffle_seed is None:
             return torch.arange(total)
-        # NumPy's seed sequence mixes the two numbers well; torch's generator takes only one.
+        # NumPy's seed sequence mixes two numbers well; torch's generator takes only one.
         epoch = 0 if self.repeats else self.epoch
         generator = np.random.default_rng((self.shuffle_seed, epoch))
         return torch.from_numpy(generator.permutation(total))
 
 
 class DeviceDataModule(LightningDataModule, ABC):
-    """A data module whose images lie on the trainer's device, and are normalised there.
+    """A data module that keeps its images on the trainer's device and normalises them there.
 
-    Its batches are tuples that start with images, of a type that `normalize` takes.
+    Its batches are tuples that start with images, of a type for `normalize`.
     """
 
     @abstractmethod
     def normalize(self, images: Tensor) -> Tensor:
-        """Turns the images of a batch into what a network is given, float32."""
+        """Converts the images of a batch to the float32 input of a network."""
 
     def on_device(self, images: ImageSet) -> tuple[Tensor, Tensor]:
-        """Images, uint8, and their labels on the trainer's device, on the CPU without one."""
+        """Images, uint8, and labels on the trainer's device, or on the CPU without a trainer."""
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
         pixels, labels = torch.from_numpy(images.images), torch.from_numpy(images.labels)
         return pixels.to(device), labels.to(device)
@@ -143,7 +142,7 @@ class DeviceDataModule(LightningDataModule, ABC):
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
-        """Leaves a batch alone that is on the device already, as all of `BatchSource` are."""
+        """Returns a batch unchanged if it is on the device, as all batches of `BatchSource` are."""
         tensors = batch if isinstance(batch, tuple | list) else [batch]
         if all(isinstance(t, Tensor) and t.device == device for t in tensors):
             return batch
@@ -153,8 +152,8 @@ class DeviceDataModule(LightningDataModule, ABC):
         """Normalises the images of a batch on the device they are on.
 
         Args:
-            batch: a tuple that starts with uint8 images ``(B, 3, 32, 32)``; anything else, as the
-                model's ``example_input_array``, is left alone.
+            batch: a tuple that starts with uint8 images ``(B, 3, 32, 32)``; anything else, such as
+                the model's ``example_input_array``, stays unchanged.
             dataloader_idx: not used.
 
         Returns:
@@ -165,6 +164,6 @@ class DeviceDataModule(LightningDataModule, ABC):
             return batch
         images, *rest = batch
         images = self.normalize(images)
-        if self.trainer:  # where weights are of another type than float32, so must be the images
+        if self.trainer:  # if weights are not float32, images must have the type of the weights
             images = self.trainer.precision_plugin.convert_input(images)
         return images, *rest

@@ -27,37 +27,37 @@ from datamodules.sources import Source, find_data
 class CIFAR10DataModule(DeviceDataModule):
     """CIFAR-10 [1]_, or a synthetic stand-in in the same file format.
 
-    Batches are ``(images, labels)``: float32 ``(B, 3, 32, 32)`` and int64 ``(B,)``. The images
-    lie on the trainer's device as uint8, whole, and are augmented and normalised there, a batch at
-    a time, with statistics of the training split, computed in float64. The official 10,000 test
-    images are the test set; the validation set is a stratified part of the 50,000 training images,
+    Batches are ``(images, labels)``: float32 ``(B, 3, 32, 32)`` and int64 ``(B,)``. All images are
+    on the trainer's device as uint8. They are augmented and normalised there, a batch at a time,
+    with statistics of the training split, computed in float64. The official 10,000 test images are
+    the test set. The validation set is a stratified part of the 50,000 training images, and is
     never augmented.
 
     Args:
         data_dir: the folder that holds (or will hold) ``cifar-10-batches-py``, or its archive
-            ``cifar-10-python.tar.gz``; or that folder itself. ``~`` is the user's home. Default:
-            the environment variable ``CIFAR10_DIR``, else ``data``.
-        source: ``cifar10`` is strict: the real data or an error. ``synthetic`` is ten generated
-            classes. ``auto`` is CIFAR-10 if it is on disk or can be downloaded within a minute,
-            else synthetic.
+            ``cifar-10-python.tar.gz``; or ``cifar-10-batches-py`` itself. ``~`` is the user's home.
+            Default: the environment variable ``CIFAR10_DIR``, or ``data``.
+        source: ``cifar10``: the real data or an error. ``synthetic``: ten generated classes.
+            ``auto``: CIFAR-10 if it is on disk or can be downloaded within a minute, otherwise
+            synthetic.
         batch_size: training images in a batch, on each device.
         eval_batch_size: images in a batch of validation, test and prediction.
         val_size: images taken from the 50,000 for validation; 0 for none.
-        split_seed: seed of the validation split, apart from ``seed`` so that runs with different
-            seeds are selected on the same images.
+        split_seed: seed of the validation split. It differs from ``seed``, so that runs with
+            different seeds are selected on the same images.
         normalization: ``mean_image`` subtracts the mean image and does not scale (the course's
             preprocessing, about -140 to 155); ``mean_image_std`` also divides by the standard
             deviation of each channel; ``channel`` uses mean and standard deviation per channel;
             ``imagenet`` uses those of ImageNet, which networks trained on it expect.
-        crop: shift training images by up to so many pixels, see `AugmentedImages`.
+        crop: shift training images by up to this number of pixels, see `AugmentedImages`.
         flip: mirror training images, see `AugmentedImages`.
-        cutout: paint a square of so many pixels' side in training images, in the mean colour.
+        cutout: side in pixels of a square in the mean colour, painted into training images.
         seed: seed of batch order and augmentation; default: the seed of ``seed_everything``.
         download: download CIFAR-10 if it is missing.
         synthetic_images: images in each of the synthetic set's six files.
         predict_dir: a folder of images to predict instead of the test set (PNG, JPEG, WebP, AVIF,
-            BMP, GIF, TIFF, PPM, QOI); they are turned as their EXIF says, converted to RGB and
-            resized to 32x32.
+            BMP, GIF, TIFF, PPM, QOI); they are rotated by their EXIF orientation, converted to RGB
+            and resized to 32x32.
 
     Raises:
         ValueError: for a number out of range.
@@ -102,7 +102,7 @@ class CIFAR10DataModule(DeviceDataModule):
         self._label_names: list[str] = []
 
     def prepare_data(self) -> None:
-        """Finds, downloads or generates the data; decides what ``source: auto`` means here.
+        """Finds, downloads or generates the data; resolves ``source: auto``.
 
         Raises:
             DatasetError: if there is no data; the message names the remedy.
@@ -113,12 +113,12 @@ class CIFAR10DataModule(DeviceDataModule):
 
     @property
     def _predicts_folder(self) -> bool:
-        """Whether only ``predict_dir`` is wanted: a checkpoint brings what CIFAR-10 would tell."""
+        """Whether only ``predict_dir`` is used: statistics and names come from a checkpoint."""
         return self.predict_dir is not None and bool(self.trainer and self.trainer.predicting)
 
     @property
     def resolved_source(self) -> str:
-        """What ``source`` turned out to be, once the data was found."""
+        """The resolved ``source``, after the data was found."""
         is_made = is_synthetic(self._folder) if self._folder else self.source == "synthetic"
         return "synthetic" if is_made else "cifar10"
 
@@ -130,7 +130,7 @@ class CIFAR10DataModule(DeviceDataModule):
             ValueError: if ``val_size`` or ``batch_size`` leaves nothing to train on.
         """
         if self.predict_dir is not None and stage in {"predict", None}:
-            self.images_to_predict  # noqa: B018 - read now
+            self.images_to_predict  # noqa: B018 - reads the names now
         if self._train is not None or self._predicts_folder:
             return
         self.prepare_data()
@@ -141,7 +141,7 @@ class CIFAR10DataModule(DeviceDataModule):
         self.test_set = read_test(self._folder)
         self._label_names = read_label_names(self._folder)
         self.normalizer.learn(self._train.images)
-        self.train_dataloader()  # a batch size that leaves no batch is an error here
+        self.train_dataloader()  # raises if the batch size leaves no batch
 
     @property
     def is_set_up(self) -> bool:
@@ -160,14 +160,14 @@ class CIFAR10DataModule(DeviceDataModule):
 
     @property
     def train_set(self) -> ImageSet:
-        """The training split, once ``setup`` has run."""
+        """The training split, after ``setup``."""
         if self._train is None:
             raise DatasetError("call setup() first")
         return self._train
 
     @property
     def val_set(self) -> ImageSet:
-        """The validation split, once ``setup`` has run; empty with ``val_size=0``."""
+        """The validation split, after ``setup``; empty with ``val_size=0``."""
         self.train_set  # noqa: B018 - raises before setup
         return self._val
 
@@ -176,15 +176,15 @@ class CIFAR10DataModule(DeviceDataModule):
         return self.normalizer(images)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs to predict without the training data."""
+        """The state for a checkpoint, to predict without the training data."""
         return {**self.normalizer.state_dict(), "label_names": list(self.label_names)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the statistics and class names of a checkpoint.
+        """Restores the statistics and class names of a checkpoint.
 
         Raises:
-            ValueError: if the checkpoint's model was trained on another normalisation, or what it
-                holds is nothing that this class writes.
+            ValueError: if the checkpoint's model was trained with another normalisation, or the
+                state is malformed.
         """
         self.normalizer.load_state_dict(state_dict)
         self._label_names = list(state_dict["label_names"])
@@ -192,9 +192,9 @@ class CIFAR10DataModule(DeviceDataModule):
     # ---- batches ----------------------------------------------------------------------------
 
     def train_dataloader(self) -> BatchSource:
-        """Shuffled training batches; the last one is left out if it is not full.
+        """Shuffled training batches; an incomplete last batch is left out.
 
-        With ``trainer.overfit_batches``, every epoch has the same.
+        With ``trainer.overfit_batches``, every epoch has the same batches.
         """
         source = _batches(self, self.train_set, self.batch_size, self.seed)
         source.repeats = bool(self.trainer and self.trainer.overfit_batches)  # type: ignore[attr-defined]
@@ -228,7 +228,7 @@ class CIFAR10DataModule(DeviceDataModule):
 def _batches(
     data: CIFAR10DataModule, images: ImageSet, batch_size: int, seed: int | None = None
 ) -> BatchSource:
-    """Batches on the trainer's device: shuffled, augmented and full with a seed."""
+    """Batches on the trainer's device; with a seed they are shuffled, augmented and complete."""
     trainer = data.trainer
     pixels, labels = data.on_device(images)
     augments = seed is not None and (data.crop or data.flip != "none" or data.cutout)
@@ -255,8 +255,8 @@ def stratified_split(
 
     Args:
         labels: int64 ``(N,)``.
-        val_size: how many indices go to validation.
-        seed: the seed of the choice.
+        val_size: number of indices for validation.
+        seed: the seed of the selection.
 
     Returns:
         Sorted indices of the training and of the validation samples.
@@ -268,7 +268,7 @@ def stratified_split(
     if not 0 <= val_size < total:
         raise ValueError(f"val_size must be 0 to {total - 1}, got {val_size}")
     order = np.random.default_rng(seed).permutation(total)
-    # Sorted by class (stable), every class is one run; evenly spaced picks hit each in proportion.
+    # Sorted by class, every class is one block; evenly spaced picks take the same share of each.
     by_class = order[np.argsort(labels[order], kind="stable")]
     picks = ((np.arange(val_size) + 0.5) * total / max(val_size, 1)).astype(np.int64)
     val = by_class[picks]

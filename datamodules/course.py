@@ -1,4 +1,4 @@
-"""The course's own batch order, and the evaluation that the report took for one on the test set."""
+"""The batch order of the course, and the evaluation that the report called a test."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ from datamodules.augment import AugmentedImages
 from datamodules.batches import BatchSource
 from datamodules.cifar10 import CIFAR10DataModule
 
-_EVALUATED = (100, 100)  # batches and images in each, at every evaluation
+_EVALUATED = (100, 100)  # batches in an evaluation, and images in a batch
 
 Indices = npt.NDArray[np.int64]
 
 
 class CourseSampler:
-    """Draws batches as ``next_batch`` of the course's ``cifar10_utils`` does.
+    """Draws batches like ``next_batch`` of the course's ``cifar10_utils``.
 
-    The first pass is in file order. A batch that no longer fits begins a new pass, in a new order;
-    what was left of the old one is dropped.
+    The first pass is in file order. If the rest of a pass is smaller than a batch, it is dropped,
+    and a new pass begins in a new order.
 
     Args:
         images: number of images.
-        seed: of NumPy's legacy generator, the course's ``np.random.seed``.
+        seed: seed of NumPy's legacy generator, as ``np.random.seed`` in the course.
     """
 
     def __init__(self, images: int, seed: int) -> None:
@@ -38,7 +38,7 @@ class CourseSampler:
         """Draws the indices of a batch.
 
         Raises:
-            ValueError: if there are fewer images than that.
+            ValueError: if there are fewer images than the batch needs.
         """
         if size > len(self._order):
             raise ValueError(f"a batch of {size} out of {len(self._order)} images")
@@ -51,7 +51,7 @@ class CourseSampler:
 
 @dataclass(frozen=True)
 class CourseOrder:
-    """What the report's script trained on and what it evaluated on, as indices of training images.
+    """The images of training and evaluation in the report's script, as training indices.
 
     Attributes:
         trained: int64 ``(steps, batch_size)``.
@@ -85,7 +85,7 @@ class CourseOrder:
         return cls(np.stack(trained), np.array(evaluated, dtype=np.int64).reshape(shape), every)
 
     def seen(self) -> list[float]:
-        """Share of the images of each evaluation that had been trained on before it."""
+        """For each evaluation, the share of its images that were trained before."""
         return [
             float(np.isin(images, self.trained[: self.every * count]).mean())
             for count, images in enumerate(self.evaluated, 1)
@@ -93,13 +93,14 @@ class CourseOrder:
 
 
 class CourseStream(CIFAR10DataModule):
-    """CIFAR-10 in the order of the course's script, "validated" as the report's CNN was.
+    """CIFAR-10 in the order of the course's script, with the evaluation of the report's CNN.
 
-    The report's script for the CNN evaluates on 100 batches of 100 images that it takes from the
-    training stream, and calls that accuracy one on the test set. Here it is ``val/acc``: of images
-    more and more of which the network has been trained on (`CourseOrder.seen`). Nothing can be
-    selected by it, so ``val_size`` must be 0, and a fit keeps no best checkpoint. The test set is
-    the official one.
+    The report's script for the CNN evaluates 100 batches of 100 images from the training stream,
+    and calls the result accuracy on the test set. Here this accuracy is ``val/acc``. The network
+    has been trained on more and more of these images (`CourseOrder.seen`). So nothing can be
+    selected by
+    it: ``val_size`` must be 0, and a fit keeps no best checkpoint. The test set is the official
+    one.
 
     The order covers ``trainer.max_steps``, with an evaluation every ``trainer.val_check_interval``
     steps; without a trainer, the first pass and one evaluation.
@@ -108,8 +109,8 @@ class CourseStream(CIFAR10DataModule):
         **kwargs: see `CIFAR10DataModule`.
 
     Raises:
-        ValueError: for a validation split or augmentation, which the course's script does not
-            have, for an interval that isn't a number of steps, or for several processes.
+        ValueError: for a validation split or augmentation, which the course's script lacks; for an
+            interval that isn't a number of steps; or for several processes.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -142,14 +143,14 @@ class CourseStream(CIFAR10DataModule):
         return self._ordered(order.ravel, order.size, self.batch_size)
 
     def val_dataloader(self) -> BatchSource:
-        """The training images that the next evaluation takes from the stream."""
+        """The training images of the next evaluation, from the stream."""
         order = self.order()
         if not len(order.evaluated):
             raise ValueError("trainer.val_check_interval is more than trainer.max_steps")
 
         def images_of_evaluation() -> Indices:
             done = self.trainer.global_step if self.trainer else 0
-            images: Indices = order.evaluated[done // order.every - 1]  # before training: the last
+            images: Indices = order.evaluated[done // order.every - 1]  # step 0: the last one
             return images
 
         return self._ordered(images_of_evaluation, order.evaluated.shape[1], self.eval_batch_size)

@@ -1,7 +1,7 @@
-"""Bytes on disk to arrays: CIFAR-10's own batch files, verified and read.
+"""Verifies CIFAR-10's batch files and reads them into arrays.
 
-Nothing is unpickled before its SHA-256 is right, and then only NumPy arrays, lists, numbers and
-strings are: the reader refuses every other pickled object.
+Nothing is unpickled before its SHA-256 is verified. The reader unpickles only NumPy arrays, lists,
+numbers and strings, and refuses every other object.
 """
 
 import errno
@@ -24,7 +24,7 @@ FOLDER = "cifar-10-batches-py"
 TRAIN_FILES = tuple(f"data_batch_{i}" for i in range(1, 6))
 TEST_FILE = "test_batch"
 META_FILE = "batches.meta"
-# Of the official archive's members, whose MD5s the dataset's page and torchvision list.
+# Hashes of the official archive's files; the dataset's page and torchvision list their MD5s.
 CIFAR10_SHA256: Mapping[str, str] = {
     "data_batch_1": "54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd",
     "data_batch_2": "766b2cef9fbc745cf056b3152224f7cf77163b330ea9a15f9392beb8b89bc5a8",
@@ -61,7 +61,7 @@ class DatasetError(RuntimeError):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images and labels as they lie on disk.
+    """Images and labels as on disk.
 
     Attributes:
         images: uint8, ``(N, 3, 32, 32)``, values 0 to 255, channels in the order red, green, blue.
@@ -84,7 +84,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def is_synthetic(folder: Path) -> bool:
-    """Whether a folder of batch files is a synthetic set, with checksums of its own."""
+    """Whether a folder of batch files is a synthetic set, with its own checksums."""
     return re.fullmatch(r"synthetic-v\d+-\d+", folder.name) is not None
 
 
@@ -154,7 +154,7 @@ def _read_batch(folder: Path, name: str) -> ImageSet:
 
 
 def _exactly(values: Any, dtype: type[np.integer[Any]]) -> npt.NDArray[Any]:
-    """Converts integers, where none changes: NumPy cuts off fractions and wraps large numbers."""
+    """Converts integers if no value changes: NumPy drops fractions and wraps large numbers."""
     given = np.asarray(values)
     if given.dtype.kind not in "iu" or not np.array_equal(given, given.astype(dtype)):
         raise ValueError(f"expected integers of {np.dtype(dtype).name}, got {given.dtype.name}")
@@ -199,7 +199,7 @@ def _checksums(folder: Path) -> Mapping[str, str]:
 
 
 def _damage(folder: Path) -> str:
-    """What is wrong with a folder, file by file: who has to replace one wants to know of all."""
+    """The problems of all files of a folder, so that the user can replace all at once."""
     found = {
         name: _damage_of(folder / name, sha256, {} if is_synthetic(folder) else CIFAR10_BYTES)
         for name, sha256 in _checksums(folder).items()

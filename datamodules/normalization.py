@@ -12,7 +12,7 @@ from datamodules.files import DatasetError
 Normalization = Literal["mean_image", "mean_image_std", "channel", "imagenet"]
 
 _IMAGE_SIZE = 32
-# Mean and standard deviation of red, green and blue, as torchvision's weights were trained with.
+# Mean and standard deviation of red, green and blue for the weights of torchvision.
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -23,7 +23,7 @@ class Normalizer:
         kind: see `CIFAR10DataModule`.
 
     Attributes:
-        statistics: by name, see `statistics`; empty until they are learned or loaded.
+        statistics: by name, see `statistics`; empty before they are computed or loaded.
     """
 
     def __init__(self, kind: Normalization) -> None:
@@ -36,7 +36,7 @@ class Normalizer:
             self.statistics = statistics(images, self.kind)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Normalises images on the device that they are on.
+        """Normalises images on their device.
 
         Raises:
             DatasetError: if there are no statistics.
@@ -57,16 +57,16 @@ class Normalizer:
         return self.statistics["mean"].mean((1, 2), keepdim=True).round().to(torch.uint8)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs to normalise without the training images."""
+        """The state for a checkpoint, to normalise without the training images."""
         found = {name: value.cpu() for name, value in self.statistics.items()}
         return {"normalization": self.kind, "statistics": found}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes the statistics of a checkpoint.
+        """Restores the statistics of a checkpoint.
 
         Raises:
-            ValueError: if the checkpoint's model was trained on another normalisation, or what it
-                holds is nothing that a `CIFAR10DataModule` writes.
+            ValueError: if the checkpoint's model was trained with another normalisation, or the
+                state is malformed.
         """
         if wrong := _malformed(state_dict):
             raise ValueError(
@@ -85,9 +85,9 @@ class Normalizer:
 def statistics(
     images: np.ndarray[Any, np.dtype[np.uint8]], normalization: Normalization
 ) -> dict[str, Tensor]:
-    """Mean and, where the normalisation scales, standard deviation of uint8 images.
+    """Mean of uint8 images and, if the normalisation scales, their standard deviation.
 
-    Sums of uint8 are exact integers, so mean and variance are right to float64 rounding.
+    Sums of uint8 are exact integers, so mean and variance are exact up to float64 rounding.
 
     Args:
         images: uint8 ``(N, 3, 32, 32)``.
@@ -114,7 +114,7 @@ def statistics(
 
 
 _IMAGE, _CHANNEL = (3, _IMAGE_SIZE, _IMAGE_SIZE), (3, 1, 1)
-# What `statistics` returns, by normalisation: names and shapes.
+# Names and shapes of the values of `statistics`, by normalisation.
 _SHAPES: dict[Any, dict[str, tuple[int, ...]]] = {
     "mean_image": {"mean": _IMAGE},
     "mean_image_std": {"mean": _IMAGE, "std": _CHANNEL},
@@ -124,7 +124,7 @@ _SHAPES: dict[Any, dict[str, tuple[int, ...]]] = {
 
 
 def _malformed(state: Any) -> str:
-    """What is wrong with a state that a checkpoint brings; empty if nothing is."""
+    """The problem of a checkpoint's state; empty if there is none."""
     if not isinstance(state, dict):
         return f"is a {type(state).__name__}"
     for key in ("normalization", "label_names", "statistics"):
@@ -152,7 +152,7 @@ def _malformed(state: Any) -> str:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value is a tensor of floats, dense, whose numbers are there."""
+    """Whether a value is a dense tensor of floats with data."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return False
     return value.layout is torch.strided and not value.is_meta and not value.is_quantized

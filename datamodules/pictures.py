@@ -1,4 +1,4 @@
-"""Pictures of any size to predict: only named formats, regular files and bounded sizes."""
+"""Reads pictures of any size for predictions: only listed formats, regular files, bounded sizes."""
 
 import warnings
 from pathlib import Path
@@ -10,9 +10,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from datamodules.files import DatasetError, ImageSet
 
 _SIZE = 32
-# What `predict` opens. Pillow knows more, among them PostScript, for which it starts Ghostscript.
+# Formats for `predict`. Pillow has more, such as PostScript, for which it starts Ghostscript.
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "QOI")
-# What to do to an image by its EXIF's orientation; 1 is upright.
+# The operation for each EXIF orientation; 1 is upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -25,14 +25,14 @@ _TURNS = {
 
 
 def read_images(folder: Path) -> ImageSet:
-    """Reads an image file, or every one below a folder, as 32x32 RGB, turned as its EXIF says.
+    """Reads an image file, or all below a folder, as 32x32 RGB, rotated by the EXIF orientation.
 
     Returns:
         The images, sorted by name, with label -1.
 
     Raises:
-        DatasetError: if the folder is missing, holds no images, or an image can't be read, is of
-            another format than `FORMATS`, or has too many pixels.
+        DatasetError: if the folder is missing or holds no images; or if an image can't be read, has
+            a format that is not in `FORMATS`, or has too many pixels.
     """
     if folder.is_file():
         return ImageSet(_read_image(folder)[None], np.full(1, -1), [folder.name])
@@ -49,7 +49,7 @@ def read_images(folder: Path) -> ImageSet:
 
 def _read_image(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
     try:
-        if not path.is_file():  # a pipe would be waited for; links to files are followed
+        if not path.is_file():  # opening a pipe would wait; links to files are followed
             raise ValueError("it is no regular file")
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -60,13 +60,13 @@ def _read_image(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
         raise DatasetError(
             f"cannot read the image {path}: it is damaged, or in none of the formats {known}"
         ) from error
-    except Exception as error:  # what a broken file raises differs from format to format
+    except Exception as error:  # broken files raise different errors by format
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DatasetError(f"cannot read the image {path}: {reason}") from error
 
 
 def pixels_of(file: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The pixels of an image, turned as its EXIF says, in 32x32 RGB: uint8 ``(3, 32, 32)``."""
+    """The pixels of an image, uint8 ``(3, 32, 32)``, rotated by its EXIF orientation."""
     turn = _TURNS.get(_orientation(file))
     # convert() would clip 16-bit grey at 255: white.
     deep = file.mode.startswith("I;16")
@@ -79,8 +79,8 @@ def pixels_of(file: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def _orientation(file: Image.Image) -> Any:
-    file.load()  # a TIFF is turned here, and then says so
+    file.load()  # this rotates a TIFF and updates its orientation
     try:
         return file.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # broken EXIF, as of some cameras, is no broken image
+    except Exception:  # the EXIF is broken, as from some cameras, but not the image
         return None

@@ -1,4 +1,4 @@
-"""Where the data comes from: found on disk, unpacked, downloaded or generated."""
+"""Finds the data on disk, unpacks it, downloads it or generates it."""
 
 import contextlib
 import hashlib
@@ -46,11 +46,11 @@ _REMEDY = (
 
 
 def find_data(data_dir: Path, source: Source, download: bool, synthetic_images: int) -> Path:
-    """Finds, downloads or generates the data; decides what ``source: auto`` means here.
+    """Finds, downloads or generates the data; resolves ``source: auto``.
 
     Args:
-        data_dir: see `CIFAR10DataModule`, as are the others.
-        source: what is asked for.
+        data_dir: see `CIFAR10DataModule`, also for the other arguments.
+        source: ``cifar10``, ``synthetic`` or ``auto``.
         download: whether CIFAR-10 may be downloaded.
         synthetic_images: images in each of the synthetic set's six files.
 
@@ -63,7 +63,7 @@ def find_data(data_dir: Path, source: Source, download: bool, synthetic_images: 
     if source == "synthetic":
         return _synthetic(data_dir, synthetic_images)
     try:
-        # Whoever says "auto" wants to see something run, not to wait for a slow server.
+        # With "auto", a quick start is more important than the real data from a slow server.
         return _cifar10(data_dir, download, 60.0 if source == "auto" else math.inf)
     except DatasetError as error:
         if source != "auto":
@@ -84,7 +84,7 @@ def _synthetic(data_dir: Path, images: int) -> Path:
 
 
 def _cifar10(data_dir: Path, download: bool, patience_s: float) -> Path:
-    """Finds, unpacks or downloads CIFAR-10; an error tells of all that was tried."""
+    """Finds, unpacks or downloads CIFAR-10; an error names all attempts."""
     attempts: list[Callable[[Path], Path | None]] = [find_cifar10, unpack_cifar10]
     if download:
         attempts.append(lambda folder: download_cifar10(folder, patience_s=patience_s))
@@ -102,8 +102,8 @@ def find_cifar10(data_dir: Path) -> Path:
     """Returns the folder of a complete CIFAR-10, without reading the files.
 
     Args:
-        data_dir: the folder that holds ``cifar-10-batches-py``, or that folder itself, whatever it
-            is called.
+        data_dir: the folder that holds ``cifar-10-batches-py``; or that folder itself, with any
+            name.
 
     Raises:
         DatasetError: naming every file that is missing.
@@ -118,7 +118,7 @@ def find_cifar10(data_dir: Path) -> Path:
 
 
 def cifar10_folder(data_dir: Path) -> Path:
-    """Where the batch files of CIFAR-10 lie, or would: below ``data_dir`` or in it."""
+    """The folder of CIFAR-10's batch files, even if it is missing: ``data_dir`` or one below."""
     below = data_dir / FOLDER
     missing = _missing(data_dir)
     is_itself = data_dir.name == FOLDER or len(missing) < len(CIFAR10_SHA256)
@@ -130,14 +130,13 @@ def _missing(folder: Path) -> list[str]:
 
 
 def unpack_cifar10(data_dir: Path) -> Path | None:
-    """Unpacks the official archive where it lies in ``data_dir``, as a download would be.
+    """Unpacks the official archive if it is in ``data_dir``, like a download.
 
     Returns:
         The folder with the batch files; None if there is no archive.
 
     Raises:
-        DatasetError: naming an archive that is damaged or another, or a folder that can't be
-            written.
+        DatasetError: naming a damaged or wrong archive, or a folder that can't be written.
     """
     folder = cifar10_folder(data_dir)
     found = (place / ARCHIVE for place in (data_dir, folder.parent))
@@ -166,19 +165,19 @@ def _damage_of_archive(archive: Path) -> str:
 def download_cifar10(data_dir: Path, url: str = URL, patience_s: float = math.inf) -> Path:
     """Downloads CIFAR-10 (170 MB) into ``data_dir`` unless it is there already.
 
-    One process downloads while others wait for it; the batch files appear under their names only
-    when whole and verified.
+    One process downloads while others wait. The batch files get their names only when they are
+    complete and verified.
 
     Args:
         data_dir: where the folder ``cifar-10-batches-py`` is made, or that folder.
         url: an https address of the original archive (http is accepted from this machine only).
-        patience_s: give up once the download looks like taking longer than this.
+        patience_s: give up if the download is estimated to take longer.
 
     Returns:
         The folder with the batch files.
 
     Raises:
-        DatasetError: no connection, a stalled or lying server, or a folder that can't be written.
+        DatasetError: no connection, a stalled server, wrong data, or an unwritable folder.
     """
 
     def download(scratch: Path) -> Path:
@@ -190,7 +189,7 @@ def download_cifar10(data_dir: Path, url: str = URL, patience_s: float = math.in
 
 
 def _put_in_place(data_dir: Path, bring: Callable[[Path], Path]) -> Path:
-    """Extracts the archive that ``bring`` returns, which may use the folder that it is given."""
+    """Extracts the archive from ``bring``, which may use the given folder."""
     is_new = not data_dir.exists()
     lock = data_dir / f".{FOLDER}.lock"
     try:
@@ -199,13 +198,13 @@ def _put_in_place(data_dir: Path, bring: Callable[[Path], Path]) -> Path:
             try:
                 return find_cifar10(data_dir)
             except DatasetError:
-                for stale in data_dir.glob(f"{_PARTIAL}*"):  # of a process that was killed
+                for stale in data_dir.glob(f"{_PARTIAL}*"):  # left by a killed process
                     shutil.rmtree(stale, ignore_errors=True)
                 with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=data_dir) as temporary:
                     scratch = Path(temporary)
                     return _extract(bring(scratch), cifar10_folder(data_dir), scratch)
     except DatasetError:
-        if is_new:  # perhaps a mistyped name: no folder is to be left behind
+        if is_new:  # the name may be a typo, so leave no folder
             lock.unlink(missing_ok=True)
             _remove_if_empty(data_dir)
         raise
@@ -241,9 +240,9 @@ def _download(url: str, target: Path, patience_s: float) -> None:
 
 
 def _fetch(url: str, target: Path, patience_s: float) -> str:
-    """Downloads ``url`` to ``target`` and returns the SHA-256 of what came."""
+    """Downloads ``url`` to ``target`` and returns the SHA-256 of the file."""
     digest = hashlib.sha256()
-    received = 0  # the bar counts nothing where TQDM_DISABLE is set
+    received = 0  # the bar does not count if TQDM_DISABLE is set
     started = time.monotonic()
     opener = urllib.request.build_opener(_SecureRedirects)
     with opener.open(_secure(url), timeout=_TIMEOUT_S) as response:
@@ -262,13 +261,13 @@ def _fetch(url: str, target: Path, patience_s: float) -> str:
                         f"{url} is slow: {received / elapsed / 1e3:,.0f} kB/s, "
                         f"{expected / 60:,.0f} minutes in all"
                     )
-    if size is not None and received < size:  # urllib takes it for the end
+    if size is not None and received < size:  # urllib does not report it
         raise ConnectionError(f"the connection ended after {received:,} of {size:,} bytes")
     return digest.hexdigest()
 
 
 class _SecureRedirects(urllib.request.HTTPRedirectHandler):
-    """Refuses a redirect to plain http before anything is asked there."""
+    """Refuses a redirect to plain http before any request there."""
 
     def redirect_request(
         self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
@@ -301,12 +300,12 @@ def _extract(archive: Path, folder: Path, scratch: Path) -> Path:
 
 
 def synthetic_folder(data_dir: Path, images_per_batch: int) -> Path:
-    """Where a synthetic set lies, or would: the name holds its version and size."""
+    """The folder of a synthetic set, even if it is missing: its name has version and size."""
     return data_dir / f"synthetic-v{VERSION}-{images_per_batch}"
 
 
 def is_made(data_dir: Path, images_per_batch: int) -> bool:
-    """Whether a synthetic set is there, whole."""
+    """Whether a complete synthetic set exists."""
     return (synthetic_folder(data_dir, images_per_batch) / MANIFEST).is_file()
 
 

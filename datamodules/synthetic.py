@@ -1,13 +1,13 @@
 """An embedded stand-in for CIFAR-10: ten classes of rendered shapes in CIFAR-10's own file format.
 
-Every image shows one object (the label) before a shaded background, at times partly hidden by a
-smaller object of another class, under noise. Place, size, tilt, colours and polarity (light on dark
-or dark on light) vary, so single pixels say little; a class merely prefers a colour and a place,
-which is what a linear model can find. Linear models, MLPs and CNNs end clearly apart, as they do
-on CIFAR-10.
+Every image shows one object (its class is the label) on a shaded background, with noise. Sometimes
+a smaller object of another class hides a part of it. Position, size, tilt, colours and polarity
+(light on dark or dark on light) vary, so single pixels have little information. A class only
+prefers a colour and a position, which a linear model can learn. Linear models, MLPs and CNNs reach
+clearly different accuracies, as on CIFAR-10.
 
 All arithmetic is float32 and uses only correctly rounded operations (+ - * / sqrt, comparisons),
-never sin or exp: the images follow from the seed and NumPy's PCG64 stream, not from the processor.
+never sin or exp. So the images depend on the seed and NumPy's PCG64 stream, not on the processor.
 """
 
 import pickle
@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Part of the name of whatever is cached from these images: raise it whenever a pixel changes.
+# Part of the name of cached images: increase it when a pixel changes.
 # 1: the first set.
 VERSION = 1
 
 SIDE = 32  # pixels
-CHUNK = 500  # images rendered at once: bounds the memory, and the planes stay near the processor
+CHUNK = 500  # images rendered at once: limits the memory, and the planes stay in the cache
 
-Floats = NDArray[np.floating[Any]]  # float32, which NumPy's stubs lose beside a Python float
+Floats = NDArray[np.floating[Any]]  # float32, but NumPy's stubs lose the type with a Python float
 Labels = NDArray[np.int64]
 
 

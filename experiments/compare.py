@@ -184,7 +184,7 @@ def _below(folder: Path, name: str) -> list[Path]:
 
 def _nothing(name: str | None, root: Path, exists: bool) -> str:
     if exists:
-        return f"no runs: {name} is none and holds none"
+        return f"no runs: {name} is no run and holds no runs"
     if not root.is_dir():
         return f"no runs: {root} is no folder; name another with --runs_dir"
     known = sorted(path.parent.name for path in _below(root, RECORD))

@@ -14,9 +14,7 @@ from typing import Any
 # The short key of the learning rate, and its key in configurations.
 LEARNING_RATE = "model.lr"
 LEARNING_RATE_LONG = "model.init_args.optimizer.init_args.lr"
-MAX_TIME = (
-    "trainer.max_time"  # ``stopped_by`` of a record begins with it if this limit stopped the run
-)
+MAX_TIME = "trainer.max_time"  # ``stopped_by`` begins with it if this limit stopped the run
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def disable_signal_handlers(trainer: Trainer) -> None:
     _put_in_place_of(connector, "register_signal_handlers", lambda: None)
 
 
-# ---- going on ------------------------------------------------------------------------------------
+# ---- resuming ------------------------------------------------------------------------------------
 
 
 def postpone_validation(trainer: Trainer) -> None:

@@ -1,4 +1,4 @@
-"""What learns. Class paths such as ``lightning_modules.MLP`` are an API: configs hold them."""
+"""Models, optimisers, schedules. Class paths, such as ``lightning_modules.MLP``, are an API."""
 
 from lightning_modules.classifier import Classifier
 from lightning_modules.cnn import CNN

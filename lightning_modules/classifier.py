@@ -1,4 +1,4 @@
-"""The base of every model: steps, metrics, optimiser and schedule, once for all."""
+"""The base class of all models: steps, metrics, optimiser and schedule."""
 
 import math
 import pickle
@@ -22,7 +22,7 @@ LRInterval = Literal["step", "epoch"]
 
 
 def is_log_step(trainer: Trainer) -> bool:
-    """Whether the batch just trained on ended an optimiser step after which to log."""
+    """Whether the last training batch ended an optimiser step that is logged."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     if every < 1 or trainer.global_step % every:
         return False
@@ -35,15 +35,15 @@ def is_log_step(trainer: Trainer) -> bool:
 
 def _lost(*args: Any) -> Any:
     raise ValueError(
-        "a pickled model loses an optimizer that can't be pickled: build the model anew and load "
+        "a pickled model loses an optimizer that can't be pickled: build the model again and load "
         "the state_dict to train on"
     )
 
 
 class _Shared:
-    """A callable that copies of a model share: those of a command line can't be copied.
+    """A callable that copies of a model share: a callable of the command line can't be copied.
 
-    Nor pickled: a pickled model computes all the same.
+    It can't be pickled either; a pickled model still computes.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -67,22 +67,22 @@ class Classifier(Evaluated, ABC):
     """An image classifier trained with cross-entropy; subclasses give ``forward``.
 
     Logs ``train/loss`` and ``train/acc`` (means over the steps since the last entry, every
-    ``trainer.log_every_n_steps``), ``val/loss``, ``val/acc``, ``test/loss`` and ``test/acc``
-    (means over the whole set); a validation asked for by itself logs ``validate/loss`` and
-    ``validate/acc``, so that it does not change the fit's. Sums stay on the device between
-    entries: nothing in a training step waits for it.
+    ``trainer.log_every_n_steps``), ``val/loss``, ``val/acc``, ``test/loss`` and ``test/acc`` (means
+    over the whole set). A separate validation logs ``validate/loss`` and ``validate/acc``, so that
+    it does not change the metrics of the fit. Sums stay on the device between log entries: no
+    training step waits for the device.
 
     Args:
         num_classes: number of classes, the size of the logits.
         optimizer: makes the optimiser from the parameters.
         lr_scheduler: makes the learning-rate schedule from the optimiser; none by default.
-        lr_interval: whether the schedule counts optimiser steps or epochs.
+        lr_interval: the unit of the schedule: optimiser steps or epochs.
         label_smoothing: share of the target that the training loss spreads over all classes.
 
     Attributes:
-        takes_half_precision: whether the model learns as well in mixed precision, so that it may
-            be chosen where it is faster.
-        step_figures: what callbacks add to the next entry of the log, by name.
+        takes_half_precision: whether the model learns equally well in mixed precision, so that a
+            command may choose it if it is faster.
+        step_figures: values that callbacks add to the next log entry, by name.
 
     Raises:
         ValueError: if ``num_classes`` is below 2 or ``label_smoothing`` not in [0, 1].
@@ -103,7 +103,7 @@ class Classifier(Evaluated, ABC):
             raise ValueError(f"model.num_classes must be at least 2, got {num_classes}")
         if not 0 <= label_smoothing <= 1:
             raise ValueError(f"model.label_smoothing must be 0 to 1, got {label_smoothing}")
-        # Optimisers are callables, which a checkpoint that loads with weights_only=True can't hold.
+        # A checkpoint that loads with weights_only=True can't hold callables, such as optimisers.
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"], logger=False)
         self.optimizer = _Shared(optimizer)
         self.lr_scheduler = lr_scheduler and _Shared(lr_scheduler)
@@ -112,12 +112,12 @@ class Classifier(Evaluated, ABC):
         self.example_input_array = torch.zeros(2, 3, 32, 32)
         self.step_figures: dict[str, float] = {}
         self._sums = StepSums()
-        self._seed = np.uint64(torch.initial_seed())  # may be more than TorchScript's integers hold
+        self._seed = np.uint64(torch.initial_seed())  # may exceed the integers of TorchScript
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets an attribute; Lightning sets the name of its hook 34 times a step.
 
-        `torch.nn.Module` takes a microsecond each time to see that a text is no parameter.
+        `torch.nn.Module` takes 1 us for each check that a text is no parameter.
         """
         if (value is None or type(value) is str) and name in self.__dict__:
             self.__dict__[name] = value
@@ -129,14 +129,14 @@ class Classifier(Evaluated, ABC):
         """Computes logits ``(B, num_classes)`` from images ``(B, 3, 32, 32)``."""
 
     def trainer_if_any(self) -> Trainer | None:
-        """The trainer, or None before there is one, where `trainer` is an error."""
+        """The trainer, or None if there is none yet: then `trainer` raises an error."""
         try:
             return self.trainer if self.fabric is None else None
         except RuntimeError:
             return None
 
     def check_trainer(self, trainer: Trainer) -> None:
-        """Refuses a trainer that this model can't be run by; called before anything is written.
+        """Refuses a trainer that can't run this model; called before anything is written.
 
         Args:
             trainer: with its accelerator, precision and other settings.
@@ -146,10 +146,10 @@ class Classifier(Evaluated, ABC):
         """
 
     def prepare_fit(self, goes_on: bool) -> None:
-        """Loads what a fit starts from; called before anything is written.
+        """Loads the initial weights of a fit; called before anything is written.
 
         Args:
-            goes_on: whether the weights will come from a checkpoint.
+            goes_on: whether the weights come from a checkpoint instead.
 
         Raises:
             ValueError: for a file that can't be used; the message names the remedy.
@@ -166,19 +166,19 @@ class Classifier(Evaluated, ABC):
         return loss
 
     def note(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Keeps what the next entry of the log needs of a training batch, on the device."""
+        """Stores the values of a training batch for the next log entry, on the device."""
         self._sums.note(loss.detach(), logits.detach(), labels)
 
     def on_fit_start(self) -> None:
-        """Forgets what an earlier fit left unlogged, unless this one goes on with it."""
+        """Drops unlogged values of an earlier fit, unless this fit resumes it."""
         goes_on = bool(self.trainer.ckpt_path)
         self._sums.forget(unfolded_alone=goes_on)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Makes what the step draws, such as dropout, a function of the seed and of the step.
+        """Makes random numbers of a step, such as dropout, a function of the seed and the step.
 
-        A run that goes on from a checkpoint then draws as the uninterrupted one, whatever
-        validation or logging drew before.
+        A resumed run then draws the same numbers as an uninterrupted one, whatever validation
+        or logging drew before.
         """
         place = (int(self._seed), self.trainer.current_epoch, batch_idx, self.global_rank)
         seed = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0])
@@ -187,7 +187,7 @@ class Classifier(Evaluated, ABC):
             torch.cuda.manual_seed(seed)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Logs the means since the last entry when the trainer is to log this step.
+        """Logs the means since the last entry if the trainer logs this step.
 
         Raises:
             FloatingPointError: if the loss is not finite.
@@ -205,7 +205,7 @@ class Classifier(Evaluated, ABC):
         self.step_figures.clear()
 
     def unlogged(self) -> dict[str, float]:
-        """Loss and accuracy of training since the last entry of the log; empty if there is none."""
+        """Loss and accuracy of training since the last log entry; empty without new batches."""
         noted = self._sums.folded()
         if not len(noted):
             return {}
@@ -213,7 +213,7 @@ class Classifier(Evaluated, ABC):
         return {"train/loss": loss, "train/acc": accuracy}
 
     def _log_step(self, figures: dict[str, float]) -> None:
-        """Does what `log` does with figures of a step: that takes half a millisecond for each."""
+        """Logs values of a step like `log`, which takes half a millisecond for each value."""
         trainer = self.trainer
         trainer.progress_bar_metrics.update(figures)
         trainer.callback_metrics.update({k: torch.tensor(value) for k, value in figures.items()})
@@ -225,7 +225,7 @@ class Classifier(Evaluated, ABC):
     # ---- optimiser, schedule, checkpoint --------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Makes the optimiser and, if asked for, its schedule."""
+        """Makes the optimiser and its schedule, if any."""
         optimizer: Optimizer = self.optimizer(self.parameters())
         if self.lr_scheduler is None:
             return optimizer
@@ -238,9 +238,9 @@ class Classifier(Evaluated, ABC):
         return {"optimizer": optimizer, "lr_scheduler": plan}  # type: ignore[return-value]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the model's class, so that another is refused, and what is measured but not logged.
+        """Adds the model's class, so that another is refused, and the unlogged measurements.
 
-        Called by all processes: what each has noted is gathered.
+        All processes call it, and their measurements are gathered.
         """
         checkpoint["model_class"] = type(self).__qualname__
         checkpoint["precision"] = str(self.trainer.precision)
@@ -255,7 +255,7 @@ class Classifier(Evaluated, ABC):
             }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes over what was measured, so that the next entry of the log is the same."""
+        """Restores the measurements, so that the next log entry is the same."""
         measured = checkpoint.get("measured", {"noted": [], "confusion": {}})
         if self.global_rank < len(measured["noted"]):
             self._sums.noted = measured["noted"][self.global_rank].to(self.device)

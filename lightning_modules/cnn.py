@@ -51,7 +51,7 @@ class CNN(Classifier):
         block_order: order inside the blocks, see `PreActBlock`.
         final_norm: batch norm and ReLU before the linear layer. Without it and with
             ``bn_conv_relu`` this is the network of the report's author: 11,137,098 parameters.
-        channels_last: keep activations as NHWC in memory; same results, faster convolutions.
+        channels_last: store activations as NHWC; same results, faster convolutions.
         optimizer: makes the optimiser from the parameters.
         **kwargs: see `Classifier`.
     """
@@ -90,7 +90,7 @@ class CNN(Classifier):
 
 
 def _stage(channels: int, widened: int | None, blocks: int, order: BlockOrder) -> list[nn.Module]:
-    """Blocks, then a 1x1 convolution to ``widened`` channels if any, then the pooling."""
+    """Blocks, then an optional 1x1 convolution to ``widened`` channels, then the pooling."""
     layers: list[nn.Module] = [PreActBlock(channels, order) for _ in range(blocks)]
     if widened is not None:
         layers.append(nn.Conv2d(channels, widened, 1))

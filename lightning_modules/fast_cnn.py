@@ -1,4 +1,4 @@
-"""The network of the CIFAR-10 speed records, small and shaped to learn in a few epochs."""
+"""The network of the CIFAR-10 speed records: small, and designed for a few epochs."""
 
 import itertools
 import math
@@ -16,10 +16,10 @@ from lightning_modules.schedules import steps_to_schedule
 
 Views = Literal["one", "mirror", "six"]
 
-_PATCH = 2  # pixels of a side of the patches that are whitened
+_PATCH = 2  # side in pixels of the whitened patches
 _WHITENING_EPS = 5e-4
 WHITENING_IMAGES = 5000
-_GROWTH = 4  # pixels of a side by which reduced images grow
+_GROWTH = 4  # step in pixels by which reduced images grow
 
 
 class FastCNN(Classifier):
@@ -35,24 +35,24 @@ class FastCNN(Classifier):
 
     Args:
         widths: channels of the three groups.
-        views: what an evaluation averages the logits of: ``one``, the image itself; ``mirror``,
-            with its mirror image; ``six``, both (a quarter each) and both shifted by a pixel up
-            and left and down and right (an eighth each). A test also logs
+        views: the views whose logits an evaluation averages. ``one``: the image itself.
+            ``mirror``: also its mirror image. ``six``: these two (a quarter each), and both shifted
+            by a pixel up and left, and down and right (an eighth each). A test also logs
             ``test/acc_one_view``.
-        small_until: part of training in which images are reduced, which takes less time and
-            teaches nearly as much [2]_.
+        small_until: fraction of training with reduced images, which take less time and teach
+            nearly as much [2]_.
         small_size: side in pixels of the first images; they grow in steps of 4 pixels.
-        whiten_bias_until: part of training after which the whitening bias is frozen: then no
-            gradient is needed that far back.
-        bn_momentum: share of a batch in the running statistics; less where batches are small.
-        channels_last: keep activations as NHWC in memory; same results, faster convolutions.
-        compiled: compile the groups of convolutions with `torch.compile`. That takes up to a minute
-            for each size of images, longer than a GPU trains.
+        whiten_bias_until: fraction of training after which the whitening bias is frozen. Then no
+            gradient of the first layer is needed.
+        bn_momentum: share of a batch in the running statistics; use less for small batches.
+        channels_last: store activations as NHWC; same results, faster convolutions.
+        compiled: compile the groups of convolutions with `torch.compile`. This takes up to a minute
+            for each size of images, longer than the training on a GPU.
         optimizer: makes the optimiser from the parameters.
         **kwargs: see `Classifier`.
 
     Raises:
-        ValueError: for a width below 1, unknown views, or a size or part of training out of range.
+        ValueError: for a width below 1, unknown views, or a size or fraction out of range.
 
     .. [1] K. Jordan, 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, 2024, arXiv:2404.00498.
     .. [2] J. Howard, Training Imagenet in 3 hours for $25; and CIFAR10 for $0.26, 2018,
@@ -79,7 +79,7 @@ class FastCNN(Classifier):
             raise ValueError(f"model.views must be one, mirror or six, got {views}")
         if min(widths) < 1:
             raise ValueError(f"model.widths must be positive, got {widths}")
-        if not 16 <= small_size <= 32:  # three poolings and a 2x2 patch leave a pixel of 16
+        if not 16 <= small_size <= 32:  # three poolings and a 2x2 patch leave one pixel of 16
             raise ValueError(f"model.small_size must be 16 to 32 pixels, got {small_size}")
         for name, part in (("small_until", small_until), ("whiten_bias_until", whiten_bias_until)):
             if not 0 <= part <= 1:
@@ -89,7 +89,7 @@ class FastCNN(Classifier):
         self.small_size = small_size
         self.whiten_bias_until = whiten_bias_until
         self._steps = math.inf  # of the whole fit
-        # Both change in the course of training, between two batches.
+        # Both change during training, between two batches.
         self._size = self._size_at(0.0, IMAGE_SHAPE[-1])
         self._bias_is_frozen = False
         self.channels_last = channels_last
@@ -122,28 +122,28 @@ class FastCNN(Classifier):
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Computes the loss of a batch, whose images are reduced early in training; a scalar."""
+        """Computes the loss of a batch, a scalar; early in training, images are reduced."""
         images, labels = batch
         return super().training_step((_resize(images, self._size), labels), batch_idx)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Decides what the step is not to ask for each time, since it may be compiled."""
+        """Sets values for the training step, which may be compiled."""
         super().on_train_batch_start(batch, batch_idx)
         progress = self._progress()
         self._size = self._size_at(progress, batch[0].shape[3])
-        # Never where processes share gradients.
+        # Never if processes share gradients.
         self._bias_is_frozen = self.trainer.world_size == 1 and progress >= self.whiten_bias_until
 
     def reduce(self, images: Tensor, progress: float) -> Tensor:
-        """Reduces images ``(B, 3, H, H)`` to the size of their time, by interpolation.
+        """Reduces images ``(B, 3, H, H)`` by interpolation to the size for this part of training.
 
         Args:
-            images: of full size.
-            progress: the part of training that is over.
+            images: images of full size.
+            progress: the completed fraction of training.
 
         Returns:
-            Images of ``small_size`` at first, 4 pixels larger in each of as many equal parts as it
-            takes to full size, and the images themselves from ``small_until`` on.
+            Images of ``small_size`` at first. Equal parts of training then increase the size by 4
+            pixels each. From ``small_until`` on, the images themselves.
         """
         return _resize(images, self._size_at(progress, images.shape[3]))
 
@@ -154,7 +154,7 @@ class FastCNN(Classifier):
         return sizes[int(len(sizes) * progress / self.small_until)]
 
     def _progress(self) -> float:
-        """The part of training that is over."""
+        """The completed fraction of training."""
         trainer = self.trainer_if_any()
         return 0.0 if trainer is None else trainer.global_step / self._steps
 
@@ -179,7 +179,7 @@ class FastCNN(Classifier):
     def on_test_batch_end(
         self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Adds a batch to the test metrics; what the image itself gives counts apart."""
+        """Adds a batch to the test metrics; the accuracy of the image itself counts separately."""
         super().on_test_batch_end(outputs, batch, batch_idx, dataloader_idx)
         if self.views != "one":
             correct = (self._plain.argmax(1) == batch[1]).float()
@@ -198,8 +198,8 @@ class FastCNN(Classifier):
     def whiten_with(self, images: Tensor) -> None:
         """Sets the first filters from normalised images ``(N, 3, H, W)``.
 
-        They are V / sqrt(lambda + eps), and their negatives, for the eigenvectors V and eigenvalues
-        lambda of the second moments of all patches.
+        The filters are V / sqrt(lambda + eps) and their negatives, with the eigenvectors V and the
+        eigenvalues lambda of the second moments of all patches.
         """
         eigenvalues, eigenvectors = torch.linalg.eigh(_patch_moments(images.float()))
         scaled = eigenvectors / (eigenvalues + _WHITENING_EPS).sqrt()

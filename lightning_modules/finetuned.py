@@ -1,4 +1,4 @@
-"""A network of torchvision with weights learned elsewhere, fine-tuned (the bonus 4 b)."""
+"""Fine-tunes a network of torchvision with weights from a file (the assignment's bonus 4 b)."""
 
 import argparse
 import pickle
@@ -15,17 +15,17 @@ from torchvision import models
 
 from lightning_modules.classifier import Classifier
 
-# The files of DenseNets are older than the names of their layers: norm.1 became norm1.
+# Files of DenseNets have the old names of layers: norm.1 instead of norm1.
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
-# What torch's wrappers of a part put into the names of its layers.
+# Parts that torch's wrappers add to the names of layers.
 _WRAPPERS = re.compile(
     r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|(?<=\.)module)\."
 )
 
-# Under what training programs keep a state dict, perhaps within another mapping.
+# Keys under which training programs store a state dict, perhaps inside another mapping.
 _STATE_KEYS = {"state_dict", "model_state_dict", "model", "net", "network", "weights", "model_ema"}
 _SAVE_STATE = "save its state_dict() with torch.save"
-# What people take for weights, by its first bytes.
+# Files that are mistaken for weights, by their first bytes.
 _NO_WEIGHTS = (
     (b"<", "an HTML page, as of a failed download: download it again"),
     (b"version https://git-lfs", "a pointer of Git LFS: fetch the file with git lfs pull"),
@@ -38,22 +38,22 @@ _LONGEST_HEADER = 10**8  # of safetensors
 class FineTuned(Classifier):
     """A classification network of torchvision with a new last layer.
 
-    The weights come from a file, as torchvision distributes them (a state dict, of any number of
-    classes); nothing is downloaded. A checkpoint that holds one is taken too, as are names with
-    something in front (``module.``, ``_orig_mod.``, ``backbone.``); the last layer is always new.
-    Images are enlarged on the device, since these networks were made for larger ones.
+    The weights come from a file as distributed by torchvision (a state dict, with any number of
+    classes); nothing is downloaded. The file may also be a checkpoint that holds a state dict, and
+    names may have a prefix (``module.``, ``_orig_mod.``, ``backbone.``). The last layer is always
+    new. Images are enlarged on the device, because these networks were made for larger images.
 
     Args:
         architecture: a name of ``torchvision.models``, for example ``resnet18``.
-        weights: the file; null trains from scratch. It is read when a fit begins, not when one
-            goes on from a checkpoint or a run is tested.
+        weights: the file; null trains from scratch. It is read at the start of a fit, but not by a
+            resume or a test.
         image_size: side of the enlarged images, in pixels.
-        freeze: train the last layer alone; the others keep weights and running statistics.
+        freeze: train only the last layer; the others keep weights and running statistics.
         **kwargs: see `Classifier`.
 
     Raises:
-        ValueError: for an unknown architecture, a size that it does not take, or a file that can't
-            be read or is of another network.
+        ValueError: for an unknown architecture, an unsupported size, or a file that can't be read
+            or belongs to another network.
     """
 
     takes_half_precision = True
@@ -87,7 +87,7 @@ class FineTuned(Classifier):
             self._freeze()
 
     def _try_size(self) -> None:
-        """Lets an image of this size go through without any arithmetic: some networks want 224."""
+        """Tests the image size without arithmetic: some networks need 224 pixels."""
         state = {name: value.to("meta") for name, value in self.network.state_dict().items()}
         images = torch.zeros(2, 3, self.image_size, self.image_size, device="meta")
         try:
@@ -106,7 +106,7 @@ class FineTuned(Classifier):
         self.network.eval()
 
     def _outputs(self) -> set[str]:
-        """The layers that put out classes: the last one, and those of auxiliary classifiers."""
+        """The output layers: the last one, and those of auxiliary classifiers."""
         classes = self.hparams["num_classes"]
         found = {
             name: getattr(layer, "out_features", getattr(layer, "out_channels", None))
@@ -117,17 +117,17 @@ class FineTuned(Classifier):
         return {last} | {n for n, size in found.items() if size == classes and "aux" in n.lower()}
 
     def prepare_fit(self, goes_on: bool) -> None:
-        """Loads the file of weights, unless a checkpoint brings them.
+        """Loads the file of weights, unless a checkpoint has them.
 
         Raises:
-            ValueError: if it can't be read, or is of another network.
+            ValueError: if the file can't be read, or belongs to another network.
         """
         if self.weights is not None and not goes_on and not self._has_weights:
             self._load(Path(self.weights))
         self._has_weights = True
 
     def setup(self, stage: str) -> None:
-        """Loads the weights when a fit begins that `prepare_fit` was not called for."""
+        """Loads the weights at the start of a fit, if `prepare_fit` was not called."""
         if stage == "fit":
             self.prepare_fit(goes_on=False)
 
@@ -146,14 +146,14 @@ class FineTuned(Classifier):
         self.network.load_state_dict(state, strict=False)
 
     def _matching(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What a file has for all layers but the last, under this network's names."""
+        """The weights in a file for all layers except the last, by the names of this network."""
         heads = tuple(f"{name}." for name in self._outputs())
         ours = {
             key: value
             for key, value in self.network.state_dict().items()
             if not key.startswith(heads)
         }
-        # Files older than these counts lack them.
+        # Old files lack these counters.
         asked = [key for key in ours if not key.endswith("num_batches_tracked")]
         before = prefix_of(found, asked)
         theirs = {
@@ -170,7 +170,7 @@ class FineTuned(Classifier):
         return theirs
 
     def train(self, mode: bool = True) -> "FineTuned":
-        """Sets the mode; what is frozen stays in evaluation mode."""
+        """Sets the mode; frozen layers stay in evaluation mode."""
         super().train(mode)
         if self.frozen:
             self.network.eval()
@@ -181,17 +181,17 @@ class FineTuned(Classifier):
         size = (self.image_size, self.image_size)
         large = F.interpolate(images, size, mode="bilinear", antialias=False)
         outputs = self.network(large.to(memory_format=torch.channels_last))
-        # With auxiliary classifiers a tuple while training: the main one's logits come first.
+        # A tuple in training with auxiliary classifiers; the main logits come first.
         logits: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
         return logits
 
 
 def prefix_of(found: Mapping[str, Tensor], asked: list[str]) -> str:
-    """What stands in front of a network's names in a file: ``module.``, or nothing.
+    """The prefix of a network's names in a file: ``module.``, or nothing.
 
     Args:
         found: the weights in the file.
-        asked: the network's names that must be there.
+        asked: the required names of the network.
 
     Raises:
         ValueError: if it holds several such networks.
@@ -205,7 +205,7 @@ def prefix_of(found: Mapping[str, Tensor], asked: list[str]) -> str:
 
 
 def difference(theirs: Tensor | None, ours: Tensor | None) -> str:
-    """Why a weight of a file can't be one of the network's; empty if it can."""
+    """The reason why a weight of a file does not fit the network; empty if it fits."""
     if theirs is None:
         return "is missing"
     if ours is None:
@@ -219,18 +219,18 @@ def difference(theirs: Tensor | None, ours: Tensor | None) -> str:
 
 
 def _is_convertible(theirs: Tensor, ours: Tensor) -> bool:
-    """Whether a file's values may be copied into a weight of the network's dtype."""
+    """Whether the values of a file can be copied to a weight of the network's dtype."""
     if theirs.is_floating_point() == ours.is_floating_point():
         return True
-    # A whole state dict that was cast to half precision has its counts cast, too.
+    # If a whole state dict was cast to half precision, so were its counters.
     return theirs.is_floating_point() and bool((theirs == theirs.round()).all())
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Reads the state dict that a file is or holds, without running code from it.
+    """Reads the state dict in a file, without running code from it.
 
     Raises:
-        ValueError: naming what the file is instead, and the remedy.
+        ValueError: naming the kind of the file, and the remedy.
     """
     remedy = "name a state dict of torchvision with --model.weights"
     try:
@@ -241,7 +241,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             start = file.read(2**20)
         if known := _named(path, start):
             raise ValueError(f"{path} is {known}")
-        # torchvision's training program keeps its arguments beside the weights.
+        # The training program of torchvision stores its arguments with the weights.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -253,7 +253,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ) from error
     except ValueError:
         raise
-    except Exception as error:  # what torch says of a broken file differs from part to part
+    except Exception as error:  # torch raises different errors for a broken file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} can't be read: {reason}; {remedy}") from error
     try:
@@ -263,7 +263,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _named(path: Path, start: bytes) -> str:
-    """What a file is that people take for weights, and what to do; empty if it may be some."""
+    """The kind and remedy of a file that is mistaken for weights; empty if it may be weights."""
     for sign, name in _NO_WEIGHTS:
         if start.startswith(sign):
             return name
@@ -282,10 +282,10 @@ def _named(path: Path, start: bytes) -> str:
 
 
 def _state_in(content: Any) -> dict[str, Tensor]:
-    """The state dict that a checkpoint is or holds.
+    """The state dict in a checkpoint.
 
     Raises:
-        ValueError: naming what it is instead, or that there are several.
+        ValueError: if there is none, or several.
     """
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"it holds a {type(content).__name__}")
@@ -310,7 +310,7 @@ def _state_in(content: Any) -> dict[str, Tensor]:
 
 
 def _last_names(state: Mapping[Any, Any]) -> set[str]:
-    """A layer's name and its weight's, without what is around the layer."""
+    """The names of a layer and its weight, without the modules around the layer."""
     return {".".join(str(key).split(".")[-2:]) for key in state}
 
 

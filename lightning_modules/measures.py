@@ -1,4 +1,4 @@
-"""What training and evaluation measure, summed on the device until it is asked for."""
+"""Metrics of training and evaluation, summed on the device until they are read."""
 
 from typing import Any, Literal
 
@@ -10,16 +10,16 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 DIVERGED = "the training has diverged; try a lower learning rate (--model.lr)"
-_WINDOW = 64  # training batches whose logits are kept at most
+_WINDOW = 64  # largest number of training batches whose logits are kept
 
 Stage = Literal["val", "test"]
 
 
 class StepSums:
-    """Loss and right answers of the training batches since the last entry of the log.
+    """Loss and correct predictions of the training batches since the last log entry.
 
     Attributes:
-        noted: a row for each batch: loss (mean), right answers, images; float32, on the device.
+        noted: a row for each batch: mean loss, correct predictions, images; float32, on the device.
     """
 
     def __init__(self) -> None:
@@ -28,10 +28,10 @@ class StepSums:
         self._window: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def note(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Keeps what is needed of a batch, detached, until `end_batch`.
+        """Stores the values of a batch, detached, until `end_batch`.
 
-        In a place of its own until then: a list that grows within a step has `torch.compile`
-        compile the step again and again.
+        They are not in the list yet: if a list grows within a step, `torch.compile` compiles the
+        step again and again.
 
         Args:
             loss: the mean of the batch, a scalar.
@@ -41,7 +41,7 @@ class StepSums:
         self._latest = loss, logits, labels
 
     def end_batch(self) -> None:
-        """Takes the batch that `note` has kept to the others, and folds them when they are many."""
+        """Adds the batch of `note` to the list, and folds the list if it is long."""
         if self._latest is not None:
             self._window.append(self._latest)
             self._latest = None
@@ -50,7 +50,7 @@ class StepSums:
 
     @torch.no_grad()
     def folded(self) -> Tensor:
-        """Folds all batches into their rows, a few operations for many, and returns these."""
+        """Folds all batches into rows, many in a few operations, and returns the rows."""
         kept = self._window if self._latest is None else [*self._window, self._latest]
         if kept:
             losses, logits, labels = zip(*kept, strict=True)
@@ -64,14 +64,14 @@ class StepSums:
         return self.noted
 
     def forget(self, unfolded_alone: bool = False) -> None:
-        """Drops all batches, or those that are not folded yet."""
+        """Drops all batches, or only those that are not folded yet."""
         self._latest = None
         self._window.clear()
         if not unfolded_alone:
             self.noted = self.noted[:0]
 
     def take(self) -> Tensor:
-        """The rows of all batches, float64 on the CPU; none is left."""
+        """Returns the rows of all batches, float64 on the CPU, and drops them."""
         rows = self.folded().cpu().double()
         self.forget()
         return rows
@@ -89,7 +89,7 @@ class EvaluationSums:
         self.mean_loss = MeanMetric(nan_strategy="disable")
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Adds a batch; outside of the steps, since torchmetrics can't be compiled.
+        """Adds a batch; called outside the steps, because torchmetrics can't be compiled.
 
         Args:
             logits: ``(B, num_classes)``.
@@ -105,7 +105,7 @@ class EvaluationSums:
         return self.matrix.compute(), self.mean_loss.compute()
 
     def reset(self) -> None:
-        """Begins anew."""
+        """Resets the sums."""
         self.matrix.reset()
         self.mean_loss.reset()
 
@@ -118,8 +118,8 @@ def means(rows: Tensor, module: LightningModule) -> tuple[float, float]:
     """Loss and accuracy over the images of all processes.
 
     Args:
-        rows: of `StepSums`, float64.
-        module: what is trained, for its trainer and device.
+        rows: rows of `StepSums`, float64.
+        module: the trained module, for its trainer and device.
     """
     losses, correct, images = rows.T
     sums = torch.stack([losses @ images, correct.sum(), images.sum()])
@@ -130,7 +130,7 @@ def means(rows: Tensor, module: LightningModule) -> tuple[float, float]:
 
 
 def first_bad(rows: Tensor, trainer: Trainer) -> str:
-    """Says which of the batches since the last entry was the first without a finite loss."""
+    """Describes the first batch since the last log entry whose loss is not finite."""
     finite = rows[:, 0].isfinite()
     since = len(rows) - 1 - int(finite.long().argmin()) if not finite.all() else 0
     step = trainer.global_step - since // trainer.accumulate_grad_batches
@@ -140,18 +140,18 @@ def first_bad(rows: Tensor, trainer: Trainer) -> str:
 
 
 class Evaluated(LightningModule):
-    """A module whose logits are measured in validations and tests, over the whole set.
+    """A module with metrics of its logits over the whole set in validations and tests.
 
     Attributes:
-        confusion: per name of an evaluation (``val``, ``validate``, ``test``), the confusion
-            matrix of the last one: int64 ``(num_classes, num_classes)``, rows true, columns
+        confusion: for each name of an evaluation (``val``, ``validate``, ``test``), the last
+            confusion matrix: int64 ``(num_classes, num_classes)``, rows true, columns
             predicted.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.confusion: dict[str, Tensor] = {}
-        # In a dict, not as submodules: they would come first in every summary of the model.
+        # In a dict, not as submodules, which would come first in every summary of the model.
         self._evaluations: dict[Stage, EvaluationSums] = {}
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -167,7 +167,7 @@ class Evaluated(LightningModule):
         return self.evaluate(batch[0]).float().softmax(1)
 
     def evaluate(self, images: Tensor) -> Tensor:
-        """Computes the logits ``(B, num_classes)`` that evaluations and predictions go by."""
+        """Computes the logits ``(B, num_classes)`` for evaluations and predictions."""
         logits: Tensor = self(images)
         return logits
 
@@ -189,7 +189,7 @@ class Evaluated(LightningModule):
         return self._evaluations[stage]
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the validation metrics: of a fit as ``val``, by itself as ``validate``."""
+        """Logs the validation metrics: as ``val`` in a fit, as ``validate`` in a separate one."""
         self._log_evaluation("val", "validate" if self.trainer.state.fn == "validate" else "val")
 
     def on_test_epoch_end(self) -> None:
@@ -199,7 +199,7 @@ class Evaluated(LightningModule):
     def _log_evaluation(self, stage: Stage, name: str) -> None:
         confusion, loss = self._evaluated(stage).compute(self.device)
         accuracy = confusion.trace() / confusion.sum()
-        if name == "val" and not loss.isfinite():  # before such weights are kept as the best
+        if name == "val" and not loss.isfinite():  # before these weights are kept as the best
             step = self.trainer.global_step
             raise FloatingPointError(f"val/loss is {loss.item()} after step {step}: {DIVERGED}")
         self.log_dict({f"{name}/loss": loss, f"{name}/acc": accuracy}, prog_bar=stage == "val")

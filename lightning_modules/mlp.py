@@ -1,4 +1,4 @@
-"""The report's multi-layer perceptron (section 2), with the options it speaks of."""
+"""The report's multi-layer perceptron (section 2), with the options in the report."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -35,8 +35,8 @@ class MLP(Classifier):
 
     Args:
         hidden_units: width of each hidden layer; an empty list is logistic regression.
-        activation: what follows every hidden linear layer.
-        norm: what stands between linear layer and activation: nothing, batch normalisation, this
+        activation: the function after every hidden linear layer.
+        norm: the layer between linear layer and activation: none, batch normalisation, this
             project's `custom_ops.LayerNorm`, or ``torch.nn.LayerNorm`` (``layer_native``).
         weight_std: standard deviation of the initial weights; null for PyTorch's default.
         **kwargs: see `Classifier`.

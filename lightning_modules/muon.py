@@ -9,33 +9,33 @@ from torch.optim import Optimizer
 
 from custom_ops.torch_seam import foreach_add, foreach_add_, foreach_mul_
 
-# Quintic iteration that takes singular values from (0, 1] to about 1 in few steps [1]_.
+# Quintic iteration that brings singular values in (0, 1] near 1 in a few steps [1]_.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(Optimizer):
     """Muon [1]_ for the filters of convolutions, Nesterov SGD for everything else.
 
-    A filter bank W (out, in, h, w) is taken as a matrix (out, in h w). Its update is the momentum
-    of its gradient G, made orthogonal: the nearest matrix to it whose singular values are all 1,
-    so that every direction in which G points is followed at the same speed. Before it, W is scaled
-    to the Frobenius norm sqrt(out), which with batch normalisation behind changes nothing but how
-    much a step of size ``lr`` turns it [2]_:
+    A filter bank W (out, in, h, w) is treated as a matrix (out, in h w). Its update is the momentum
+    of its gradient G, made orthogonal: the nearest matrix whose singular values are all 1. So the
+    update has the same size in every direction of G. Before the update, W is scaled to the
+    Frobenius norm sqrt(out). If batch normalisation follows, this scale only changes the angle of a
+    step of size ``lr`` [2]_:
 
         M <- momentum M + G,    U = G + momentum M,
         W <- sqrt(out) W / |W| - lr orthogonal(U).
 
-    Matrices (linear layers) and vectors (biases) follow Nesterov SGD with rates of their own.
+    Matrices (linear layers) and vectors (biases) use Nesterov SGD with their own rates.
 
     Args:
-        params: parameters; sorted by their number of dimensions.
+        params: parameters; their number of dimensions selects the rule.
         lr: rate of the filters.
         momentum: of the filters.
         head_lr: rate of matrices.
         bias_lr: rate of vectors.
         sgd_momentum: of matrices and vectors.
-        weight_decay: part by which a full-rate step of SGD shrinks matrices and vectors.
-        iterations: of the Newton-Schulz iteration in `orthogonalize`.
+        weight_decay: fraction by which a full-rate step of SGD shrinks matrices and vectors.
+        iterations: number of Newton-Schulz iterations in `orthogonalize`.
 
     Raises:
         ValueError: if a rate is negative or a momentum not in [0, 1).
@@ -130,7 +130,7 @@ def orthogonalize(matrix: Tensor, iterations: int = 3) -> Tensor:
         iterations: 3 bring most singular values to 0.7-1.2, 5 nearly all.
 
     Returns:
-        The matrix U V^T, about, of the singular value decomposition U S V^T; bfloat16.
+        Approximately U V^T, from the singular value decomposition U S V^T; bfloat16.
     """
     a, b, c = _COEFFICIENTS
     x = matrix.bfloat16()

@@ -19,9 +19,9 @@ _TENSOR_TYPES = (Tensor, nn.Parameter)
 
 
 class NumPyLinear(nn.Module):
-    """A `numpy_ops.Linear` whose weights live in Parameters, for optimisers and checkpoints.
+    """A `numpy_ops.Linear` whose weights are Parameters, for optimisers and checkpoints.
 
-    Array and Parameter share their memory; `bind` restores that after a copy or a load.
+    Arrays and Parameters share memory; `bind` restores this after a copy or a load.
     """
 
     def __init__(self, op: numpy_ops.Linear) -> None:
@@ -37,13 +37,13 @@ class NumPyLinear(nn.Module):
         return self.op
 
     def take_gradients(self) -> None:
-        """Hands the gradients that NumPy computed to the Parameters."""
+        """Gives the gradients of NumPy to the Parameters."""
         self.weight.grad = torch.from_numpy(self.op.grad_weight)
         self.bias.grad = torch.from_numpy(self.op.grad_bias)
 
 
 def _was_compiled(model: Classifier) -> bool:
-    """Whether the model had been compiled; it is no more."""
+    """Removes a compiled version of the model; returns whether there was one."""
     try:
         to_uncompiled(model)
     except ValueError:
@@ -52,11 +52,11 @@ def _was_compiled(model: Classifier) -> bool:
 
 
 class NumPyMLP(Classifier):
-    """A multi-layer perceptron of ELU units whose every gradient is computed by NumPy.
+    """A multi-layer perceptron of ELU units; NumPy computes all gradients.
 
-    The network of `MLP` (ELU, no normalisation), built from `custom_ops.numpy_ops`: forward and
-    backward are NumPy's, autograd never runs. Optimisers, schedules, metrics and checkpoints are
-    Lightning's, through manual optimisation. CPU only.
+    It is the network of `MLP` (ELU, no normalisation), built from `custom_ops.numpy_ops`. NumPy
+    computes forward and backward pass, and autograd never runs. Optimisers, schedules, metrics and
+    checkpoints are those of Lightning, through manual optimisation. CPU only.
 
     Args:
         hidden_units: width of each hidden layer; an empty list is logistic regression.
@@ -64,8 +64,8 @@ class NumPyMLP(Classifier):
         **kwargs: see `Classifier`.
 
     Raises:
-        ValueError: for a width below 1, a negative std, label smoothing, or an accelerator or a
-            precision other than the CPU in float32.
+        ValueError: for a width below 1, a negative std, label smoothing, or an accelerator or
+            precision other than the CPU with float32.
     """
 
     def __init__(
@@ -92,10 +92,10 @@ class NumPyMLP(Classifier):
         self.criterion = numpy_ops.SoftmaxCrossEntropy()
 
     def check_trainer(self, trainer: Trainer) -> None:
-        """Refuses any accelerator but the CPU, any precision but float32, and clipped gradients.
+        """Refuses gradient clipping, and accepts only the CPU with float32.
 
         Raises:
-            ValueError: naming the flag to leave alone.
+            ValueError: naming the flag to remove.
         """
         if trainer.strategy.root_device.type != "cpu":
             raise ValueError("NumPyMLP computes with NumPy: run it with --trainer.accelerator cpu")
@@ -111,7 +111,7 @@ class NumPyMLP(Classifier):
                 )
 
     def setup(self, stage: str) -> None:
-        """Refuses what NumPy can't do, for a Trainer that did not ask before."""
+        """Refuses unsupported settings, for a Trainer that did not call `check_trainer`."""
         self.check_trainer(self.trainer)
 
     def _operations(self) -> list[numpy_ops.Linear | numpy_ops.ELU]:
@@ -126,7 +126,7 @@ class NumPyMLP(Classifier):
         """Computes logits ``(B, num_classes)`` from images ``(B, 3, 32, 32)``.
 
         Raises:
-            TypeError: when traced, which would keep the answer to one batch for ever.
+            TypeError: when traced, because the trace would keep the output of one batch.
         """
         traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         if traced or type(images) not in _TENSOR_TYPES:
@@ -138,7 +138,7 @@ class NumPyMLP(Classifier):
 
     @torch.no_grad()
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Takes one optimiser step along NumPy's gradients; returns the loss, a scalar."""
+        """Takes one optimiser step with NumPy's gradients; returns the loss, a scalar."""
         images, labels = batch
         logits = self(images)
         targets = np.eye(logits.shape[1], dtype=np.float32)[labels.numpy()]
@@ -149,7 +149,7 @@ class NumPyMLP(Classifier):
         for layer in self.linears:
             layer.take_gradients()  # type: ignore[operator]
         trainer = self.trainer_if_any()
-        if trainer and trainer.world_size > 1:  # what torch does for its own gradients
+        if trainer and trainer.world_size > 1:  # as torch does with its gradients
             for weight in self.parameters():
                 weight.grad = trainer.strategy.reduce(weight.grad, reduce_op="mean")
         self.optimizers().step()  # type: ignore[union-attr]
@@ -158,7 +158,7 @@ class NumPyMLP(Classifier):
         return loss
 
     def to_torchscript(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuses.
+        """Refuses TorchScript.
 
         Raises:
             TypeError: always.
@@ -166,7 +166,7 @@ class NumPyMLP(Classifier):
         raise TypeError(f"{_NOT_TRACED}: load its weights into an MLP, which can be exported")
 
     def on_train_epoch_end(self) -> None:
-        """Steps a schedule that counts epochs, which manual optimisation leaves to the model."""
+        """Steps a schedule in epochs: with manual optimisation, this is the task of the model."""
         self._step_schedule("epoch")
 
     def _step_schedule(self, interval: str) -> None:

@@ -12,15 +12,15 @@ from torch.optim.lr_scheduler import LRScheduler
 def steps_of_fit(
     trainer: Trainer, batches: int | None = None, ignore_max_steps: bool = False
 ) -> float:
-    """Optimiser steps of a whole fit, also where the accumulation of gradients changes in it.
+    """Optimiser steps of a whole fit, also with changing gradient accumulation.
 
     Args:
         trainer: the trainer.
-        batches: of an epoch; default: those of a fit that is set up.
+        batches: batches of an epoch; default: the batches of the fit.
         ignore_max_steps: count to the last epoch.
 
     Returns:
-        The number; infinite without an end.
+        The number; infinite if the fit has no end.
     """
     limit = math.inf if ignore_max_steps or trainer.max_steps < 0 else trainer.max_steps
     if trainer.max_epochs is None or trainer.max_epochs < 0:
@@ -38,17 +38,17 @@ def steps_of_fit(
 
 
 class LinearSchedule(LRScheduler):
-    """Learning rates that rise and fall in straight lines, over all steps of a fit.
+    """Learning rates that rise and fall linearly over all steps of a fit.
 
-    Every group's rate is its own initial rate times a factor: from ``start`` to 1 over the first
-    part ``warmup`` of the steps, then to ``end`` at the last one.
+    The rate of every group is its initial rate times a factor. The factor rises from ``start`` to 1
+    over the fraction ``warmup`` of the steps, then falls to ``end`` at the last step.
 
     Args:
-        optimizer: whose rates to set.
-        warmup: part of the steps that the rise takes, from 0 to below 1; 0 for none.
-        start: first factor, where there is a rise.
+        optimizer: the optimiser.
+        warmup: fraction of the steps for the rise, from 0 to below 1; 0 for no rise.
+        start: first factor of the rise.
         end: last factor.
-        total_steps: steps of the whole; null for those of the fit, which `Classifier` fills in.
+        total_steps: total number of steps; null for the steps of the fit, set by `Classifier`.
 
     Raises:
         ValueError: if ``warmup`` is not in [0, 1), or a factor negative.
@@ -73,11 +73,11 @@ class LinearSchedule(LRScheduler):
         super().__init__(optimizer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a state, over as many steps as this fit has: it may be the longer one."""
+        """Restores a state, but keeps the number of steps of this fit, which may be longer."""
         super().load_state_dict({**state_dict, "total_steps": self.total_steps})
 
     def factor(self, step: int) -> float:
-        """The factor after a number of steps; that of the last step from then on."""
+        """The factor after a number of steps; after the last step it stays constant."""
         part = min(step / (self.total_steps or math.inf), 1.0)
         if part < self.warmup:
             return self.start + (1 - self.start) * part / self.warmup
@@ -89,7 +89,7 @@ class LinearSchedule(LRScheduler):
 
 
 def steps_to_schedule(trainer: Trainer | None) -> int | None:
-    """Optimiser steps of the whole fit, for a schedule over it; None before there is a trainer.
+    """Optimiser steps of the whole fit, for a schedule; None without a trainer.
 
     Raises:
         ValueError: if the fit has no end.

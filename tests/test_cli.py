@@ -362,7 +362,7 @@ def test_a_run_is_only_replaced_when_asked_for(
     first = fit(*TINY)
     with pytest.raises(SystemExit):
         fit(*TINY)
-    assert "exists: go on with it by --resume" in capsys.readouterr().err
+    assert "exists: resume it with --resume" in capsys.readouterr().err
     (first.path / "stale").touch()
     second = fit(*TINY, "--overwrite=true", "--seed_everything=7")
     assert second.fields["seed"] == 7

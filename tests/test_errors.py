@@ -397,7 +397,7 @@ def test_a_file_without_weights_is_no_checkpoint(
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
 def test_random_weights_are_never_evaluated(command: str, refused: Callable[..., str]) -> None:
     assert "random weights are never evaluated" in refused(MLP, command=command)
-    assert "of which run?" in refused(MLP, "--ckpt_path=best", command=command)
+    assert "needs a run: pass --name RUN" in refused(MLP, "--ckpt_path=best", command=command)
 
 
 def test_a_port_that_is_none_is_an_error(

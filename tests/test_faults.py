@@ -332,7 +332,7 @@ def test_a_damaged_checkpoint_is_passed_over(labs: dict[str, Lab], damage: str) 
     resumed = lab.fit(damage, "--resume")
     assert resumed.code == 0
     assert f"{last}" in resumed.err
-    assert "going on from previous.ckpt" in resumed.err
+    assert "resuming from previous.ckpt" in resumed.err
     assert lab.result(damage) == lab.result("whole")
 
 
@@ -344,7 +344,7 @@ def test_without_a_good_checkpoint_nothing_is_touched(labs: dict[str, Lab]) -> N
     before = (lab.root / "lost" / "metrics.jsonl").read_text()
     ended = lab.fit("lost", "--resume")
     assert ended.code == 2
-    assert "begin the run anew with --overwrite true" in ended.err
+    assert "start the run again with --overwrite true" in ended.err
     assert (lab.root / "lost" / "metrics.jsonl").read_text() == before
 
 
@@ -386,7 +386,7 @@ def test_what_changes_in_a_run_that_goes_on_is_said(labs: dict[str, Lab]) -> Non
     lab = labs["MLP"]
     lab.fit("changed", at=("on_train_batch_end", 17))
     ended = lab.fit("changed", "--resume", "--data.batch_size=40")
-    assert "goes on with other settings: data.batch_size 40 (was 50)" in ended.err
+    assert "continues with other settings: data.batch_size 40 (was 50)" in ended.err
 
 
 def test_two_processes_cannot_train_one_run(labs: dict[str, Lab]) -> None:

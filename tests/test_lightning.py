@@ -136,7 +136,7 @@ def test_a_flag_without_use_here_is_refused(flag: str) -> None:
     [
         ("callbacks", "ModelCheckpoint", {"dirpath": "x"}, "in the run's folder"),
         ("callbacks", "ModelCheckpoint", {"save_last": True}, "last.ckpt is saved anyway"),
-        ("callbacks", "ModelCheckpoint", {"save_on_exception": True}, "go on with --resume"),
+        ("callbacks", "ModelCheckpoint", {"save_on_exception": True}, "resume it with --resume"),
         ("callbacks", "ModelCheckpoint", {"train_time_interval": "1:0:0"}, "every_n_train_steps"),
         ("callbacks", "ModelCheckpoint", {"filename": "a/b"}, "must not contain a slash"),
         ("callbacks", "ModelCheckpoint", {"filename": "a{val/acc}"}, "auto_insert_metric_name"),
@@ -599,7 +599,7 @@ def test_a_fit_whose_time_is_over_can_go_on(
     assert (stopped.fields["status"], stopped.summary["train/steps"]) == ("interrupted", 3)
     assert stopped.fields["stopped_by"] == "trainer.max_time 1:00:00 is used up"
     said = capsys.readouterr().err
-    assert "after step 3; go on with: " in said
+    assert "after step 3; resume with: " in said
     assert "--name stopped --resume --trainer.max_time null" in said
     again = fit(*TINY, *long, "--trainer.max_time=00:01:00:00", "--resume", name="stopped")
     assert "is used up by run stopped: raise --trainer.max_time" in capsys.readouterr().err

@@ -1,17 +1,17 @@
-"""Builds the CPU kernels, `layer_norm.cpp`, when they are first used, and loads them.
+"""Builds the CPU kernels, `layer_norm.cpp`, at their first use, and loads them.
 
-The library is kept in ``cifar10-lightning`` in the user's cache directory, under a name that
-changes with all that it depends on: source, PyTorch, compiler, flags and processor. So several
-versions and machines may share a home, and processes that start together build once. Loading it
-runs it, so nobody but the user and root may have written it: the folder is made with mode 0700, and
-one that is another user's, or that others may write to, is refused.
+The library is kept in ``cifar10-lightning`` in the user's cache directory. Its name depends on
+source, PyTorch, compiler, flags and processor, so several versions and machines can share a home,
+and processes that start together build it once. Loading the library runs its code, so only the user
+and root may have written it: the folder has mode 0700, and a folder of another user, or one that
+others may write to, is refused.
 
-Without a compiler everything works through `formula`, only slower. Environment variables:
+Without a compiler, `formula` computes everything, only slower. Environment variables:
 
-- ``CXX``: the compiler, GCC 11 or later or Clang; else c++, g++ or clang++ from the PATH.
-- ``CUSTOM_OPS_ISA``: compiler flags in place of ``-march=native``, as ``-mavx2 -mfma -mf16c``.
+- ``CXX``: the compiler, GCC 11 or later or Clang; default: c++, g++ or clang++ from the PATH.
+- ``CUSTOM_OPS_ISA``: compiler flags instead of ``-march=native``, such as ``-mavx2 -mfma -mf16c``.
 - ``CUSTOM_OPS_NO_KERNEL``: 1 neither builds nor loads.
-- ``XDG_CACHE_HOME``: the cache directory; else ``~/.cache``.
+- ``XDG_CACHE_HOME``: the cache directory; default: ``~/.cache``.
 
 To build ahead: ``python -m custom_ops.layer_norm.cpu``.
 """
@@ -36,20 +36,20 @@ _TORCH = Path(torch.__file__).parent
 
 
 class BuildError(RuntimeError):
-    """The kernels cannot be built; the message says why and what to do, in one line."""
+    """The kernels cannot be built; the message has the reason and the remedy in one line."""
 
 
 def load() -> bool:
-    """Loads the kernels into `torch.ops.custom_ops`, built if need be; warns if that fails.
+    """Builds the kernels if necessary, loads them into `torch.ops.custom_ops`; warns on failure.
 
     Returns:
-        Whether they now answer for CPU tensors.
+        Whether the kernels now compute CPU tensors.
     """
     if os.environ.get("CUSTOM_OPS_NO_KERNEL", "0") not in ("", "0"):
         return False
     try:
         torch.ops.load_library(str(build()))  # type: ignore[no-untyped-call]
-    except Exception as error:  # whatever it is, the formula can do without
+    except Exception as error:  # after any error, the formula still works
         reason = " ".join(str(error.__cause__ or error).split())
         warnings.warn(
             f"layer_norm goes without its CPU kernel, slower: {reason} "
@@ -61,7 +61,7 @@ def load() -> bool:
 
 
 def build() -> Path:
-    """Compiles the kernels, unless the cache holds them whole.
+    """Compiles the kernels, unless the cache has them.
 
     Returns:
         The library.
@@ -76,24 +76,24 @@ def build() -> Path:
     if _whole(library):
         return library
     with FileLock(f"{library}.lock"):
-        if not _whole(library):  # another process may have built it meanwhile
+        if not _whole(library):  # another process may have built it in the meantime
             print("Building the CPU kernel of layer_norm, once, about 20 s ...", file=sys.stderr)
             _compile(compiler, flags, library)
     return library
 
 
 def compiler_flags() -> list[str]:
-    """The flags that the kernels are compiled with."""
+    """The compiler flags of the kernels."""
     native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
     return [
         "-O3",
         *shlex.split(os.environ.get("CUSTOM_OPS_ISA", native)),
         "-std=c++20",
-        # What may change is only what nobody reads: errno and floating-point exceptions.
+        # These flags change only errno and floating-point exceptions, which no code reads.
         "-fno-math-errno",
         "-fno-trapping-math",
         "-ffp-contract=off",
-        *(() if sys.platform == "darwin" else ("-fopenmp",)),  # Apple's compiler comes without
+        *(() if sys.platform == "darwin" else ("-fopenmp",)),  # Apple's compiler lacks it
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
         "-Wno-psabi",
     ]
@@ -110,7 +110,7 @@ def _compiler() -> list[str]:
 
 
 def _private_cache() -> Path:
-    """The folder of the libraries, made if need be; what others may write is not to be loaded."""
+    """The folder of the libraries, created if missing; refused if others may write to it."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(root, "cifar10-lightning").expanduser()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -123,12 +123,12 @@ def _private_cache() -> Path:
 
 
 def _written_by_us_alone(status: os.stat_result) -> bool:
-    """Whether only the user and root, who may do anything anyway, can have written it."""
+    """Whether only the user and root can have written it."""
     return status.st_uid in (0, os.geteuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _key(compiler: list[str], flags: list[str]) -> str:
-    """A digest of all that the library depends on."""
+    """A digest of everything that the library depends on."""
     version = subprocess.run(
         [*compiler, "--version"],
         capture_output=True,
@@ -147,7 +147,7 @@ def _key(compiler: list[str], flags: list[str]) -> str:
 
 
 def _processor() -> str:
-    """What -march=native depends on."""
+    """The processor and its features, for -march=native."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -161,9 +161,9 @@ def _digest(library: Path) -> Path:
 
 
 def _whole(library: Path) -> bool:
-    """Whether the library is there as it was built, and ours: loading half a file may crash."""
+    """Whether the library is complete and ours: loading half a file may crash."""
     try:
-        status = library.lstat()  # a link in here was put by somebody else
+        status = library.lstat()  # this project creates no links here
         if not (stat.S_ISREG(status.st_mode) and _written_by_us_alone(status)):
             return False
         written = _digest(library).read_text(encoding="utf-8")
@@ -174,7 +174,7 @@ def _whole(library: Path) -> bool:
 
 def _compile(compiler: list[str], flags: list[str], library: Path) -> None:
     draft, log = library.with_suffix(".draft"), library.with_suffix(".log")
-    for path in (draft, log, _digest(library)):  # never write through what somebody else left
+    for path in (draft, log, _digest(library)):  # never write through another user's file
         path.unlink(missing_ok=True)
     paths = ["-shared", "-fPIC", f"-isystem{_TORCH / 'include'}", f"-L{_TORCH / 'lib'}"]
     command = [*compiler, *flags, *paths, str(SOURCE), "-o", str(draft), "-ltorch_cpu", "-lc10"]
@@ -198,7 +198,7 @@ def _compile(compiler: list[str], flags: list[str], library: Path) -> None:
 
 
 def main() -> None:
-    """Builds the kernels and says where they are and how they were built."""
+    """Builds the kernels, and prints their path and how they were built."""
     try:
         print(build())
     except (BuildError, OSError) as error:

@@ -1,21 +1,21 @@
 """Layer normalisation and its gradients: the one definition, in elementary torch operations.
 
 A row X_s holds the M elements of the last `ndim` dimensions; gamma (weight) and beta (bias) have
-the shape of a row, and stand for 1 and 0 where they are None. With the mean and the biased
+the shape of a row; None means 1 and 0. With the mean and the biased
 variance of the row,
 
     r_s = (var_s + eps)^(-1/2)
     X̂_si = (X_si - mean_s) r_s
     Y_si = gamma_i X̂_si + beta_i.
 
-**Mean in two parts.** A float32 mean is off by up to half a unit in its last place, which
-dwarfs a small spread around a large mean. So mean_s = hi + lo: hi is the mean of X as rounded,
-lo the mean of the remainder X - hi, and X - mean_s is taken as (X - hi) - lo. The variance is
-the mean square of that: never negative, and equal to mean((X - hi)²) - lo². On a constant row
-X - hi is a few units in the last place of X, so lo equals it exactly wherever a mean is a sum
-divided by M, as on the CPU, and Y = beta exactly.
+**Mean in two parts.** A float32 mean has an error of up to half a unit in its last place. If the
+mean is large and the spread is small, this error is larger than the spread. So mean_s = hi + lo: hi
+is the rounded mean of X, lo is the mean of the remainder X - hi, and X - mean_s is computed as
+(X - hi) - lo. The variance is the mean square of this: it is never negative, and equals
+mean((X - hi)²) - lo². On a constant row, X - hi is a few units in the last place of X. If a mean is
+computed as a sum divided by M, as on the CPU, lo equals X - hi exactly, and Y = beta exactly.
 
-**Gradients.** For gamma and beta, directly,
+**Gradients.** For gamma and beta,
 
     dL/dgamma_i = Σ_s dL/dY_si X̂_si
     dL/dbeta_i = Σ_s dL/dY_si.
@@ -30,16 +30,16 @@ one term, and the other two are means over the row, which do not depend on j:
     dL/dX_sj = Σ_i G_si r_s / M (M δ_ij - 1 - X̂_si X̂_sj)
              = r_s (G_sj - mean_i(G_si) - X̂_sj mean_i(G_si X̂_si)).
 
-So O(S M) time and memory do for S rows; no M x M Jacobian is formed.
+So S rows need O(S M) time and memory; no M x M Jacobian is formed.
 
-**Tangents.** The Jacobian of X̂ is symmetric in i and j, so a change dX moves X̂ by the very map
-that takes G to dL/dX: with P(v) = r (v - mean(v) - X̂ mean(v X̂)) for each row,
+**Tangents.** The Jacobian of X̂ is symmetric in i and j. So the map from dX to the change of X̂ is
+the map from G to dL/dX: with P(v) = r (v - mean(v) - X̂ mean(v X̂)) for each row,
 
     dL/dX = P(gamma ∘ dL/dY)   and   dY = gamma ∘ P(dX) + dgamma ∘ X̂ + dbeta.
 
-**Precision.** Statistics, products and sums are taken in float32 for half types and in the dtype
-of X otherwise. `statistics` expects X as `widen` returns it, and X̂ has that dtype, too;
-gradients, tangents and parameters may be of any.
+**Precision.** Statistics, products and sums are computed in float32 for half types and in the dtype
+of X otherwise. `statistics` expects X from `widen`, and X̂ has the same dtype; gradients, tangents
+and parameters may have any dtype.
 """
 
 import torch
@@ -72,7 +72,7 @@ def statistics(x: Tensor, ndim: int, eps: float) -> tuple[Tensor, Tensor, Tensor
 
 
 def standardise(x: Tensor, ndim: int, eps: float) -> tuple[Tensor, Tensor]:
-    """X̂ and r as functions of X that autograd can follow, both at least float32."""
+    """X̂ and r as functions of X that autograd can differentiate, both at least float32."""
     centred, _, _, rstd = statistics(widen(x), ndim, eps)
     return centred * rstd, rstd
 
@@ -129,7 +129,7 @@ def _project(v: Tensor, x_hat: Tensor, rstd: Tensor, ndim: int) -> Tensor:
 
 
 def _row(ndim: int) -> list[int]:
-    """The dimensions that make up a row; a list, as TorchScript has no tuples of any length."""
+    """The dimensions of a row; a list, because TorchScript has no tuples of variable length."""
     return [dim - ndim for dim in range(ndim)]
 
 

@@ -1,12 +1,12 @@
 """Layer normalisation as a `torch.autograd.Function`, and its functional form.
 
-The mathematics is in `formula`. Here it meets PyTorch, which asks for it in three ways:
+The mathematics is in `formula`. PyTorch uses it in three ways:
 
-- `LayerNormFunction`, eagerly: the operators of `kernels`, lean and fast; on the CPU written a
-  second time in C++, because Python around a small kernel takes longer than the kernel;
-- `_TransformedLayerNorm`, under `torch.func` and forward-mode differentiation: gradients and
-  tangents in closed form, in elementary operations that can be transformed in turn;
-- `formula.forward` itself, where a Function of either kind would be in the way, as in TorchScript.
+- `LayerNormFunction`, eagerly: calls the fast operators of `kernels`. On the CPU, it is written a
+  second time in C++, because Python around a small kernel takes longer than the kernel.
+- `_TransformedLayerNorm`, under `torch.func` and forward-mode differentiation: has gradients and
+  tangents in closed form, in elementary operations that can be transformed again.
+- `formula.forward` itself, where no Function can be used, as in TorchScript.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from custom_ops.torch_seam import (
 
 _Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, None, None]
 
-# Looked up once, not in every call.
+# Looked up only once.
 _layer_norm = torch.ops.custom_ops.layer_norm.default
 _forward = torch.ops.custom_ops.layer_norm_forward.default
 _backward = torch.ops.custom_ops.layer_norm_backward.default
@@ -38,14 +38,14 @@ _PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
 
 
 class _LayerNormContext(Context):
-    settings: tuple[float, int]  # eps and ndim, in one attribute because each takes time
+    settings: tuple[float, int]  # eps and ndim, in one attribute because each attribute takes time
 
 
 class LayerNormFunction(Function):
     """Layer normalisation over the last `ndim` dimensions with the backward pass of `formula`.
 
-    Keeps X, gamma and three numbers a row, and of these only what the wanted gradients need.
-    Its derivatives of every order are right in reverse mode; `layer_norm` serves all the others.
+    It saves X, gamma and three numbers for each row, but only those that the needed gradients use.
+    Its derivatives of every order are right in reverse mode; `layer_norm` handles all other cases.
     """
 
     @staticmethod
@@ -99,7 +99,7 @@ class LayerNormFunction(Function):
 
 
 class _TransformedLayerNorm(Function):
-    """Layer normalisation whose derivatives can be transformed in turn."""
+    """Layer normalisation whose derivatives can be transformed again."""
 
     generate_vmap_rule = True
 
@@ -133,7 +133,7 @@ class _TransformedLayerNorm(Function):
 
 @torch.library.impl(kernels.LIBRARY, "layer_norm", "CompositeImplicitAutograd")
 def _apply(x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int, eps: float) -> Tensor:
-    """What answers for `LayerNormFunction` in C++ where that is not loaded."""
+    """The operator `layer_norm` without its C++ version."""
     if kernels.load(x.device.type):
         return _layer_norm(x, weight, bias, ndim, eps)  # type: ignore[no-any-return]
     return LayerNormFunction.apply(x, weight, bias, eps, ndim)  # type: ignore[no-any-return]
@@ -141,7 +141,7 @@ def _apply(x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int, eps
 
 @torch.library.impl(kernels.LIBRARY, "layer_norm", "Tracer")
 def _traced(x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int, eps: float) -> Tensor:
-    """What `torch.jit.trace` records, so that it can be loaded where this project is not."""
+    """The version for `torch.jit.trace`: a traced model loads without this project."""
     kernels.check(x, weight, bias, ndim)
     return formula.forward(x, weight, bias, ndim, eps)
 
@@ -149,14 +149,14 @@ def _traced(x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int, ep
 def _gradients(
     dy: Tensor, x: Tensor | None, weight: Tensor | None, ndim: int, eps: float, needs: list[bool]
 ) -> list[Tensor]:
-    """The needed gradients in order, differentiable; X is None if only beta's is needed."""
+    """The needed gradients in order, differentiable; X is None if only beta needs one."""
     if x is None:
         return [formula.grad_bias(dy, ndim)]
     gradients = _differentiable_gradients(dy, x, weight, eps, ndim, tuple(needs))
     return [gradient for gradient in gradients if gradient is not None]
 
 
-# vmap would otherwise look for a rule of the operator, instead of transforming what it consists of.
+# Otherwise vmap would search a rule of the operator instead of transforming its parts.
 for _key in ("CompositeImplicitAutograd", "FuncTorchBatched", "Batched"):
     kernels.LIBRARY.impl("layer_norm_gradients", _gradients, _key)
 
@@ -164,7 +164,7 @@ for _key in ("CompositeImplicitAutograd", "FuncTorchBatched", "Batched"):
 def _differentiable_gradients(
     dy: Tensor, x: Tensor, weight: Tensor | None, eps: float, ndim: int, needs: tuple[bool, ...]
 ) -> _Gradients:
-    """The gradients as functions of dL/dY, X and gamma; saved statistics would be constants."""
+    """The gradients as functions of dL/dY, X and gamma, not of saved (constant) statistics."""
     x_hat, rstd = formula.standardise(x, ndim, eps)
     dx = formula.grad_input(dy, x_hat, rstd, weight, ndim).to(x.dtype) if needs[0] else None
     dweight = formula.grad_weight(dy, x_hat, ndim) if needs[1] else None
@@ -181,10 +181,10 @@ def layer_norm(
 ) -> Tensor:
     """Normalises the last dimensions of x, as `torch.nn.functional.layer_norm`.
 
-    Every row, the elements of the last `len(normalized_shape)` dimensions, is brought to mean 0
-    and biased variance 1, then scaled by weight and shifted by bias. Derivatives of every order
-    are right, in reverse and in forward mode, under `torch.func`, `torch.compile` and
-    `torch.export`. As in PyTorch, autocast has an effect on CUDA only: float32 in and out.
+    A row is the elements of the last `len(normalized_shape)` dimensions. Every row is normalised to
+    mean 0 and biased variance 1, then scaled by weight and shifted by bias. Derivatives of every
+    order are right, in reverse and in forward mode, under `torch.func`, `torch.compile` and
+    `torch.export`. As in PyTorch, autocast affects only CUDA: float32 in and out.
 
     Args:
         x: (..., *normalized_shape), of any floating dtype; half types are computed in float32.
@@ -233,7 +233,7 @@ def _scripted(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`layer_norm` as `torch.jit.script` compiles it: the formula, which loads without us."""
+    """`layer_norm` for `torch.jit.script`: the formula, which loads without this project."""
     row: list[int] = normalized_shape
     if len(row) == 0 or list(x.shape[-len(row) :]) != row:
         raise ValueError("layer_norm expected x to end in normalized_shape, of one number at least")
@@ -249,19 +249,19 @@ scripted_as(layer_norm, lambda: _scripted)
 
 
 def _float(t: Tensor) -> Tensor:
-    """What CUDA autocast makes of an argument: float64 stays."""
+    """Casts an argument as CUDA autocast does: float64 stays."""
     return t if t.dtype is torch.float64 else t.float()
 
 
 def _layer_norm_anywhere(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, ndim: int
 ) -> Tensor:
-    """Layer normalisation under a compiler, under a transform or of a tensor subclass."""
+    """Layer normalisation under a compiler or a transform, or for a tensor subclass."""
     function: type[Function] | None = None
     if not is_compiling():
         function = None if no_function_will_do() else _TransformedLayerNorm
     elif x.is_cpu and type(x) in _PLAIN_TYPES and not is_exporting():
-        # A compiler can fuse elementary operations; alone on the CPU, they do not reach a kernel.
+        # A compiler can fuse elementary operations; on the CPU, this is slower than the kernel.
         # But a compiled kernel has no second derivatives, and takes no tensor twice.
         first_order = not (transforming() or traces_gradients())
         twice = x is weight or x is bias or (weight is bias and bias is not None)

@@ -1,12 +1,12 @@
-"""The operators that compute layer normalisation, and which kernel answers for a device.
+"""The operators of layer normalisation, and the choice of a kernel for a device.
 
-``torch.ops.custom_ops.layer_norm_forward`` and ``..._backward`` are plain dispatcher operators
-without derivatives of their own: `function` gives them. Their definition is `formula`, which
-also answers wherever no kernel is loaded; a kernel only computes the same numbers faster.
+``torch.ops.custom_ops.layer_norm_forward`` and ``..._backward`` are dispatcher operators without
+derivatives; `function` defines the derivatives. `formula` defines the operators, and computes them
+if no kernel is loaded; a kernel computes the same numbers faster.
 
-``layer_norm`` is the same with derivatives, and ``layer_norm_gradients`` what these go through to
-be derived again: both are `function`'s, behind an operator so that C++ can stand in for the first
-and call the second.
+``layer_norm`` is the operator with derivatives. ``layer_norm_gradients`` computes its gradients so
+that they can be differentiated again. `function` implements both. They are operators so that C++
+can replace the first and call the second.
 """
 
 import importlib.util
@@ -82,7 +82,7 @@ def backward(
 
     Returns:
         dL/dX in the shape and dtype of X; dL/dgamma and dL/dbeta in the shape of a row and the
-        dtype of the sums. A gradient that isn't needed is an empty tensor of shape (0,).
+        dtype of the sums. A gradient that is not needed is an empty tensor of shape (0,).
     """
     wide = formula.widen(x)
     rows = (*x.shape[: x.ndim - ndim], *[1] * ndim)
@@ -124,7 +124,7 @@ def _fake_backward(
 
 
 def check(x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int) -> None:
-    """Refuses arguments that do not fit together, in the words of the C++ kernel's own checks.
+    """Refuses arguments that do not fit together, with the messages of the C++ kernel.
 
     Args:
         x: X.
@@ -164,21 +164,21 @@ def check(x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int) -> N
             )
 
 
-_tried: dict[str, bool] = {}  # devices whose kernel was looked for, and whether there is one
+_tried: dict[str, bool] = {}  # devices with a completed search for a kernel, and its result
 _lock = threading.Lock()
 
 
 def load(device_type: str) -> bool:
-    """Loads the kernel of a type of device, if there is one, in the first call for it.
+    """Loads the kernel for a type of device, if there is one, in the first call for this type.
 
     Returns:
-        Whether a kernel now answers that did not when the call began.
+        Whether this call, or another thread during it, has loaded a kernel.
     """
     if device_type in _tried:
         return False
     with _lock:
         if device_type not in _tried:
-            _tried[device_type] = False  # also where warnings are errors
+            _tried[device_type] = False  # also if warnings are errors
             _tried[device_type] = _load(device_type)
         return _tried[device_type]
 
@@ -196,9 +196,10 @@ def _load(device_type: str) -> bool:
 
 
 def _first(name: str, computed: Callable[..., Any]) -> Callable[..., Any]:
-    """What answers where no kernel does, and looks for one.
+    """The operator for devices without a loaded kernel: searches for one first.
 
-    So never under a compiler and at most once where there is one: no other call pays for it.
+    The search is never made under a compiler, and at most once if there is a kernel, so no other
+    call pays for it.
     """
 
     def answer(*arguments: Any) -> Any:
@@ -214,6 +215,6 @@ for _name, _formula, _fake in (
     ("layer_norm_backward", backward, _fake_backward),
 ):
     LIBRARY.impl(_name, _first(_name, _formula), "CompositeExplicitAutograd")
-    # `function` gives the derivatives; PyTorch's own search for some costs a microsecond a call.
+    # `function` defines the derivatives; PyTorch's search for them takes 1 us in each call.
     LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")
     torch.library.register_fake(f"custom_ops::{_name}", _fake, lib=LIBRARY)

@@ -8,7 +8,7 @@ from custom_ops.layer_norm.function import layer_norm
 class LayerNorm(nn.LayerNorm):
     """`nn.LayerNorm` computed by `custom_ops.layer_norm`: same arguments, state dict and repr.
 
-    Being one, it is also found wherever code looks for `nn.LayerNorm` instances.
+    It is a subclass, so code that searches for `nn.LayerNorm` instances also finds it.
 
         Y = gamma (X - mean) / sqrt(var + eps) + beta
 

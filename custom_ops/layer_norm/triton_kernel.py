@@ -3,18 +3,18 @@
 Each computes what `formula` defines: statistics with the mean in two parts, products and sums in
 float32 (float64 for X of float64), one rounding to the dtype of X at the end. Rows of up to
 `max_block` elements stay in registers between the steps, several rows to a tile if they are
-short; longer rows are read again for each step, from the cache where they fit in it.
+short. Longer rows are read again for each step, from the cache if they fit.
 
 **Exactness.** A quotient is rounded to nearest (`_divide`; the `/` of float32 is less exact on a
-GPU). So on a constant row lo is X - hi, and Y is beta, in whatever order the sums are taken: X - hi
-is k units in the last place, and all sums of up to M such terms are exact while M k < 2^24. Nor may
-a compiler fold (X - hi) - lo, and none does: that takes a licence to reorder which Triton never
-gives (the tests look for it).
+GPU). So on a constant row, lo is X - hi and Y is beta, for any order of the sums: X - hi is k units
+in the last place, and all sums of up to M such terms are exact while M k < 2^24. A compiler must
+not simplify (X - hi) - lo either. This would need permission to reorder, which Triton never gives
+(the tests check it).
 
 **Order of sums.** No atomics: every program adds up the rows of its tiles, and a second kernel
-adds up the programs, each in a fixed order. So two runs give the same bits. They may differ between
-shapes, dtypes and alignments of the same row; those of dL/dgamma and dL/dbeta also between GPUs of
-different numbers of multiprocessors.
+adds up the programs, each in a fixed order. So two runs give the same bits. The bits may differ
+between shapes, dtypes and alignments of the same row. For dL/dgamma and dL/dbeta, they may also
+differ between GPUs with different numbers of multiprocessors.
 
 Importing this module raises ImportError where Triton isn't installed.
 """
@@ -34,20 +34,20 @@ from torch import Tensor
 from custom_ops.layer_norm import kernels
 
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
-_LONE_PROGRAM = 2**15  # elements that one program is done with before a second kernel would start
+_LONE_PROGRAM = 2**15  # elements that one program finishes before a second kernel could start
 
 
 def register(library: torch.library.Library, device: str = "cuda") -> bool:
-    """Makes `forward` and `backward` answer for CUDA tensors in the operators of a library.
+    """Registers `forward` and `backward` for CUDA tensors in the operators of a library.
 
-    Warns instead where Triton cannot run, as without a C compiler or on a GPU too old for it.
+    It warns instead if Triton cannot run, for example without a C compiler or on an old GPU.
 
     Args:
         library: where the operators are defined.
-        device: where to try a kernel before.
+        device: the device for a test of a kernel.
 
     Returns:
-        Whether they do now.
+        Whether they are registered.
     """
     try:
         forward(torch.ones(1, 1, device=device), None, None, 1, 1e-5)
@@ -175,8 +175,8 @@ def _launch(
 ) -> None:
     """Launches a kernel.
 
-    All that Triton compiles it for is in `key`. A kernel found there starts without Triton's own
-    look at the arguments, which takes several times as long as the launch.
+    `key` holds everything that Triton compiles the kernel for. A cached kernel starts without
+    Triton's inspection of the arguments, which takes several times as long as the launch.
     """
     some = next(t for t in tensors if t is not None)
     kinds = [None if t is None else (t.dtype, t.data_ptr() % 16) for t in tensors]
@@ -187,28 +187,28 @@ def _launch(
         if compiled is not None:
             compiled[grid](*tensors, *sizes, *constants)
             return
-        # Fused, g - mean would be the rounding error of g, and not 0, on a row of one element.
+        # With fusion, g - mean would be the rounding error of g, not 0, on a row of one element.
         options = {"num_warps": warps, "enable_fp_fusion": False}
         compiled = kernel[grid](*tensors, *sizes, *constants, **options)
-    if not torch.version.hip:  # AMD's compiler also looks at how large a tensor is
+    if not torch.version.hip:  # AMD's compiler also uses the size of a tensor
         _compiled[key] = compiled
 
 
 class _Plan(NamedTuple):
-    """How (rows, M) is cut into tiles; the product of units and align is M."""
+    """The division of (rows, M) into tiles; the product of units and align is M."""
 
-    whole: bool  # does a row fit in a block?
+    whole: bool  # whether a row fits in a block
     programs: int
     units: int
-    align: int  # a power of two: tells the compiler how wide a load may be
+    align: int  # a power of two: the width of a load for the compiler
     rows: int  # of a tile
     block: int  # columns of a tile
     warps: int
-    stages: int  # of a loop, one more than the steps that its loads run ahead
+    stages: int  # of a loop: one more than the steps by which loads are early
 
 
-# A tile gives a thread 8 or 16 elements: enough loads at once to hide their latency, few enough to
-# stay in registers (see the tests). Measured on no GPU yet.
+# A thread gets 8 or 16 elements of a tile: enough parallel loads to hide their latency, few enough
+# to stay in registers (see the tests). Not measured on a GPU yet.
 
 
 @functools.lru_cache(maxsize=4096)
@@ -225,7 +225,7 @@ def _plan_forward(m: int, rows: int, itemsize: int, max_block: int) -> _Plan:
 def _plan_backward(
     m: int, rows: int, itemsize: int, max_block: int, sums: bool, multiprocessors: int
 ) -> _Plan:
-    """With sums over the rows, few programs: each costs a row of parts to write and to read."""
+    """With sums over rows, uses few programs: each writes one more row of parts to read."""
     block, whole = _block(m, itemsize, max_block)
     lone = sums and whole and m * rows <= _LONE_PROGRAM
     if whole:
@@ -244,7 +244,7 @@ def _plan_backward(
 
 
 def _block(m: int, itemsize: int, max_block: int) -> tuple[int, bool]:
-    """Columns of a block, at most those of a row and `max_block`; does it hold the row?"""
+    """Columns of a block, at most those of a row and `max_block`; and whether it holds the row."""
     if itemsize == 8:
         max_block //= 2  # a float64 takes two registers
     return min(triton.next_power_of_2(m), max_block), m <= max_block
@@ -389,7 +389,7 @@ def _backward_loop(
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
 ) -> None:
-    """The same, block by block; the sums over tiles grow in the memory of dweight and dbias."""
+    """The same, block by block; dweight and dbias in memory accumulate the sums over tiles."""
     m, rows = units.to(tl.int64) * ALIGN, rows.to(tl.int64)
     part = tl.program_id(0) * m
     zero = tl.zeros([ROWS, BLOCK], statistics.dtype.element_ty)
@@ -425,7 +425,7 @@ def _backward_loop(
                 g *= _row_like(zero, weight, col, m, 1)
                 grad = (g - mean - x_hat * slope) * rstd
                 tl.store(dx + row * m + col, grad.to(dx.dtype.element_ty), mask)
-        tl.debug_barrier()  # another thread may read a sum than the one that wrote it
+        tl.debug_barrier()  # the reader of a sum may be another thread than its writer
 
 
 @triton.jit(do_not_specialize=["programs", "m"])
@@ -460,7 +460,7 @@ def _sum_rows(
 
 @triton.jit
 def _rows(tile: tl.tensor, rows: tl.tensor, ROWS: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
-    """Which rows a tile holds, and whether the batch has them."""
+    """The rows of a tile, and whether the batch has them."""
     row = tile * ROWS + tl.arange(0, ROWS)[:, None].to(tl.int64)
     return row, row < rows
 
@@ -526,7 +526,7 @@ def _row_like(
 ) -> tl.tensor:
     """A row of values in each row of a tile; DEFAULT without values.
 
-    Loaded as a whole tile, since a single row would get another layout, and with it the tiles.
+    It is loaded as a whole tile, because a single row would change the layout of the tiles.
     """
     if values is None:
         return tl.full(like.shape, DEFAULT, like.dtype)

@@ -105,7 +105,7 @@ def _read(path: Path, records: list[dict[str, Any]], now: float) -> Run:
     try:
         return _run(path, records, now)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        return _broken(path, f"{path.name} is none of W&B's: {reason_of(error)}")
+        return _broken(path, f"{path.name} is no file of W&B: {reason_of(error)}")
 
 
 def _run(path: Path, records: list[dict[str, Any]], now: float) -> Run:

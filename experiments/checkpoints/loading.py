@@ -72,10 +72,10 @@ def newest_checkpoint(run: Path) -> Path | None:
             errors.append(error)
             continue
         if errors:
-            _log.info(f"{errors[0]}: going on from {path.name}")
+            _log.info(f"{errors[0]}: resuming from {path.name}")
         return path
     if errors:
-        raise RunError(f"{errors[0]}; begin the run anew with --overwrite true")
+        raise RunError(f"{errors[0]}; start the run again with --overwrite true")
     return None
 
 
@@ -257,7 +257,7 @@ def check_training(path: Path, checkpoint: dict[str, Any], ours: dict[str, Any])
         if theirs is not None and theirs[key] != ours[key]:
             raise RunError(
                 f"{path} goes on with {key} {theirs[key]}, but {ours[key]} is asked for; "
-                f"take the run's own config, or start anew without --ckpt_path"
+                f"take the run's own config, or start again without --ckpt_path"
             )
 
 

@@ -134,9 +134,7 @@ class CIFAR10CLI(CommandLine):
         """Parses the arguments, with short forms."""
         self.experiment = "run"
         self.command_line = shlex.join(sys.argv)
-        if isinstance(
-            args, list
-        ):  # a call from Python: the arguments of the process belong to its caller
+        if isinstance(args, list):  # a call from Python: sys.argv belongs to the caller
             self.command_line = shlex.join(["cli.py", *args])
         if isinstance(args, list | None):
             with user_errors():

@@ -47,12 +47,12 @@ CALLBACKS: dict[str, str] = {
     "ModelPruning": "changes which weights a model has, so that its checkpoints load no more; use "
     "torch.nn.utils.prune on a trained checkpoint",
     "ModelSummary": WORKS,
-    "OnExceptionCheckpoint": "would save amid a batch; a run saves itself when it is stopped: "
-    "leave it out, and go on with --resume",
+    "OnExceptionCheckpoint": "would save inside a batch; a run saves itself when it is stopped: "
+    "leave it out, and resume it with --resume",
     "ProgressBar": WORKS,
     "RichModelSummary": WORKS,
     "RichProgressBar": WORKS,
-    "SpikeDetection": "forgets the losses before when a run goes on; a loss that is not finite "
+    "SpikeDetection": "forgets earlier losses on a resume; a loss that is not finite "
     "ends a run anyway, and --trainer.gradient_clip_val bounds steps",
     "StochasticWeightAveraging": WORKS,
     "TQDMProgressBar": WORKS,
@@ -123,7 +123,7 @@ PRECISIONS: dict[str, str] = {
 }
 
 _NOT_EXACT = (
-    "would have some steps twice in a run that was killed and goes on; every entry is in the run's "
+    "would have some steps twice after a kill and a resume; every entry is in the run's "
     "metrics.jsonl, and W&B's files: leave trainer.logger as it is"
 )
 
@@ -351,8 +351,8 @@ def _check_model_checkpoint(options: Any) -> None:
     refused = {
         "dirpath": "checkpoints lie in the run's folder: leave it out",
         "save_last": "last.ckpt is saved anyway: leave it out",
-        "save_on_exception": "a run saves itself when it is stopped: leave it out, and go on with "
-        "--resume",
+        "save_on_exception": "a run saves itself when it is stopped: leave it out, and resume it "
+        "with --resume",
         "train_time_interval": "what the clock decides differs from run to run: take "
         "every_n_train_steps, or --save_every_min for last.ckpt",
     }

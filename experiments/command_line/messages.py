@@ -101,9 +101,7 @@ def one_line(message: str, keys: Iterable[str] = ()) -> str:
     if not reasons:
         return " ".join(_reworded(message).split())
     given = re.search(r"(?:Given value|dot import path string): (.+)", message)
-    reasons = [
-        r for r in reasons if not r.startswith("expected")
-    ] or reasons  # the message of a class
+    reasons = [r for r in reasons if not r.startswith("expected")] or reasons  # of the class
     of_parser = all(r.startswith("expected") and ", got " not in r for r in reasons)
     if key == LEARNING_RATE:
         reasons = [r for r in reasons if "the name of a class" not in r] or reasons

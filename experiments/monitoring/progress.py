@@ -55,9 +55,7 @@ class RunProgressBar(ProgressBar):
         if self._logged and not self._bar.disable:
             self._bar.set_postfix_str(_figures(self.get_metrics(trainer, pl_module)), refresh=False)
         self._bar.update(trainer.global_step - self._bar.n)
-        self._logged = is_log_step(
-            trainer
-        )  # the hook of the model, which logs, is called after this one
+        self._logged = is_log_step(trainer)  # the model's hook, which logs, is called later
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Without a bar, prints a line for each validation."""

@@ -58,7 +58,7 @@ def _aside(record: RunRecord, evaluation: Evaluation) -> list[tuple[str, str]]:
     """Figures that do not belong to the run, and the reason."""
     entry = record.evaluations[evaluation.key(record)]
     reasons = [f"{key} {_difference(value)}" for key, value in evaluation.differs.items()]
-    rows = [("kept aside", f"not the run's own figures: {'; '.join(reasons)}")]
+    rows = [("kept separately", f"not the run's own figures: {'; '.join(reasons)}")]
     if "acc" in entry:
         figures = f"acc {_number(entry['acc'])}, loss {_number(entry['loss'])}"
         whole = (record.fields.get("images") or {}).get(_SETS[evaluation.stage])

@@ -148,7 +148,7 @@ def reason_of(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def writing(path: Path, remedy: str = "make room or mend its permissions") -> Iterator[None]:
+def writing(path: Path, remedy: str = "make room or fix its permissions") -> Iterator[None]:
     """Turns an error of the system on a folder that can't be written into a message.
 
     Args:

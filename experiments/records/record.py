@@ -57,7 +57,7 @@ _END_FIELDS = (
     "weights",
     "chosen",
 )
-_WRITE_REMEDY = "name another with --runs_dir, make room or mend its permissions"
+_WRITE_REMEDY = "name another with --runs_dir, make room or fix its permissions"
 _LONGEST_NAME = 128  # W&B's limit for the name of a run; file systems allow about 255
 
 

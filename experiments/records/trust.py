@@ -75,11 +75,7 @@ def remember(path: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (folder / _HASHES_FILE).open("a", encoding="ascii") as file:
             file.write(f"{_hash(path)}\n")
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ):  # no writable home: the user can still pass --trust_run
+    except (OSError, ValueError, RuntimeError):  # no writable home; --trust_run still works
         return
 
 

@@ -162,7 +162,7 @@ def _command(words: list[str]) -> Iterator[None]:
 
 
 def _say_how_to_go_on() -> None:
-    print("the same python reproduce.py goes on where it was left", file=sys.stderr)
+    print("to continue, run the same command again", file=sys.stderr)
 
 
 @contextlib.contextmanager

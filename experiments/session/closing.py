@@ -44,7 +44,7 @@ def say_how_to_go_on(
         del places["--runs_dir"]
     flags = shlex.join(str(word) for place in places.items() for word in place)
     _log.info(
-        f"{what} after step {prepared.trainer.global_step:,}; go on with: "
+        f"{what} after step {prepared.trainer.global_step:,}; resume with: "
         f"{program()} fit {flags} --resume{more_flags}"
     )
 
@@ -91,7 +91,7 @@ def _save_evaluation(run: OpenRun, report: EvaluationReport) -> None:
     if found is not measured:
         set_aside(record, measured.key(record))
     if opened.belongs_to_run and not found.belongs_to_run:
-        _log.info(f"a fit of {record.name} has replaced these weights meanwhile: kept aside")
+        _log.info(f"a fit of {record.name} has replaced these weights: kept separately")
     record.save()
     if found.belongs_to_run:
         found.log(record)

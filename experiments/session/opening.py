@@ -252,7 +252,7 @@ def _new_folder(root: Path, prepared: Prepared) -> Path:
     for count in itertools.count(1):
         path = root / (f"{stem}-{count}" if count > 1 else stem)
         try:
-            with writing(root, "name another with --runs_dir, or mend its permissions"):
+            with writing(root, "name another with --runs_dir, or fix its permissions"):
                 root.mkdir(parents=True, exist_ok=True)
                 path.mkdir()
         except RunError as error:

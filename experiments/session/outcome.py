@@ -147,9 +147,7 @@ class RunStatus(Callback):
             self.record.fields["error"] = repr(exception)
             with contextlib.suppress(Exception):  # a damaged record, perhaps the cause of the error
                 self.record.fields["weights"] = weights_of(self.record.path)
-            with contextlib.suppress(
-                OSError, RunError
-            ):  # a full disk, perhaps the cause of the error
+            with contextlib.suppress(OSError, RunError):  # a full disk, perhaps the cause
                 self.record.finish(status)
         if logger := wandb_logger(trainer):
             logger.close(exit_code=code, preempted=status == "preempted")

@@ -224,13 +224,13 @@ def _asked_for(config: Namespace, command: str) -> Path | None:
         raise RunError("--overwrite replaces a run, --ckpt_path starts from one: leave one out")
     if asked is None and config.name is None:
         raise RunError(
-            f"{command} of which weights? Name a run with --name (its best checkpoint is "
-            "taken) or a file with --ckpt_path; random weights are never evaluated"
+            f"{command} needs weights: pass --name RUN (for its best checkpoint) or "
+            "--ckpt_path FILE; random weights are never evaluated"
         )
     if asked not in {None, BEST, LAST}:
         return Path(asked)
     if config.name is None:
-        raise RunError(f"--ckpt_path {asked} of which run? Name it with --name")
+        raise RunError(f"--ckpt_path {asked} needs a run: pass --name RUN")
     record = RunRecord.open(run_folder(Path(config.runs_dir), config.name))
     return find_checkpoint(record.path, asked or chosen_checkpoint(record))
 
@@ -238,7 +238,7 @@ def _asked_for(config: Namespace, command: str) -> Path | None:
 def _to_resume(config: Namespace, experiment: str) -> Path | None:
     """The newest checkpoint of the run that ``--resume`` names, or the one it starts from."""
     if config.overwrite:
-        raise RunError("--overwrite replaces a run, --resume goes on with it: leave one out")
+        raise RunError("--overwrite replaces a run, --resume continues it: leave one out")
     root = Path(config.runs_dir)
     config.name = config.name or choose_run(root, experiment, int(config.seed_everything))
     if config.name is not None:
@@ -257,7 +257,7 @@ def _start_of(record: RunRecord, asked: str | None) -> Path | None:
     if not path.is_file() or checkpoint_sha256(path) != began.get("weights_sha256"):
         raise RunError(
             f"run {record.name} began with the weights of {path}, which are not there any more: "
-            "name where they are with --ckpt_path, or begin anew with --overwrite true"
+            "name where they are with --ckpt_path, or start again with --overwrite true"
         )
     return path
 

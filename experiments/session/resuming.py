@@ -96,7 +96,7 @@ def note_changes(changes: Mapping[str, Any]) -> None:
     """Prints the settings that a resume changes, because they change the result of the run."""
     if changes:
         listed = ", ".join(f"{name} {now} (was {was})" for name, (was, now) in changes.items())
-        _log.info(f"the run goes on with other settings: {listed}")
+        _log.info(f"the run continues with other settings: {listed}")
 
 
 def is_best_anew(run: Path, step: int, changes: Mapping[str, Any], longer: bool) -> bool:
@@ -168,9 +168,7 @@ class BestAnew(Callback):
             elif (
                 isinstance(callback, ModelCheckpoint)
                 and callback.state_key in states
-                and is_in_folder(
-                    str(trainer.ckpt_path), str(callback.dirpath)
-                )  # not of another run
+                and is_in_folder(str(trainer.ckpt_path), str(callback.dirpath))  # not another run's
             ):
                 _move(states[callback.state_key], str(callback.dirpath))
 
@@ -195,7 +193,7 @@ def check_room(path: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise RunError(
-            f"{path} exists: go on with it by --resume, replace it by --overwrite true, or choose "
+            f"{path} exists: resume it with --resume, replace it with --overwrite true, or choose "
             "another --name"
         )
     if not (path / RECORD).is_file():
@@ -237,7 +235,7 @@ class RunLock:
         Raises:
             RunError: if another process has the lock, or the folder can't be created.
         """
-        with writing(self.path, "name another with --runs_dir, or mend its permissions"):
+        with writing(self.path, "name another with --runs_dir, or fix its permissions"):
             self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._file.acquire(timeout=0)

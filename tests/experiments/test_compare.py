@@ -225,7 +225,7 @@ def test_bad_input_is_one_line(
     [
         (["--top=0"], "--top must be at least 1, got 0"),
         (["--plot=curves.jpgz"], "--plot draws PNG files"),
-        (["empty"], "no runs: empty is none and holds none"),
+        (["empty"], "no runs: empty is no run and holds no runs"),
     ],
 )
 def test_what_is_asked_for_is_checked_first(

@@ -93,7 +93,7 @@ def test_numpy_is_not_traced(way: Callable[[Any], Any]) -> None:
 
 def test_a_pickled_model_that_lost_its_optimizer_says_so() -> None:
     lost = pickled(MLP(hidden_units=[5], optimizer=lambda p: torch.optim.SGD(p, lr=0.1)))
-    with pytest.raises(ValueError, match="build the model anew and load the state_dict"):
+    with pytest.raises(ValueError, match="build the model again and load the state_dict"):
         lost.configure_optimizers()
     kept = pickled(MLP(hidden_units=[5], optimizer=torch.optim.SGD))
     assert isinstance(kept.configure_optimizers(), torch.optim.SGD)
