@@ -163,7 +163,8 @@ def _open_onnx(path: Path) -> Run:
 
 
 def _write_pt2(program: Any, path: Path, facts: Mapping[str, Any]) -> None:
-    with path.open("wb") as file:
+    with path.open("wb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         torch.export.save(program, file, extra_files={"metadata.json": json.dumps(dict(facts))})
 
 
