@@ -5,10 +5,12 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import reproduce
 import start
 from cli import main
+from custom_ops import check
 from experiments import compare
 from experiments.records.record import RunRecord
 from tests.conftest import PROJECT, SHORT
@@ -145,6 +147,23 @@ def test_the_story_of_the_page(
     }
     assert Path("runs.html").stat().st_size > 1000
     assert Path("curves.png").is_file()
+    assert {"model.onnx", "model.pt2"} <= {path.name for path in run.iterdir()}
+    Image.new("RGB", (60, 40), "orange").save("cat.jpg")
+    (example,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    capsys.readouterr()
+    exec(compile(example, "example", "exec"), {})
+    assert capsys.readouterr().out.startswith("['")
+
+
+def test_the_checker_is_used_as_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, second = (words[1:] for words in commands_of("python -m") if "custom_ops.check" in words)
+    check.main(first)
+    with pytest.raises(SystemExit, match="1"):
+        check.main(second)
+    assert "0 of 6 right" in capsys.readouterr().out
 
 
 BY_THEMSELVES = [words for words in commands_of("python cli.py") if words and "--name" not in words]

@@ -7,14 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-
-mpl.use("Agg")  # no display needed
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure  # not pyplot, which is the caller's: it may show a notebook
 from matplotlib.text import Text
 
 from experiments.records.curves import curve_of
@@ -93,7 +89,7 @@ def band(ax: Axes, curves: Sequence[Mapping[int, float]], label: str, **style: A
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG, replaces an old one, and closes the figure.
+    """Writes a figure as PNG, and replaces an old one.
 
     Text is drawn literally: a dollar sign begins no formula, and invisible characters are escaped.
     A character that the font lacks is drawn as a box.
@@ -103,18 +99,16 @@ def save(figure: Figure, path: Path) -> None:
         text.set_parse_math(False)
         lines = text.get_text().split("\n")[:_MOST_LINES]
         text.set_text("\n".join(shortened(printable(line), _LONGEST_LINE) for line in lines))
-    try:
-        with warnings.catch_warnings(), replacing(path) as partial:
-            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
-            figure.savefig(partial, dpi=_DPI, format="png")
-    finally:
-        plt.close(figure)
+    with warnings.catch_warnings(), replacing(path) as partial:
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
+        figure.savefig(partial, dpi=_DPI, format="png")
 
 
 def panels(count: int, title: str) -> tuple[Figure, list[Axes]]:
     """A figure with ``count`` plots side by side."""
     size = (5.5 * count if count > 1 else 8, 4)
-    figure, axes = plt.subplots(1, count, figsize=size, squeeze=False, constrained_layout=True)
+    figure = Figure(size, layout="constrained")
+    axes = figure.subplots(1, count, squeeze=False)
     figure.suptitle(title)
     for ax in axes.flat:
         ax.grid(alpha=0.3)
@@ -134,7 +128,8 @@ def confusion_matrix(
     """
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     accuracy = confusion.trace() / max(confusion.sum(), 1)
-    figure, ax = plt.subplots(figsize=(7, 6.4), constrained_layout=True)
+    figure = Figure((7, 6.4), layout="constrained")
+    ax = figure.subplots()
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(confusion):
         color = "white" if shares[row, column] > 0.5 else "black"
@@ -164,7 +159,8 @@ def image_grid(
         return
     rows = -(-len(images) // columns)
     size = (columns * 1.5, rows * 1.9)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, constrained_layout=True)
+    figure = Figure(size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, caption in zip(axes.flat, images, captions, strict=False):

@@ -1,6 +1,9 @@
+import importlib
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.text import Text
@@ -30,6 +33,19 @@ def test_curves_are_drawn_also_with_gaps(tmp_path: Path) -> None:
     plots.curves(entries, tmp_path / "curves.png", title="a run")
     width, height = size_of(tmp_path / "curves.png")
     assert width > 2 * height > 600
+
+
+def test_the_callers_own_pictures_are_left_alone(tmp_path: Path) -> None:
+    """A notebook that calls `fit` goes on to show its figures."""
+    before = mpl.get_backend()
+    plt.switch_backend("svg")
+    try:
+        importlib.reload(plots)
+        plots.curves([], tmp_path / "curves.png", title="a run")
+        assert mpl.get_backend() == "svg"
+        assert plt.get_fignums() == []
+    finally:
+        plt.switch_backend(before)
 
 
 def test_curves_of_nothing_are_an_empty_figure(tmp_path: Path) -> None:
