@@ -1,8 +1,7 @@
 # ruff: noqa: RUF001 - faults are named in the letters of their formulas
 """The checker finds nothing in right operators, and names what is wrong in others."""
 
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +14,6 @@ import custom_ops
 from custom_ops import check as checker
 from custom_ops import exercises, numpy_ops
 from custom_ops.faults import EXERCISES
-from tests.conftest import PROJECT
 
 
 def results(**classes: type) -> dict[tuple[str, str], str]:
@@ -213,19 +211,70 @@ def test_the_exercises_are_to_be_filled_in() -> None:
     assert len(found) == 6
 
 
-def run(*args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "custom_ops.check", *args]
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(
+    ("factor", "message"),
+    [
+        (-1, "its sign is wrong"),
+        (0, "it is zero everywhere"),
+        (1 / 5, "it is divided by the number of samples once too often (a mean for a sum)"),
+        (5, "it is not divided by the number of samples (a sum for a mean)"),
+        (-5, "its sign is wrong, and it is not divided by the number of samples"),
+        (2, "it is 2 times what it should be"),
+        (1.5, "it is 1.5 times what it should be"),
+        (1 + 1e-9, ""),
+        (1 + 1e-5, "it is 1.00001 times what it should be"),
+    ],
+)
+def test_a_constant_factor_is_named(factor: float, message: str) -> None:
+    linear = EXERCISES[0]
+    assert checker.verdict(linear, "dL/dW", factor * linear.expected["dL/dW"]) == message
 
 
-def test_a_file_is_written_and_checked(tmp_path: Path) -> None:
+def test_the_worst_of_other_values_is_shown() -> None:
+    elu = EXERCISES[1]
+    found = elu.expected["dL/dX"].copy()
+    found[0, 0] += 1e-4
+    found[1, 2] -= 0.5
+    should = elu.expected["dL/dX"][1, 2]
+    assert checker.verdict(elu, "dL/dX", found) == (
+        f"2 of 20 values differ, by up to 0.5: at (1, 2) it is {should - 0.5:.6g}, and should be "
+        f"{should:.6g}"
+    )
+
+
+def test_an_operator_is_called_by_its_name_and_by_that_of_its_class() -> None:
+    titles = {title for title, _ in results(ELU=ELU, ELUModule=ELU)}
+    assert titles == {"ELU", "ELU (ELUModule)"}
+
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command; returns its status and what it printed."""
+
+    def command(*args: str) -> tuple[int, str]:
+        status = 0
+        try:
+            checker.main([*args])
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        printed = capsys.readouterr()
+        return status, printed.out + printed.err
+
+    return command
+
+
+def test_a_file_is_written_and_checked(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "my_ops.py"
-    assert run("--write", str(path)).returncode == 0
-    again = run("--write", str(path))
-    assert (again.returncode, again.stderr) == (2, f"error: {path} exists: name another file\n")
-    empty = run(str(path))
-    assert empty.returncode == 1
-    assert "0 of 6 right" in empty.stdout
+    hint = f"fill in what raises, then python -m custom_ops.check {path}"
+    assert run("--write", str(path)) == (0, f"wrote {path}: {hint}\n")
+    assert run("--write", str(path)) == (2, f"error: {path} exists: name another file\n")
+    status, printed = run(str(path))
+    assert status == 1
+    assert printed.startswith("Linear (LinearModule)\n  all      not filled in yet\nELU (")
+    assert printed.endswith("\n0 of 6 right\n")
     text = path.read_text().replace(
         '"""Returns Y in the shape of X."""\n        raise NotImplementedError',
         '"""."""\n        self.x = x\n        return np.where(x > 0, x, np.expm1(x))',
@@ -235,9 +284,22 @@ def test_a_file_is_written_and_checked(tmp_path: Path) -> None:
         '"""."""\n        return dout * np.where(self.x > 0, 1, np.exp(self.x))',
     )
     path.write_text(text)
-    filled = run(str(path))
-    assert "ELU (ELUModule)\n  forward  right\n  dL/dX    right\n" in filled.stdout
-    assert "2 of 7 right" in filled.stdout
+    status, printed = run(str(path))
+    assert "ELU (ELUModule)\n  forward  right\n  dL/dX    right\n" in printed
+    assert printed.endswith("\n2 of 7 right\n")
+    path.write_text("from custom_ops import ELUFunction\n")
+    assert run(str(path)) == (
+        0,
+        "ELU (ELUFunction)\n  forward  right\n  dL/dX    right\n2 of 2 right\n",
+    )
+
+
+def test_a_place_that_can_not_be_written_is_one_line(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "nothing" / "my_ops.py"
+    assert run("--write", str(path)) == (
+        2,
+        f"error: {path} can't be written: No such file or directory\n",
+    )
 
 
 @pytest.mark.parametrize(
