@@ -1,16 +1,15 @@
 """The in-memory batch source: uint8 images in memory, and whole batches by index."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
-from datamodules.augment import AugmentedImages
-from datamodules.files import ImageSet
+from datamodules.files import DatasetError, ImageSet
+from datamodules.transforms import AugmentedImages, Normalization, Normalizer
 
 Batch = tuple[Tensor, ...]
 
@@ -123,15 +122,99 @@ class BatchSource:
         return torch.from_numpy(generator.permutation(total))
 
 
-class DeviceDataModule(LightningDataModule, ABC):
-    """A data module that keeps its images on the trainer's device and normalises them there.
+class Splits(NamedTuple):
+    """What a data set holds.
 
-    Its batches are tuples that start with images, of a type for `normalize`.
+    Attributes:
+        train: the images to train on.
+        val: the images to validate on; None to split them off ``train``.
+        test: the images to test on.
+        label_names: the names of the classes, in the order of the labels.
     """
 
-    @abstractmethod
+    train: ImageSet
+    val: ImageSet | None
+    test: ImageSet
+    label_names: list[str]
+
+
+class DeviceDataModule(LightningDataModule):
+    """A data module that keeps its images on the trainer's device and normalises them there.
+
+    Its batches are tuples that start with uint8 images.
+
+    Args:
+        normalization: see `CIFAR10DataModule`.
+    """
+
+    def __init__(self, normalization: Normalization) -> None:
+        super().__init__()
+        self.normalizer = Normalizer(normalization)
+        self._train: ImageSet | None = None
+        self._val: ImageSet | None = None
+        self._label_names: list[str] = []
+
+    def take(self, train: ImageSet, val: ImageSet, label_names: list[str]) -> None:
+        """Keeps the images and the names of the classes, and learns the statistics of training.
+
+        Args:
+            train: the images to train on.
+            val: the images to validate on; may be empty.
+            label_names: in the order of the labels.
+        """
+        self._train, self._val, self._label_names = train, val, label_names
+        self.normalizer.learn(train.images)
+
+    @property
+    def is_set_up(self) -> bool:
+        """Whether the data set has been read."""
+        return self._train is not None
+
+    @property
+    def label_names(self) -> list[str]:
+        """The names of the classes, from the data or, to predict a folder, from a checkpoint."""
+        if not self._label_names:
+            raise DatasetError(
+                "the names of the classes are not known: the checkpoint holds no state of a "
+                "CIFAR10DataModule; take one of a run of this project (ckpt_path)"
+            )
+        return self._label_names
+
+    @property
+    def train_set(self) -> ImageSet:
+        """The training split, after ``setup``."""
+        if self._train is None:
+            raise DatasetError("call setup() first")
+        return self._train
+
+    @property
+    def val_set(self) -> ImageSet:
+        """The validation split, after ``setup``; empty with ``val_size=0``."""
+        if self._val is None:
+            raise DatasetError("call setup() first")
+        return self._val
+
     def normalize(self, images: Tensor) -> Tensor:
-        """Converts the images of a batch to the float32 input of a network."""
+        """Normalises uint8 images ``(B, 3, 32, 32)`` to float32 with the training statistics."""
+        return self.normalizer(images)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state for a checkpoint, to predict without the training data."""
+        return {**self.normalizer.state_dict(), "label_names": list(self.label_names)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the statistics and class names of a checkpoint.
+
+        Raises:
+            ValueError: if the checkpoint's model was trained with another normalisation, or the
+                state is malformed.
+        """
+        self.normalizer.load_state_dict(state_dict)
+        self._label_names = list(state_dict["label_names"])
+
+    def training_sample(self, count: int) -> Tensor:
+        """The first training images, normalised but not augmented: float32 (count, 3, 32, 32)."""
+        return self.normalize(torch.from_numpy(self.train_set.images[:count]))
 
     def on_device(self, images: ImageSet) -> tuple[Tensor, Tensor]:
         """Images, uint8, and labels on the trainer's device, or on the CPU without a trainer."""

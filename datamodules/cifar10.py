@@ -9,19 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.augment import AugmentedImages, Flip, check_augmentation
-from datamodules.batches import BatchSource, DeviceDataModule
+from datamodules.batches import BatchSource, DeviceDataModule, Splits
 from datamodules.files import (
-    DatasetError,
     ImageSet,
     is_synthetic,
     read_label_names,
     read_test,
     read_train,
 )
-from datamodules.normalization import Normalization, Normalizer
 from datamodules.pictures import read_images
 from datamodules.sources import Source, find_data
+from datamodules.transforms import AugmentedImages, Flip, Normalization, check_augmentation
 
 
 class CIFAR10DataModule(DeviceDataModule):
@@ -82,7 +80,7 @@ class CIFAR10DataModule(DeviceDataModule):
         synthetic_images: int = 10_000,
         predict_dir: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(normalization)
         _at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
         _at_least(0, val_size=val_size, split_seed=split_seed, seed=seed or 0)
         check_augmentation(crop, flip, cutout)
@@ -97,9 +95,6 @@ class CIFAR10DataModule(DeviceDataModule):
         self.synthetic_images = synthetic_images
         self.predict_dir = predict_dir
         self._folder: Path | None = None
-        self._train: ImageSet | None = None
-        self.normalizer = Normalizer(normalization)
-        self._label_names: list[str] = []
 
     def prepare_data(self) -> None:
         """Finds, downloads or generates the data; resolves ``source: auto``.
@@ -131,63 +126,25 @@ class CIFAR10DataModule(DeviceDataModule):
         """
         if self.predict_dir is not None and stage in {"predict", None}:
             self.images_to_predict  # noqa: B018 - reads the names now
-        if self._train is not None or self._predicts_folder:
+        if self.is_set_up or self._predicts_folder:
             return
         self.prepare_data()
-        assert self._folder is not None
-        whole = read_train(self._folder)
-        parts = stratified_split(whole.labels, self.val_size, self.split_seed)
-        self._train, self._val = (_subset(whole, part) for part in parts)
-        self.test_set = read_test(self._folder)
-        self._label_names = read_label_names(self._folder)
-        self.normalizer.learn(self._train.images)
+        train, val, self.test_set, names = self.read()
+        if val is None:
+            parts = stratified_split(train.labels, self.val_size, self.split_seed)
+            train, val = (subset(train, part) for part in parts)
+        self.take(train, val, names)
         self.train_dataloader()  # raises if the batch size leaves no batch
 
-    @property
-    def is_set_up(self) -> bool:
-        """Whether the data set has been read."""
-        return self._train is not None
-
-    @property
-    def label_names(self) -> list[str]:
-        """The names of the classes, from the data or, to predict a folder, from a checkpoint."""
-        if not self._label_names:
-            raise DatasetError(
-                "the names of the classes are not known: the checkpoint holds no state of a "
-                "CIFAR10DataModule; take one of a run of this project (ckpt_path)"
-            )
-        return self._label_names
-
-    @property
-    def train_set(self) -> ImageSet:
-        """The training split, after ``setup``."""
-        if self._train is None:
-            raise DatasetError("call setup() first")
-        return self._train
-
-    @property
-    def val_set(self) -> ImageSet:
-        """The validation split, after ``setup``; empty with ``val_size=0``."""
-        self.train_set  # noqa: B018 - raises before setup
-        return self._val
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """Normalises uint8 images ``(B, 3, 32, 32)`` to float32 with the training statistics."""
-        return self.normalizer(images)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state for a checkpoint, to predict without the training data."""
-        return {**self.normalizer.state_dict(), "label_names": list(self.label_names)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the statistics and class names of a checkpoint.
+    def read(self) -> Splits:
+        """Reads the images; a data set of your own overrides this and `prepare_data`.
 
         Raises:
-            ValueError: if the checkpoint's model was trained with another normalisation, or the
-                state is malformed.
+            DatasetError: for a missing or corrupted file.
         """
-        self.normalizer.load_state_dict(state_dict)
-        self._label_names = list(state_dict["label_names"])
+        assert self._folder is not None
+        train, test = read_train(self._folder), read_test(self._folder)
+        return Splits(train, None, test, read_label_names(self._folder))
 
     # ---- batches ----------------------------------------------------------------------------
 
@@ -202,7 +159,9 @@ class CIFAR10DataModule(DeviceDataModule):
 
     def val_dataloader(self) -> BatchSource | list[BatchSource]:
         """Validation batches in their order; none with ``val_size=0``."""
-        return _batches(self, self.val_set, self.eval_batch_size) if len(self._val.labels) else []
+        return (
+            _batches(self, self.val_set, self.eval_batch_size) if len(self.val_set.labels) else []
+        )
 
     def test_dataloader(self) -> BatchSource:
         """Test batches in their order."""
@@ -219,10 +178,6 @@ class CIFAR10DataModule(DeviceDataModule):
         if self.predict_dir is None:
             return self.test_set
         return read_images(Path(self.predict_dir).expanduser())
-
-    def training_sample(self, count: int) -> Tensor:
-        """The first training images, normalised but not augmented: float32 (count, 3, 32, 32)."""
-        return self.normalize(torch.from_numpy(self.train_set.images[:count]))
 
 
 def _batches(
@@ -275,7 +230,8 @@ def stratified_split(
     return np.setdiff1d(np.arange(total), val), np.sort(val)
 
 
-def _subset(images: ImageSet, indices: np.ndarray[Any, Any]) -> ImageSet:
+def subset(images: ImageSet, indices: np.ndarray[Any, Any]) -> ImageSet:
+    """The images of some indices."""
     names = [images.names[i] for i in indices]
     return ImageSet(images.images[indices], images.labels[indices], names)
 

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from datamodules.augment import AugmentedImages
 from datamodules.batches import BatchSource
 from datamodules.cifar10 import CIFAR10DataModule
+from datamodules.transforms import AugmentedImages
 
 _EVALUATED = (100, 100)  # batches in an evaluation, and images in a batch
 

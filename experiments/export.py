@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datamodules import DatasetError
+from datamodules import DatasetError, ImageFolderDataModule
 from datamodules.files import ImageSet, read_label_names, read_test
 from datamodules.sources import Source, find_data
 from experiments.checkpoints.loading import checkpoint_sha256
@@ -262,6 +262,9 @@ def _test_set(checkpoint: Path, options: argparse.Namespace) -> ImageSet:
     if (checkpoint.parent / CONFIG).is_file():
         config = flat_config(checkpoint.parent)
     data_dir = options.data_dir or Path(str(config.get("data.data_dir") or "data"))
+    if config.get("data") == ImageFolderDataModule.__name__:
+        settings = {name: config[f"data.{name}"] for name in ("test_share", "split_seed")}
+        return ImageFolderDataModule(str(data_dir), **settings).read().test
     source: Source = config.get("data.source") or "cifar10"
     images = int(config.get("data.synthetic_images") or 10_000)
     folder = find_data(Path(data_dir).expanduser(), source, False, images)

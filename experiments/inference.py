@@ -18,9 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 import lightning_modules
-from datamodules import CIFAR10DataModule
-from datamodules.normalization import Normalizer
 from datamodules.pictures import pixels_of, read_images
+from datamodules.transforms import Normalizer
 from experiments.checkpoints.evaluations import chosen_checkpoint
 from experiments.checkpoints.loading import check_model, find_checkpoint, load_checkpoint
 from experiments.errors import RunError
@@ -133,7 +132,8 @@ def load(
     path = checkpoint_of(Path(source).expanduser())
     content = load_checkpoint(path)
     kind = model_class or _known_class(path, str(content.get("model_class")))
-    state = content.get(CIFAR10DataModule.__qualname__)
+    states = (value for value in content.values() if isinstance(value, dict))
+    state = next((value for value in states if {"normalization", "label_names"} <= {*value}), None)
     if state is None:
         raise RunError(f"{path} holds no state of a CIFAR10DataModule: train with one")
     try:

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from datamodules.augment import AugmentedImages
+from datamodules.transforms import AugmentedImages
 from lightning_modules import Classifier
 
 GPU = torch.device("cuda", 0)

@@ -156,6 +156,7 @@ def test_every_command_is_of_a_program_that_a_test_runs(page: str) -> None:
         "python3 start.py",
         "python -m",
         "python draw.py",
+        "python make.py",
     )
     assert {" ".join(words[:2]) for words in commands_of(PAGES[page])} <= {*known}
 
@@ -255,7 +256,12 @@ def test_add_a_data_set(reader: Reader, capsys: pytest.CaptureFixture[str]) -> N
     assert record.summary["test/per_class"].keys() == {"red", "blue"}
     written = next((runs / "colours").glob("predictions*.csv")).read_text()
     assert written.startswith("file,prediction,confidence,blue,red\n0.png,")
-    assert record.fields["data"] == "pictures"
+    assert record.fields["data"] == "image_folder"
+    other = RunRecord.open(runs / "brightness")
+    assert (other.fields["data"], other.summary["test/per_class"].keys()) == (
+        "arrays",
+        {"dark", "light"},
+    )
     assert "colours" in capsys.readouterr().out
 
 

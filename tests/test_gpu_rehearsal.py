@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from datamodules import BatchSource
-from datamodules.augment import AugmentedImages
+from datamodules.transforms import AugmentedImages
 from experiments.records.record import RunRecord
 from lightning_modules import CNN, MLP, Classifier, Muon
 from lightning_modules.measures import EvaluationSums

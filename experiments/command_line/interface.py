@@ -4,6 +4,7 @@ import logging
 import shlex
 import signal
 import sys
+from pathlib import Path
 
 try:
     import torchvision  # noqa: F401 - before Lightning, which hides the cause of an error
@@ -30,6 +31,7 @@ from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from datamodules import CIFAR10DataModule
+from datamodules.image_folder import class_names
 from experiments.checkpoints.saving import best_checkpoint
 from experiments.command_line.config_files import check_encodings, expand_homes, texts_of, use_utf8
 from experiments.command_line.help import COMMANDS, DESCRIPTION
@@ -64,6 +66,7 @@ from lightning_modules import (  # noqa: F401 - known by short name
 )
 
 _log = logging.getLogger(__name__)
+_FOLDERS = "datamodules.ImageFolderDataModule"
 
 
 class CIFAR10CLI(CommandLine):
@@ -133,6 +136,7 @@ class CIFAR10CLI(CommandLine):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses the arguments, with short forms."""
         self.experiment = "run"
+        self._texts: list[str] = []
         self.command_line = shlex.join(sys.argv)
         if isinstance(args, list):  # a call from Python: sys.argv belongs to the caller
             self.command_line = shlex.join(["cli.py", *args])
@@ -141,7 +145,8 @@ class CIFAR10CLI(CommandLine):
                 given = sys.argv[1:] if args is None else args
                 check_encodings(given)
                 arguments = prepare_arguments(with_shipped(expand_homes(given)))
-                add_working_directory([*arguments, *texts_of(arguments)])
+                self._texts = [*arguments, *texts_of(arguments)]
+                add_working_directory(self._texts)
                 self.config = expand_homes(self._parse(parser, arguments))
                 self._keep_environment()
                 self.experiment = experiment_of(given)
@@ -173,8 +178,19 @@ class CIFAR10CLI(CommandLine):
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer; reports their errors as usage errors."""
         with user_errors():
+            self._count_classes()
             check_lightning(self.config[self.config.subcommand].trainer)
             super().instantiate_classes()
+
+    def _count_classes(self) -> None:
+        """Sets the number of classes to that of a data set of folders, unless a flag gives it."""
+        config = self.config[self.config.subcommand]
+        data, model = config.data, config.model
+        if data.class_path != _FOLDERS or any("num_classes" in text for text in self._texts):
+            return
+        folder = data.init_args.data_dir
+        if folder is not None and model.init_args.get("num_classes") is not None:
+            model.init_args.num_classes = len(class_names(Path(folder)))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer with this project's bar and checkpoint, unless they are disabled."""

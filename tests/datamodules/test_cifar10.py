@@ -18,8 +18,8 @@ from torch import Tensor
 from datamodules import CIFAR10DataModule, DatasetError, files, sources
 from datamodules.cifar10 import stratified_split
 from datamodules.files import FOLDER, ImageSet
-from datamodules.normalization import Normalization
 from datamodules.synthetic import SYNTHETIC_LABELS, write_synthetic
+from datamodules.transforms import Normalization
 
 IMAGES = 200  # in each file of the data_dir fixture
 NORMALIZATIONS: list[Normalization] = ["mean_image", "mean_image_std", "channel"]
