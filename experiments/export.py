@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from datamodules import DatasetError, ImageFolderDataModule
 from datamodules.files import ImageSet, read_label_names, read_test
 from datamodules.sources import Source, find_data
+from experiments.checkpoints.evaluations import checkpoint_of
 from experiments.checkpoints.loading import checkpoint_sha256
 from experiments.command_line.config_files import expand_home, use_utf8
 from experiments.errors import RunError
-from experiments.inference import Predictor, checkpoint_of, load
+from experiments.inference import Predictor, load
 from experiments.records.files import replacing
 from experiments.records.record import CONFIG
 from experiments.records.runs import flat_config

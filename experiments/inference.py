@@ -20,10 +20,9 @@ from torch import Tensor
 import lightning_modules
 from datamodules.pictures import pixels_of, read_images
 from datamodules.transforms import Normalizer
-from experiments.checkpoints.evaluations import chosen_checkpoint
-from experiments.checkpoints.loading import check_model, find_checkpoint, load_checkpoint
+from experiments.checkpoints.evaluations import checkpoint_of
+from experiments.checkpoints.loading import check_model, load_checkpoint
 from experiments.errors import RunError
-from experiments.records.record import RECORD, RunRecord
 from lightning_modules import Classifier
 
 Images = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
@@ -147,21 +146,6 @@ def load(
     model.load_state_dict(content["state_dict"])
     precision = content.get("precision", "32-true")
     return Predictor(model, normalizer, state["label_names"], precision, device)
-
-
-def checkpoint_of(source: Path) -> Path:
-    """The checkpoint that a file, a run's folder or the name of a run stands for.
-
-    Raises:
-        RunError: if there is none.
-    """
-    if source.is_file():
-        return source
-    folder = source if source.is_dir() else Path("runs") / source
-    if not (folder / RECORD).is_file():
-        raise RunError(f"{source} is no checkpoint and no run: name a file or a run's folder")
-    record = RunRecord.open(folder)
-    return find_checkpoint(folder, chosen_checkpoint(record))
 
 
 def _known_class(path: Path, name: str) -> type[Classifier]:

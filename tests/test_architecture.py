@@ -57,7 +57,7 @@ ROOMS: dict[str, set[str]] = {
     "reproduction": {"texts", "identity", "records", "analysis"},
     "compare": {"texts", "identity", "records", "analysis", "command_line"},
     "wandb_report": set[str](),
-    "inference": {"errors", "records", "checkpoints"},
+    "inference": {"errors", "checkpoints"},
     "export": {"errors", "texts", "records", "checkpoints", "command_line", "inference"},
     "__init__": {"errors", "records", "monitoring", "inference"},
 }

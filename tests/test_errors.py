@@ -350,7 +350,11 @@ def test_a_damaged_checkpoint_is_refused(
 @pytest.mark.parametrize(
     ("limit", "message"),
     [
-        ("max_steps=4", "last.ckpt has 4 steps behind it: raise --trainer.max_steps above"),
+        (
+            "max_steps=4",
+            "last.ckpt has 4 steps behind it: raise --trainer.max_steps above, or start a "
+            "new run from its weights with --init_from",
+        ),
         ("max_epochs=1", "last.ckpt has 1 epochs behind it: raise --trainer.max_epochs above"),
     ],
 )

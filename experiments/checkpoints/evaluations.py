@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.checkpoints.loading import BEST, LAST, checkpoint_sha256
+from experiments.checkpoints.loading import BEST, LAST, checkpoint_sha256, find_checkpoint
 from experiments.errors import RunError
 from experiments.identity import kind_of
 from experiments.records.files import file_identity, is_in_folder
 from experiments.records.log import EVALUATED
-from experiments.records.record import RunRecord
+from experiments.records.record import RECORD, RunRecord
 
 Stage = Literal["validate", "test", "predict"]
 
@@ -163,6 +163,24 @@ def is_limited(limit: float | None, batches: int) -> bool:
 def chosen_checkpoint(record: RunRecord) -> str:
     """Name of the default checkpoint for evaluations of a run."""
     return LAST if record.fields.get("chosen") == LAST else BEST
+
+
+def checkpoint_of(source: Path, runs_dir: Path = Path("runs")) -> Path:
+    """The checkpoint that a file, a run's folder or the name of a run stands for.
+
+    Args:
+        source: a checkpoint, the folder of a run, or the name of one.
+        runs_dir: the folder of all runs.
+
+    Raises:
+        RunError: if there is none.
+    """
+    if source.is_file():
+        return source
+    folder = source if source.is_dir() else runs_dir / source
+    if not (folder / RECORD).is_file():
+        raise RunError(f"{source} is no checkpoint and no run: name a file or a run's folder")
+    return find_checkpoint(folder, chosen_checkpoint(RunRecord.open(folder)))
 
 
 def in_run(record: RunRecord, evaluation: Evaluation) -> Evaluation:

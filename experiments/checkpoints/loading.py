@@ -257,7 +257,7 @@ def check_training(path: Path, checkpoint: dict[str, Any], ours: dict[str, Any])
         if theirs is not None and theirs[key] != ours[key]:
             raise RunError(
                 f"{path} goes on with {key} {theirs[key]}, but {ours[key]} is asked for; "
-                f"take the run's own config, or start again without --ckpt_path"
+                "take the run's own config, or start a new run from its weights with --init_from"
             )
 
 

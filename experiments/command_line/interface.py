@@ -99,6 +99,11 @@ class CIFAR10CLI(CommandLine):
             help="Name of the run; default: configs, flags, seed and time. Evaluations take the "
             "run's config and best checkpoint.",
         )
+        group.add_argument(
+            "--init_from",
+            type=str | None,
+            help="Start a new run with the weights of a run or a checkpoint, and nothing else.",
+        )
         group.add_argument("--runs_dir", type=str, default="runs", help="The folder of all runs.")
         group.add_argument(
             "--overwrite", type=bool, default=False, help="Replace a run of the same name."

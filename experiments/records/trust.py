@@ -37,7 +37,7 @@ _MODULES = re.compile(
     r"(lightning_modules|datamodules|experiments|custom_ops|torch\.optim"
     r"|pytorch_lightning|lightning_fabric)(\..*)?"
 )
-_READ_ONLY = {"data.predict_dir", "model.weights"}
+_READ_ONLY = {"data.predict_dir", "model.weights", "init_from"}
 _IGNORED_KEYS = {"runs_dir", "name"}  # the folder where the run was found is used instead
 
 

@@ -359,7 +359,10 @@ def check_progress(
     """
     steps = int(checkpoint["global_step"])
     if 0 <= trainer.max_steps <= steps:
-        raise RunError(f"{path} has {steps:,} steps behind it: raise --trainer.max_steps above")
+        raise RunError(
+            f"{path} has {steps:,} steps behind it: raise --trainer.max_steps above, or start a "
+            "new run from its weights with --init_from"
+        )
     epochs = int(checkpoint["epoch"])
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epochs:
         raise RunError(f"{path} has {epochs} epochs behind it: raise --trainer.max_epochs above")

@@ -110,12 +110,13 @@ class OpenRun:
             check_room(path, overwrite)
         self._take_lock(path)
         self._check_weights_are_the_same(path)
-        weights = prepared.weights
-        if weights is not None and not (inside and (path / RECORD).is_file()):
+        start = prepared.weights or prepared.initial
+        if start is not None and not (inside and (path / RECORD).is_file()):
             self._facts["started_from"] = {
-                "checkpoint": str(weights.path),
-                "step": weights.step,
-                "weights_sha256": weights.sha256,
+                "checkpoint": str(start.path),
+                "step": start.step,
+                "weights_sha256": start.sha256,
+                "weights_only": prepared.initial is not None,
             }
         if resuming and (path / RECORD).is_file():
             return self._go_on(RunRecord.open(path))

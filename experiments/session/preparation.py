@@ -9,7 +9,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from datamodules import CIFAR10DataModule
-from experiments.checkpoints.evaluations import chosen_checkpoint
+from experiments.checkpoints.evaluations import checkpoint_of, chosen_checkpoint
 from experiments.checkpoints.loading import (
     BEST,
     LAST,
@@ -88,6 +88,7 @@ class Prepared:
         trainer: with the callbacks of the configuration.
         model: not trained yet.
         data: set up.
+        initial: the weights that a new run takes from another, if any.
         weights: the checkpoint to start from or to evaluate, if any.
     """
 
@@ -101,6 +102,7 @@ class Prepared:
     model: Classifier
     data: CIFAR10DataModule
     weights: Weights | None
+    initial: Weights | None
 
     @property
     def is_fit(self) -> bool:
@@ -147,7 +149,9 @@ def prepare(cli: "CommandLine", command: str, experiment: str) -> Prepared:
     config, model, data = cli.config[command], cli.model, cli.datamodule
     resumes = command == "fit" and config.resume
     checkpoint = _to_resume(config, experiment) if resumes else _asked_for(config, command)
-    settings = _check_trainer(cli.trainer, model, config, command, checkpoint is not None)
+    starts_new = command == "fit" and checkpoint is None and config.init_from is not None
+    goes_on = checkpoint is not None or starts_new
+    settings = _check_trainer(cli.trainer, model, config, command, goes_on)
     _set_up(data, command)
     _keep_no_best_without_validation(cli.trainer, data)
     if command == "fit":
@@ -156,6 +160,7 @@ def prepare(cli: "CommandLine", command: str, experiment: str) -> Prepared:
     weights = None
     if checkpoint is not None:
         weights = _load(checkpoint, cli, command, settings, resumes)
+    initial = _initialize(model, data, config) if starts_new else None
     ours, theirs = int(model.hparams["num_classes"]), len(data.label_names)
     if ours != theirs:
         raise ValueError(f"model.num_classes is {ours}, but the data has {theirs} classes")
@@ -169,7 +174,17 @@ def prepare(cli: "CommandLine", command: str, experiment: str) -> Prepared:
     resolved = read_back(parser, written)
     typed: str = getattr(cli, "command_line", "")
     return Prepared(
-        command, experiment, typed, config, written, resolved, cli.trainer, model, data, weights
+        command,
+        experiment,
+        typed,
+        config,
+        written,
+        resolved,
+        cli.trainer,
+        model,
+        data,
+        weights,
+        initial,
     )
 
 
@@ -215,9 +230,30 @@ def _load(
     return Weights(checkpoint, sha256, step, entries_of(content), identity)
 
 
+def _initialize(model: Classifier, data: CIFAR10DataModule, config: Namespace) -> Weights:
+    """Gives a model the weights of ``--init_from``."""
+    path = checkpoint_of(Path(config.init_from), Path(config.runs_dir))
+    identity, content = file_identity(path), load_checkpoint(path)
+    check_model(path, content, model)
+    theirs = content.get(type(data).__qualname__, {}).get("normalization", data.normalization)
+    if theirs != data.normalization:
+        raise ValueError(
+            f"{path} was trained with normalization {theirs}, but {data.normalization} is asked "
+            f"for; set --data.normalization {theirs}"
+        )
+    model.load_state_dict(content["state_dict"])
+    step = int(content["global_step"])
+    return Weights(path, state_sha256(content["state_dict"]), step, None, identity)
+
+
 def _asked_for(config: Namespace, command: str) -> Path | None:
     """The checkpoint of ``--ckpt_path`` and ``--name``; an evaluation must have one."""
     asked = config.ckpt_path
+    if command == "fit" and asked is not None and config.init_from is not None:
+        raise RunError(
+            "--init_from takes the weights alone, --ckpt_path all that a checkpoint holds: leave "
+            "one out"
+        )
     if asked is None and command == "fit":
         return None
     if config.overwrite:
@@ -251,7 +287,7 @@ def _to_resume(config: Namespace, experiment: str) -> Path | None:
 def _start_of(record: RunRecord, asked: str | None) -> Path | None:
     """The starting checkpoint of a run that was killed before it saved its own."""
     began = record.fields.get("started_from")
-    if asked or began is None:
+    if asked or began is None or began.get("weights_only"):
         return Path(asked) if asked else None
     path = Path(str(began.get("checkpoint")))
     if not path.is_file() or checkpoint_sha256(path) != began.get("weights_sha256"):

@@ -1,0 +1,99 @@
+"""``--init_from`` starts a new run with the weights of another, and with nothing else of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.analysis.groups import group_runs
+from experiments.checkpoints.loading import checkpoint_sha256
+from experiments.records.runs import read_run
+from tests.conftest import Cli
+
+TINY = ["--model=MLP", "--model.hidden_units=[4]", "--model.norm=batch"]
+STILL = "--model.lr=1e-30"  # too small to change a weight
+
+
+@pytest.fixture
+def source(fit: Cli) -> Path:
+    return fit(*TINY, "--model.lr=0.01", name="source").path
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    content: dict[str, torch.Tensor] = torch.load(path)["state_dict"]
+    return {name: value for name, value in content.items() if name.endswith("weight")}
+
+
+@pytest.mark.parametrize("named", ["source", "{}/source", "{}/source/best.ckpt"])
+def test_the_weights_come_from_there_and_the_rest_does_not(
+    named: str, fit: Cli, runs: Path, source: Path
+) -> None:
+    record = fit(*TINY, STILL, f"--init_from={named.format(runs)}", name="new")
+    found, expected = weights(record.path / "last.ckpt"), weights(source / "best.ckpt")
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+    assert record.summary["train/steps"] == 4
+    assert (record.fields["lr"], record.fields["seed"]) == (1e-30, 42)
+    start = record.fields["started_from"]
+    assert start["weights_sha256"] == checkpoint_sha256(source / "best.ckpt")
+    assert start["weights_only"]
+
+
+def test_it_is_another_experiment_than_one_from_scratch(fit: Cli, source: Path) -> None:
+    runs = [
+        fit(*TINY, STILL, f"--init_from={source}", "--seed_everything=1", name="a").path,
+        fit(*TINY, STILL, f"--init_from={source}", "--seed_everything=2", name="b").path,
+        fit(*TINY, STILL, "--seed_everything=3", name="c").path,
+    ]
+    groups = group_runs([read_run(run) for run in runs], "val/acc", "val/acc")
+    assert [sorted(run.name for run in group.runs) for group in groups] == [["a", "b"], ["c"]]
+
+
+def test_it_goes_on_exactly(fit: Cli, source: Path) -> None:
+    start = [*TINY, "--model.lr=0.01", f"--init_from={source}"]
+    whole = fit(*start, "--trainer.max_steps=8", name="whole")
+    fit(*start, "--trainer.max_steps=4", name="parts")
+    parts = fit(*start, "--resume", "--trainer.max_steps=8", name="parts")
+    hashes = {record.summary["train/weights_sha256"] for record in (whole, parts)}
+    assert len(hashes) == 1
+    assert parts.fields["started_from"] == whole.fields["started_from"]
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_with_them_again(
+    fit: Cli, source: Path
+) -> None:
+    start = [*TINY, "--model.lr=0.01", f"--init_from={source}"]
+    whole = fit(*start, name="whole")
+    for file in fit(*start, name="killed").path.glob("*.ckpt"):
+        file.unlink()
+    again = fit(*start, "--resume", "--overwrite=false", name="killed")
+    assert again.summary["train/weights_sha256"] == whole.summary["train/weights_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--init_from=nothing"], "nothing is no checkpoint and no run"),
+        (["--init_from=source", "--model.hidden_units=[5]"], "holds another MLP"),
+        (["--init_from=source", "--data.normalization=channel"], "set --data.normalization mean_i"),
+        (["--init_from=source", "--ckpt_path=x.ckpt"], "--init_from takes the weights alone"),
+        (["--ckpt_path={}/source/last.ckpt"], "start a new run from its weights with --init_from"),
+        (
+            ["--ckpt_path={}/source/last.ckpt", "--model.optimizer=Adam"],
+            "start a new run from its weights with --init_from",
+        ),
+    ],
+)
+def test_what_can_not_be_taken_is_one_line(
+    flags: list[str],
+    message: str,
+    source: Path,
+    runs: Path,
+    synthetic: list[str],
+    error_of: Callable[[list[str]], str],
+) -> None:
+    given = [flag.format(runs) for flag in flags]
+    limits = ["--trainer.max_steps=4", f"--runs_dir={runs}", "--name=new"]
+    assert message in error_of(["fit", *TINY, *synthetic, *limits, *given])
+    assert not (runs / "new").exists()
