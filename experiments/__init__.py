@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from experiments.errors import RunError
+    from experiments.fitting import fit
     from experiments.inference import load
     from experiments.monitoring.loggers import RecordLogger, WandbLogger
     from experiments.monitoring.probes import ActivationStatistics, CurveOnTest
@@ -17,6 +18,7 @@ __all__ = [
     "RunError",
     "RunRecord",
     "WandbLogger",
+    "fit",
     "load",
 ]
 _HOMES = {
@@ -26,6 +28,7 @@ _HOMES = {
     "RunError": "errors",
     "RunRecord": "records.record",
     "WandbLogger": "monitoring.loggers",
+    "fit": "fitting",
     "load": "inference",
 }
 

@@ -58,8 +58,9 @@ ROOMS: dict[str, set[str]] = {
     "compare": {"texts", "identity", "records", "analysis", "command_line"},
     "wandb_report": set[str](),
     "inference": {"errors", "checkpoints"},
+    "fitting": {"records", "command_line"},
     "export": {"errors", "texts", "records", "checkpoints", "command_line", "inference"},
-    "__init__": {"errors", "records", "monitoring", "inference"},
+    "__init__": {"errors", "records", "monitoring", "fitting", "inference"},
 }
 MOST_FILES = 10  # in a folder
 LONGEST_CLASS = 200  # lines

@@ -39,7 +39,14 @@ from experiments.command_line.lightning_table import check_lightning
 from experiments.command_line.messages import one_line, show_notes
 from experiments.command_line.own_modules import add_working_directory
 from experiments.command_line.parser_seam import options_of, set_option_type
-from experiments.command_line.parsing import RunParser, Seed, fail, prepare_arguments, user_errors
+from experiments.command_line.parsing import (
+    ParserError,
+    RunParser,
+    Seed,
+    fail,
+    prepare_arguments,
+    user_errors,
+)
 from experiments.command_line.shipped_configs import with_shipped
 from experiments.errors import RunError, UsageError
 from experiments.identity import experiment_of
@@ -50,6 +57,7 @@ from experiments.process.allocator import keep_freed_memory
 from experiments.process.processes import die_with_parent
 from experiments.process.signals import Stopped
 from experiments.records.environment import fast_precision
+from experiments.records.record import RunRecord
 from experiments.records.trust import TRUST_FLAG
 from experiments.session.checks import written_config
 from experiments.session.preparation import prepare
@@ -71,6 +79,8 @@ _FOLDERS = "datamodules.ImageFolderDataModule"
 
 class CIFAR10CLI(CommandLine):
     """LightningCLI whose runs have a name, a folder, a record and checkpoints."""
+
+    record: RunRecord | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = kwargs.get("args")
@@ -220,6 +230,7 @@ class CIFAR10CLI(CommandLine):
         """Executes a command on one run."""
         with user_errors():
             session = RunSession(prepare(self, command, self.experiment))
+        self.record = session.run.record if session.run else None
         try:
             session.execute(self.arguments_of(command))
         except UsageError as error:  # in the words of Lightning
@@ -237,33 +248,8 @@ def run(args: ArgsType = None) -> None:
     Args:
         args: arguments without the program's name; default: the arguments of the process.
     """
-    use_utf8()
-    quiet_lightning()
-    show_notes()
-    keep_freed_memory()
-    die_with_parent()
     try:
-        CIFAR10CLI(
-            Classifier,
-            CIFAR10DataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            parser_class=RunParser,
-            parser_kwargs={
-                "description": DESCRIPTION,
-                **{name: {"description": text} for name, text in COMMANDS.items()},
-            },
-            save_config_callback=None,
-            auto_configure_optimizers=False,
-            trainer_defaults={
-                "max_epochs": 10,
-                "logger": {"class_path": "experiments.WandbLogger"},
-                "num_sanity_val_steps": 0,
-                "log_every_n_steps": 20,
-                "default_root_dir": "runs",
-            },
-            args=args,
-        )
+        execute(args)
     except UsageError as error:
         fail(error)
     except FloatingPointError as error:
@@ -274,3 +260,53 @@ def run(args: ArgsType = None) -> None:
         raise SystemExit(stopped.status) from None
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
+
+
+def execute(args: ArgsType = None) -> RunRecord | None:
+    """Runs a command line, and raises what is wrong.
+
+    Args:
+        args: arguments without the program's name; default: the arguments of the process.
+
+    Returns:
+        The record of the run; None if nothing is kept of it.
+
+    Raises:
+        UsageError: for an error of the user; the message is one line.
+        RunError: for an error of a run's files.
+        FloatingPointError: if a loss is not finite.
+        Stopped: if a signal ended the command.
+    """
+    use_utf8()
+    quiet_lightning()
+    show_notes()
+    keep_freed_memory()
+    die_with_parent()
+    try:
+        return _command_line(args).record
+    except ParserError as stop:
+        raise stop.error from None
+
+
+def _command_line(args: ArgsType) -> CIFAR10CLI:
+    return CIFAR10CLI(
+        Classifier,
+        CIFAR10DataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        parser_class=RunParser,
+        parser_kwargs={
+            "description": DESCRIPTION,
+            **{name: {"description": text} for name, text in COMMANDS.items()},
+        },
+        save_config_callback=None,
+        auto_configure_optimizers=False,
+        trainer_defaults={
+            "max_epochs": 10,
+            "logger": {"class_path": "experiments.WandbLogger"},
+            "num_sanity_val_steps": 0,
+            "log_every_n_steps": 20,
+            "default_root_dir": "runs",
+        },
+        args=args,
+    )

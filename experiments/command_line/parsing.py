@@ -156,6 +156,18 @@ def _values(arguments: list[str], *flags: str) -> list[str]:
     return values
 
 
+class ParserError(SystemExit):
+    """A `UsageError` on its way out of jsonargparse, which rewords every other exception.
+
+    Args:
+        error: what is wrong.
+    """
+
+    def __init__(self, error: UsageError) -> None:
+        super().__init__(2)
+        self.error = error
+
+
 class RunParser(LightningArgumentParser):
     """LightningCLI's parser with one-line errors and a short help."""
 
@@ -165,10 +177,10 @@ class RunParser(LightningArgumentParser):
         self.add_argument("--help_all", action=_HelpAll, help="Show every option and exit.")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Exits with status 2 and one line: the problem and the nearest valid key."""
+        """Raises a `ParserError` of one line: the problem and the nearest valid key."""
         if os.environ.get("JSONARGPARSE_DEBUG"):
             super().error(message, ex)
-        fail(UsageError(one_line(message, self._known_keys())))
+        raise ParserError(UsageError(one_line(message, self._known_keys())))
 
     def _known_keys(self) -> set[str]:
         """Every key of this parser, of its subcommands, and of this project's classes."""
