@@ -37,6 +37,7 @@ CASES: dict[str, Case] = {
         (2, 1, 2, 3),
         {"padding": "same", "dilation": (3, 2), "groups": 2},
     ),
+    "same_one_pixel": ((2, 3, 4, 3), (2, 3, 1, 1), {"padding": "same"}),
     "same_one_image": ((2, 3, 3), (3, 2, 2, 5), {"padding": "same"}),
     "one_image": ((2, 4, 4), (3, 2, 3, 3), {"padding": 1}),
 }

@@ -447,3 +447,18 @@ def test_module_starts_as_the_identity_affine() -> None:
         "bias": ([0, 0, 0], torch.bfloat16),
     }
     assert LayerNorm(3, device="meta").weight.is_meta
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
+def test_dtypes_that_are_not_real_are_named_with_a_remedy(which: int, dtype: torch.dtype) -> None:
+    inputs = [torch.ones(3, 4), torch.ones(4), torch.ones(4)]
+    inputs[which] = inputs[which].to(dtype)
+    name = ("x", "weight", "bias")[which]
+    remedy = f"call {name}.to(x.dtype)"
+    if which == 0:
+        remedy = "normalise x.real and x.imag" if dtype.is_complex else "call x.float()"
+    with pytest.raises(TypeError) as failed:
+        kernels.check(inputs[0], inputs[1], inputs[2], 1)  # where no kernel was compiled
+    message = f"layer_norm expected {name} of a floating dtype, got {dtype}: {remedy}"
+    assert str(failed.value) == message
