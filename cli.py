@@ -44,7 +44,7 @@ def main(args: "ArgsType" = None) -> None:
         print(f"cifar10-lightning {version('cifar10-lightning')}")
         return
     if words and words[0] in _PROGRAMS:
-        import_module(_PROGRAMS[words[0]]).main(words[1:])
+        _run_program(_PROGRAMS[words[0]], words[1:])
         return
     if _INTERFACE not in sys.modules:
         if args is None and all(os.environ.get(name, "0") == "0" for name in _RANKS):
@@ -52,6 +52,23 @@ def main(args: "ArgsType" = None) -> None:
         with _importing():
             import_module(_INTERFACE)
     import_module(_INTERFACE).run(args)
+
+
+def _run_program(module: str, words: list[str]) -> None:
+    """Runs another program of this project; Ctrl-C and a closed pipe end it without a traceback."""
+    if module not in sys.modules:
+        if module == "experiments.export":
+            _say("loading PyTorch and Lightning")
+        with _importing():
+            import_module(module)
+    try:
+        import_module(module).main(words)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is lost
+        raise SystemExit(1) from None
 
 
 def _say(line: str) -> None:

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from experiments.command_line.config_files import expand_home, use_utf8
+from experiments.errors import OneLineParser
 from experiments.identity import flags_of
 from experiments.reproduction.claims import Claim, claims_named
 from experiments.reproduction.kept import data_of, keep
@@ -85,7 +86,7 @@ def _write(folder: Path, claims: list[Claim]) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The options; unknown arguments are passed to every fit."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(

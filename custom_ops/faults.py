@@ -4,6 +4,7 @@
 For `custom_ops.check`. Shapes: S samples, M inputs, N outputs; all in float64.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +83,7 @@ def _with_parameters(*arguments: Any) -> Callable[[type, Arrays], Arrays]:
     def run(kind: type, given: Arrays) -> Arrays:
         parameters = {"weight": given["weight"], "bias": given["bias"]}
         layer = _layer(kind, parameters, *arguments)
-        y = layer.forward(given["x"].copy())
+        y = copy.deepcopy(layer.forward(given["x"].copy()))
         dx = layer.backward(given["dout"].copy())
         return {
             "forward": y,
@@ -96,7 +97,7 @@ def _with_parameters(*arguments: Any) -> Callable[[type, Arrays], Arrays]:
 
 def _without(kind: type, given: Arrays) -> Arrays:
     layer: Any = kind()
-    y = layer.forward(given["x"].copy())
+    y = copy.deepcopy(layer.forward(given["x"].copy()))
     return {"forward": y, _DX: layer.backward(given["dout"].copy())}
 
 

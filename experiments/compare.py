@@ -26,6 +26,7 @@ from experiments.analysis import pages, plots
 from experiments.analysis.groups import Group, doubts, group_runs, numbers, table, warnings_about
 from experiments.analysis.wandb_runs import find_wandb_files, read_wandb
 from experiments.command_line.config_files import expand_home, expand_homes, use_utf8
+from experiments.errors import OneLineParser
 from experiments.identity import experiment_name
 from experiments.records.curves import is_loss
 from experiments.records.files import PARTIAL, reason_of
@@ -77,7 +78,7 @@ def _encodable(text: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m experiments.compare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

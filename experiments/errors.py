@@ -1,5 +1,9 @@
 """Errors that tell the user what to do, and the library errors that the user can fix."""
 
+import argparse
+import sys
+from typing import Any, NoReturn
+
 
 class RunError(RuntimeError):
     """A run or its files can't be used for this command; the message names the remedy."""
@@ -27,3 +31,15 @@ def is_user_error(error: BaseException) -> bool:
         return True
     kinds = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__)
     return any(kind in _LIBRARY_ERRORS for kind in kinds)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with status 2; it takes no abbreviations."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the error and exits."""
+        print(f"error: {' '.join(message.split())}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)

@@ -30,12 +30,15 @@ from datamodules.sources import Source, find_data
 from experiments.checkpoints.evaluations import checkpoint_of
 from experiments.checkpoints.loading import checkpoint_sha256
 from experiments.command_line.config_files import expand_home, use_utf8
-from experiments.errors import RunError
+from experiments.errors import OneLineParser, RunError
 from experiments.inference import Predictor, load
 from experiments.records.files import replacing
-from experiments.records.record import CONFIG
+from experiments.records.log import METRICS
+from experiments.records.record import CONFIG, RECORD
 from experiments.records.runs import flat_config
+from experiments.records.trust import TRUST_FLAG, check_run_config
 from experiments.texts import printable
+from lightning_modules import Classifier
 
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _ENDINGS = {"onnx": ".onnx", "torch_export": ".pt2"}
@@ -84,7 +87,12 @@ class Verified(NamedTuple):
 
 
 def export(
-    checkpoint: Path, form: str, output: Path, test: ImageSet, facts: Mapping[str, Any]
+    checkpoint: Path,
+    form: str,
+    output: Path,
+    test: ImageSet,
+    facts: Mapping[str, Any],
+    model_class: type[Classifier] | None = None,
 ) -> Verified:
     """Writes a model and verifies the file on the test set before it is put in its place.
 
@@ -94,11 +102,12 @@ def export(
         output: the file to write.
         test: the images to verify it with.
         facts: more for its metadata.
+        model_class: the class of the model, if it is not one of this project.
 
     Raises:
         RunError: if the model can't be exported, or the file does not compute the same.
     """
-    loaded = load(checkpoint)
+    loaded = load(checkpoint, model_class)
     predictor = Predictor(loaded.model, loaded.normalizer, loaded.classes, "32-true")
     images = torch.from_numpy(test.images)
     expected = predictor.probabilities(images).numpy()
@@ -193,10 +202,12 @@ def main(args: list[str] | None = None) -> None:
         _check_packages(options.format)
         checkpoint = checkpoint_of(_source(options))
         output = options.output or checkpoint.with_name("model" + _ENDINGS[options.format])
+        _check_output(output)
+        kind = _class_of(options.model_class)
         test = _test_set(checkpoint, options)
         facts = {"checkpoint_sha256": checkpoint_sha256(checkpoint), "source": checkpoint.name}
-        verified = export(checkpoint, options.format, output, test, facts)
-    except (RunError, DatasetError, ValueError, OSError) as error:
+        verified = export(checkpoint, options.format, output, test, facts, kind)
+    except (RunError, DatasetError, ValueError, OverflowError, OSError) as error:
         _fail(str(error))
     size = output.stat().st_size / 2**20
     print(
@@ -213,18 +224,12 @@ def _fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        _fail(f"{message}; see python cli.py export --help")
-
-
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = _Parser(
+    parser = OneLineParser(
         prog="cli.py export",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--name", help="name of the run, whose chosen checkpoint is exported")
     parser.add_argument("--runs_dir", type=expand_home, default=Path("runs"))
@@ -232,6 +237,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", choices=_ENDINGS, default="onnx")
     parser.add_argument("--output", type=expand_home, help="default: model.onnx or model.pt2 there")
     parser.add_argument("--data_dir", type=expand_home, help="of the test set; default: the run's")
+    parser.add_argument("--model_class", help="MODULE.CLASS of a model that is not of this project")
+    parser.add_argument(TRUST_FLAG, choices=("true", "false"), default="false")
     return parser
 
 
@@ -257,10 +264,38 @@ def _source(options: argparse.Namespace) -> Path:
     return Path(options.ckpt_path or options.runs_dir / options.name)
 
 
+def _check_output(output: Path) -> None:
+    """Refuses a place where there is no folder, or a file of a run."""
+    if not output.parent.is_dir() or output.is_dir():
+        what = "is a folder" if output.is_dir() else "lies in no folder that is there"
+        raise RunError(f"{output} {what}: name a file with --output")
+    of_a_run = output.name in {CONFIG, RECORD, METRICS} or output.suffix == ".ckpt"
+    if output.exists() and of_a_run:
+        raise RunError(f"{output} is a file of a run: name another with --output")
+
+
+def _class_of(name: str | None) -> type[Classifier] | None:
+    """The class of ``--model_class``, from a module here or an installed one."""
+    if name is None:
+        return None
+    module, _, kind = name.rpartition(".")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), kind)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RunError(f"--model_class {name}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Classifier)):
+        raise RunError(f"--model_class {name} does not derive from lightning_modules.Classifier")
+    return found
+
+
 def _test_set(checkpoint: Path, options: argparse.Namespace) -> ImageSet:
     """The test set of the run that a checkpoint lies in, or of ``--data_dir``."""
     config: dict[str, Any] = {}
-    if (checkpoint.parent / CONFIG).is_file():
+    own = checkpoint.parent / CONFIG
+    if own.is_file():
+        if options.trust_run == "false":
+            check_run_config(own, [f"--data.data_dir={options.data_dir}"] * bool(options.data_dir))
         config = flat_config(checkpoint.parent)
     data_dir = options.data_dir or Path(str(config.get("data.data_dir") or "data"))
     if config.get("data") == ImageFolderDataModule.__name__:

@@ -28,7 +28,14 @@ from lightning_modules import Classifier
 Images = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
 _BATCH = 1000  # images at once, as in `cli.py predict`
 _MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-_TRUE = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
+_TRUE: dict[str, torch.dtype] = {
+    "64-true": torch.float64,
+    "bf16-true": torch.bfloat16,
+    "16-true": torch.float16,
+}
+
+
+_PRECISIONS = {"32-true", *_MIXED, *_TRUE}
 
 
 @dataclass(frozen=True)
@@ -140,12 +147,15 @@ def load(
         model = kind(**{name: settings[name] for name in settings if not name.startswith("_")})
         normalizer = Normalizer(state["normalization"])
         normalizer.load_state_dict(state)
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{path} does not fit {kind.__name__}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"{path} does not fit {kind.__name__}: {reason}") from error
     check_model(path, content, model)
+    names, precision = state["label_names"], content.get("precision", "32-true")
+    if len(names) != model.hparams["num_classes"] or precision not in _PRECISIONS:
+        raise RunError(f"{path} has {len(names)} names of classes and the precision {precision}")
     model.load_state_dict(content["state_dict"])
-    precision = content.get("precision", "32-true")
-    return Predictor(model, normalizer, state["label_names"], precision, device)
+    return Predictor(model, normalizer, names, precision, device)
 
 
 def _known_class(path: Path, name: str) -> type[Classifier]:
@@ -153,33 +163,43 @@ def _known_class(path: Path, name: str) -> type[Classifier]:
     if not (isinstance(kind, type) and issubclass(kind, Classifier)):
         raise RunError(
             f"{path} holds a model of the class {name}, which is not of this project: pass it, "
-            f"load(..., model_class={name.rpartition('.')[2]})"
+            f"load(..., model_class={name.rpartition('.')[2]}) or --model_class MODULE.CLASS"
         )
     return kind
 
 
 def _collect(images: Images | Sequence[Images]) -> list[tuple[str, np.ndarray[Any, Any]]]:
     """Pictures as uint8 ``(3, 32, 32)``, each with the name of its file."""
-    if isinstance(images, str | Path):
+    if isinstance(images, str | Path) and str(images):
         found = read_images(Path(images).expanduser())
         return list(zip(found.names, found.images, strict=True))
     if isinstance(images, Image.Image):
         return [("", pixels_of(images))]
     if isinstance(images, Tensor):
+        if images.dtype != torch.uint8:
+            raise TypeError(_NOT_PIXELS.format(str(images.dtype).removeprefix("torch.")))
         many = images if images.ndim == 4 else images.unsqueeze(0)
         return _of_arrays(many.movedim(1, -1).cpu().numpy() if many.ndim == 4 else many.numpy())
     if isinstance(images, np.ndarray):
         return _of_arrays(images if images.ndim == 4 else images[None])
-    return [picture for image in images for picture in _collect(image)]
+    if isinstance(images, list | tuple):
+        return [picture for image in images for picture in _collect(image)]
+    raise TypeError(
+        "predict expected a path, a PIL image, an array, a tensor or a list of these, got "
+        f"{images!r:.40}"
+    )
+
+
+_NOT_PIXELS = (
+    "predict expected uint8 pixels from 0 to 255, got {}: convert them, as by "
+    "(images * 255).round().astype('uint8') from 0 to 1; they are normalised here"
+)
 
 
 def _of_arrays(images: np.ndarray[Any, Any]) -> list[tuple[str, np.ndarray[Any, Any]]]:
     if images.dtype != np.uint8:
-        raise TypeError(
-            f"predict expected uint8 pixels from 0 to 255, got {images.dtype}: convert them, as by "
-            "(images * 255).round().astype('uint8') from 0 to 1; they are normalised here"
-        )
-    if images.ndim != 4 or images.shape[-1] != 3:
+        raise TypeError(_NOT_PIXELS.format(str(images.dtype).removeprefix("torch.")))
+    if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:]:
         raise ValueError(
             f"predict expected an array (H, W, 3) or a tensor (3, H, W), got {images.shape[1:]} "
             "with channels last: convert to RGB"

@@ -55,7 +55,7 @@ ROOMS: dict[str, set[str]] = {
     "command_line": {*_BASE, "lightning_seam", "process", "records", "checkpoints", "monitoring"}
     | {"session"},
     "reproduction": {"texts", "identity", "records", "analysis"},
-    "compare": {"texts", "identity", "records", "analysis", "command_line"},
+    "compare": {"errors", "texts", "identity", "records", "analysis", "command_line"},
     "wandb_report": set[str](),
     "inference": {"errors", "checkpoints"},
     "fitting": {"records", "command_line"},

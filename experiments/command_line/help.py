@@ -45,6 +45,11 @@ examples:
   python cli.py fit --config configs/cnn.yaml --trainer.accelerator gpu
   python cli.py test --name RUN
   python cli.py predict --name RUN --data.predict_dir FOLDER
+
+other commands, each with a --help of its own:
+  python cli.py export --name RUN         write a model as an ONNX or torch.export file
+  python cli.py compare                   compare runs
+  python cli.py reproduce --list          the claims of the report
 """
 _MORE = f"""
 more:

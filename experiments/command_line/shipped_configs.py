@@ -41,7 +41,7 @@ def with_shipped(arguments: Sequence[str]) -> list[str]:
 
 def _path(value: str) -> str:
     given = Path(value)
-    if given.exists() or not value or ".." in given.parts:
+    if given.is_file() or not value or ".." in given.parts:
         return value
     name = given.with_suffix("") if given.suffix == ".yaml" else given
     inside = name.relative_to("configs") if name.parts[:1] == ("configs",) else name

@@ -321,3 +321,71 @@ def test_a_file_that_can_not_be_checked_is_one_line(
     assert failed.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+class Exits(ELU):
+    """Of a student."""
+
+    def forward(self, x: Any) -> Any:
+        raise SystemExit(0)
+
+
+class Overflows(Softmax):
+    """Of a student."""
+
+    y = "np.full(x.shape, 1e308) * 10"
+
+
+class Torch(ELU):
+    """Of a student."""
+
+    def forward(self, x: Any) -> Any:
+        return torch.tensor(super().forward(x), requires_grad=True)
+
+
+class Reuses(ELU):
+    """Of a student."""
+
+    def backward(self, dout: Any) -> Any:
+        self.out[...] = super().backward(dout)
+        return self.out
+
+
+class Nothing(ELU):
+    """Of a student."""
+
+    def forward(self, x: Any) -> Any:
+        super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "wrong"),
+    [
+        (Exits, "ELU", {"": "it raises SystemExit: 0"}),
+        (Torch, "ELU", {}),
+        (Reuses, "ELU", {}),
+        (Nothing, "ELU", {"forward": "nothing is returned"}),
+    ],
+)
+def test_odd_code_gets_a_verdict(kind: type, name: str, wrong: dict[str, str]) -> None:
+    found = results(**{name: kind})
+    assert {key: text for (_, key), text in found.items() if text} == wrong
+
+
+def test_warnings_of_numpy_are_no_noise(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "ops.py"
+    path.write_text(
+        "import numpy as np\nclass SoftMaxModule:\n"
+        "    def forward(self, x):\n        return np.full(x.shape, 1e308) * 10\n"
+        "    def backward(self, dout):\n        return np.log(dout * 0)\n"
+    )
+    status, printed = run(str(path))
+    assert status == 1
+    assert "15 of 15 values are not finite" in printed
+    assert "Warning" not in printed
+
+
+def test_a_file_that_exits_is_not_right(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "ops.py"
+    path.write_text("raise SystemExit(0)")
+    assert run(str(path)) == (2, f"error: {path} can't be run: SystemExit: 0\n")

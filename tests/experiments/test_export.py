@@ -1,7 +1,9 @@
 """An exported model needs nothing of this project, and computes the same."""
 
 import json
+import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,5 +134,54 @@ def test_a_file_that_computes_something_else_is_not_kept(
 def test_missing_packages_are_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert "pip install onnx onnxscript onnxruntime" in refused(["--name=x"], capsys)
+
+
+def test_a_strangers_run_is_exported_only_if_it_leads_nowhere(
+    fit: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit(*KINDS["batch"]).path
+    config, outside = run / "config.yaml", tmp_path / "outside"
+    text = re.sub(r"data_dir: .*", f"data_dir: {outside}", config.read_text())
+    config.write_text(text)  # not as this user's fit has written it
+    capsys.readouterr()
+    words = ["--name=run", f"--runs_dir={run.parent}", "--format=torch_export"]
+    line = refused(words, capsys)
+    assert "data_dir leads out of the run" in line
+    assert "--trust_run true" in line
+    config.write_text(text.replace("lightning_modules.MLP", "evil.Evil"))
+    assert "evil.Evil" in refused([*words, f"--data_dir={outside}"], capsys)
+    assert not outside.exists()
+    assert not (run / "model.pt2").exists()
+
+
+def test_a_place_that_is_taken_is_refused_before_any_work(
+    fit: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit(*KINDS["batch"]).path
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    capsys.readouterr()
+    words = ["--name=run", f"--runs_dir={run.parent}", "--format=torch_export"]
+    for name in ("record.json", "best.ckpt", "config.yaml", "metrics.jsonl"):
+        assert "is a file of a run" in refused([*words, f"--output={run / name}"], capsys)
+    assert "lies in no folder" in refused([*words, f"--output={tmp_path / 'a' / 'b'}"], capsys)
+    assert "is a folder" in refused([*words, f"--output={tmp_path}"], capsys)
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+def test_a_class_of_ones_own_is_named(
+    fit: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = "from lightning_modules import MLP\n\n\nclass Mine(MLP):\n    pass\n"
+    (tmp_path / "mine_of_export.py").write_text(own, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    run = fit("--model=mine_of_export.Mine", "--model.hidden_units=[4]").path
+    capsys.readouterr()
+    words = ["--name=run", f"--runs_dir={run.parent}", "--format=torch_export"]
+    assert "or --model_class MODULE.CLASS" in refused(words, capsys)
+    assert "no attribute" in refused([*words, "--model_class=mine_of_export.Yours"], capsys)
+    assert "does not derive from" in refused([*words, "--model_class=json.JSONDecoder"], capsys)
+    main(["export", *words, "--model_class=mine_of_export.Mine"])
+    assert (run / "model.pt2").is_file()

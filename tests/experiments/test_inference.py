@@ -101,6 +101,13 @@ def test_a_run_in_the_working_directory_goes_by_its_name(
         (torch.zeros(32, 32, dtype=torch.uint8), ValueError, "expected an array"),
         ("nothing.png", DatasetError, "nothing to predict"),
         ([], ValueError, "no images"),
+        ("", TypeError, "a path, a PIL image, an array, a tensor or a list of these, got ''"),
+        (None, TypeError, "or a list of these, got None"),
+        (b"cat.jpg", TypeError, "or a list of these, got b'cat.jpg'"),
+        ({"a": 1}, TypeError, "or a list of these"),
+        (torch.zeros(3, 4, 4, dtype=torch.bfloat16), TypeError, "uint8 pixels .* got bfloat16"),
+        (torch.zeros(3, 4, 4, requires_grad=True), TypeError, "uint8 pixels .* got float32"),
+        (np.zeros((0, 7, 3), np.uint8), ValueError, "expected an array"),
     ],
 )
 def test_other_images_are_refused(
@@ -126,9 +133,29 @@ def other_weights(content: dict[str, object]) -> None:
     content["hyper_parameters"] = {"hidden_units": [9]}
 
 
+def one_name(content: dict[str, object]) -> None:
+    content["CIFAR10DataModule"]["label_names"] = ["a"]  # type: ignore[index]
+
+
+def odd_precision(content: dict[str, object]) -> None:
+    content["precision"] = "zz"
+
+
+def no_settings(content: dict[str, object]) -> None:
+    content["hyper_parameters"] = [1]
+
+
+def too_wide(content: dict[str, object]) -> None:
+    content["hyper_parameters"] = {"hidden_units": [10**13]}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (one_name, "has 1 names of classes"),
+        (odd_precision, "and the precision zz"),
+        (no_settings, "best.ckpt"),
+        (too_wide, "does not fit MLP: "),
         (other_class, r"the class Mine, .*: pass it, load\(..., model_class=Mine\)"),
         (no_data, "holds no state of a CIFAR10DataModule"),
         (other_weights, "best.ckpt"),

@@ -1,5 +1,7 @@
 """The configs of this project go by their names, also away from its folder."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -8,7 +10,7 @@ import pytest
 
 from cli import main
 from experiments.command_line.shipped_configs import CONFIGS, names, with_shipped
-from tests.conftest import Cli
+from tests.conftest import PROJECT, Cli
 
 
 @pytest.fixture(autouse=True)
@@ -63,3 +65,25 @@ def test_other_programs_are_commands_too(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit):
         main(["compare"])
     assert "runs" in capsys.readouterr().err
+
+
+def test_a_folder_of_that_name_is_no_config(elsewhere: Path) -> None:
+    (elsewhere / "mlp").mkdir()
+    assert with_shipped(["--config=mlp"]) == [f"--config={CONFIGS / 'mlp.yaml'}"]
+
+
+@pytest.mark.parametrize("words", [["compare", "--format=foo"], ["reproduce", "--budget=foo"]])
+def test_errors_of_other_programs_are_one_line(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: argument --")
+
+
+def test_a_closed_pipe_ends_without_a_traceback() -> None:
+    command = f"{sys.executable} {PROJECT / 'cli.py'} reproduce --list | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("numpy ")
+    assert done.stderr == ""
