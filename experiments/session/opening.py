@@ -31,6 +31,7 @@ from experiments.session.resuming import (
     limits_changed,
     make_room,
     note_changes,
+    note_unused,
 )
 
 _RUN_VARIABLE = "CIFAR10_LIGHTNING_RUN"  # passes the name of a run to its other processes
@@ -134,6 +135,7 @@ class OpenRun:
                 record, before, asked
             )
             if self.is_over:
+                note_unused(changes_between(before, asked))
                 return record
         changes = changes_between(before, asked)
         note_changes(changes)

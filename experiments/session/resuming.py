@@ -92,6 +92,13 @@ def limits_changed(before: Mapping[str, Any], config: Mapping[str, Any]) -> bool
     return any(before.get(name) != config.get(name) for name in limits)
 
 
+def note_unused(changes: Mapping[str, Any]) -> None:
+    """Says which settings a finished run does not take, since nothing is left to train."""
+    if changes:
+        listed = ", ".join(f"{name} {now}" for name, (_, now) in changes.items())
+        _log.info(f"not used, as the run is finished: {listed}; for another run, pass --name")
+
+
 def note_changes(changes: Mapping[str, Any]) -> None:
     """Prints the settings that a resume changes, because they change the result of the run."""
     if changes:

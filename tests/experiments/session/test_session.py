@@ -75,3 +75,14 @@ def test_a_terminated_run_exits_with_143(
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 128 + signal.SIGTERM
     assert RunRecord.open(tmp_path / "runs" / "run").fields["status"] == "preempted"
+
+
+def test_a_finished_run_says_which_settings_it_does_not_take(
+    fit: Cli, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = fit(*TINY)
+    capsys.readouterr()
+    again = fit(*TINY, "--resume", "--model.optimizer.lr=0.5")
+    said = capsys.readouterr().err
+    assert "not used, as the run is finished: model.optimizer.lr 0.5; for another run" in said
+    assert again.fields["lr"] == before.fields["lr"]
