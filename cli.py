@@ -5,6 +5,7 @@ Each run keeps everything in ``runs/<name>/``; later commands find it by name:
 """
 
 import contextlib
+import errno
 import gc
 import os
 import signal
@@ -66,7 +67,9 @@ def _run_program(module: str, words: list[str]) -> None:
         sys.stdout.flush()
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno not in {errno.EPIPE, errno.ENOSPC}:
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is lost
         raise SystemExit(1) from None
 

@@ -123,7 +123,7 @@ def _check_class(exercise: Exercise, name: str, kind: type) -> Iterator[tuple[st
         yield title, "", "not filled in yet"
         return
     except (Exception, SystemExit) as error:  # whatever a student's code raises
-        yield title, "", f"it raises {type(error).__name__}: {' '.join(str(error).split())}"
+        yield title, "", f"it raises {_line(error)}"
         return
     for quantity, result in found.items():
         yield title, quantity, verdict(exercise, quantity, result)
@@ -181,8 +181,14 @@ def _load(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever a student's file raises
-        _fail(f"{path} can't be run: {type(error).__name__}: {' '.join(str(error).split())}")
+        _fail(f"{path} can't be run: {_line(error)}")
     return module
+
+
+def _line(error: BaseException) -> str:
+    """An error in one line, without characters that a terminal would obey."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {''.join(c if c.isprintable() else '?' for c in text)}"
 
 
 def _fail(message: str) -> NoReturn:

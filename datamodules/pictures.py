@@ -68,14 +68,24 @@ def _read_image(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
 def pixels_of(file: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The pixels of an image, uint8 ``(3, 32, 32)``, rotated by its EXIF orientation."""
     turn = _TURNS.get(_orientation(file))
-    # convert() would clip 16-bit grey at 255: white.
-    deep = file.mode.startswith("I;16")
-    image = Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)) if deep else file
-    image = image.convert("RGB")
+    image = (_eight_bits(file) if file.mode[0] in "IF" else file).convert("RGB")
     if turn is not None:
         image = image.transpose(turn)
     small = image.resize((_SIZE, _SIZE), Image.Resampling.BILINEAR)
     return np.asarray(small, dtype=np.uint8).transpose(2, 0, 1)
+
+
+def _eight_bits(file: Image.Image) -> Image.Image:
+    """Grey of 16 bits, 32 bits or floats as 8 bits: `convert` would clip it at 255, which is white.
+
+    Values above 255 are those of 16 bits; floats from 0 to 1 are scaled.
+    """
+    values = np.nan_to_num(np.asarray(file).astype(np.float64))
+    if file.mode == "F" and values.max() <= 1:
+        values = values * 255
+    elif file.mode.startswith("I;16") or values.max() > 255:
+        values = values // 256
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
 
 
 def _orientation(file: Image.Image) -> Any:

@@ -11,6 +11,7 @@ of the classes in its metadata.
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import logging
@@ -220,7 +221,8 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    print(printable(f"error: {' '.join(message.split())}"), file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody may be listening
+        print(printable(f"error: {' '.join(message.split())}"), file=sys.stderr)
     raise SystemExit(2)
 
 

@@ -98,11 +98,12 @@ def test_a_signal_when_all_is_done_but_the_summary_changes_nothing(labs: dict[st
 
 
 @pytest.mark.slow
-def test_nobody_needs_to_listen(labs: dict[str, Lab]) -> None:
+@pytest.mark.parametrize("streams", ["> /dev/full 2>&-", "2> /dev/full"])
+def test_nobody_needs_to_listen(streams: str, labs: dict[str, Lab]) -> None:
     lab = labs["MLP"]
-    places = [f"--runs_dir={lab.root}", "--name=deaf"]
+    places = [f"--runs_dir={lab.root}", "--name=deaf", "--overwrite=true"]
     command = shlex.join([sys.executable, "cli.py", "fit", *lab.options, *places])
-    done = subprocess.run(f"{command} > /dev/full 2>&-", shell=True, cwd=PROJECT, check=False)
+    done = subprocess.run(f"{command} {streams}", shell=True, cwd=PROJECT, check=False)
     assert done.returncode == 0
     assert lab.result("deaf") == lab.result("whole")
 

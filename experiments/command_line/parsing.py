@@ -5,7 +5,7 @@ import os
 import sys
 from argparse import SUPPRESS, Action
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -62,7 +62,8 @@ def fail(error: UsageError) -> NoReturn:
         raise error
     place = place_of(str(error), _LINES)
     line = f"{error} ({place})" if place else str(error)
-    print(f"error: {printable(line)}", file=sys.stderr)
+    with suppress(OSError):  # nobody may be listening
+        print(f"error: {printable(line)}", file=sys.stderr)
     raise SystemExit(2)
 
 

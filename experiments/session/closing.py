@@ -1,5 +1,6 @@
 """The output of a command at its start and its end, and the final state of the run."""
 
+import contextlib
 import logging
 import shlex
 import sys
@@ -22,12 +23,13 @@ def announce(prepared: Prepared, run: OpenRun | None) -> None:
     trainer, model = prepared.trainer, prepared.model
     if run is not None and trainer.is_global_zero:
         parameters = sum(p.numel() for p in model.parameters())
-        print(
+        line = (
             f"{prepared.command} {run.record.name}: {type(model).__name__}, {parameters:,} "
             f"parameters, on {trainer.strategy.root_device} in {trainer.precision}, "
-            f"seed {int(prepared.config.seed_everything)}",
-            file=sys.stderr,
+            f"seed {int(prepared.config.seed_everything)}"
         )
+        with contextlib.suppress(OSError):  # nobody may be listening
+            print(line, file=sys.stderr)
     if prepared.is_fit:
         note_without_validation(trainer, prepared.data)
 

@@ -330,10 +330,11 @@ class Exits(ELU):
         raise SystemExit(0)
 
 
-class Overflows(Softmax):
+class Coloured(ELU):
     """Of a student."""
 
-    y = "np.full(x.shape, 1e308) * 10"
+    def forward(self, x: Any) -> Any:
+        raise RuntimeError("a\x1b[31m\nred")
 
 
 class Torch(ELU):
@@ -362,6 +363,7 @@ class Nothing(ELU):
     ("kind", "name", "wrong"),
     [
         (Exits, "ELU", {"": "it raises SystemExit: 0"}),
+        (Coloured, "ELU", {"": "it raises RuntimeError: a?[31m red"}),
         (Torch, "ELU", {}),
         (Reuses, "ELU", {}),
         (Nothing, "ELU", {"forward": "nothing is returned"}),

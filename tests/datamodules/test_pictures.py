@@ -194,3 +194,24 @@ def test_a_checkpoint_without_statistics_is_an_error_before_anything_is_written(
         message = error_of(["predict", f"--runs_dir={runs}", "--name=run", *flags])
         assert "CIFAR10DataModule" in message
     assert not [*kept.glob("predictions*")]
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "expected"),
+    [
+        ("I", [0, 256 * 90 + 7, 65535], [0, 90, 255]),  # 16 bits in 32
+        ("I", [0, 90, 255], [0, 90, 255]),
+        ("F", [0.0, 90 / 255, 1.0], [0, 90, 255]),
+        ("F", [0.0, 90.0, 255.0], [0, 90, 255]),
+        ("F", [float("nan"), 90.0, -5.0], [0, 90, 0]),
+    ],
+)
+def test_grey_of_32_bits_is_not_clipped(
+    mode: str, values: list[float], expected: list[int], tmp_path: Path
+) -> None:
+    dtype = np.int32 if mode == "I" else np.float32
+    columns = np.repeat(np.array(values, dtype), [10, 12, 10])[None].repeat(32, 0)
+    Image.fromarray(columns, mode=None).save(tmp_path / "a.tiff")
+    assert Image.open(tmp_path / "a.tiff").mode == mode
+    found = read_images(tmp_path).images[0, :, 16, [4, 16, 28]]
+    assert found.tolist() == [[value] * 3 for value in expected]
