@@ -507,11 +507,16 @@ NOT_HERE = {
 FAST = {"callbacks=GradientAccumulationScheduler"}
 
 
-def undisturbed(lab: Lab, case: str, tmp_path: Path) -> tuple[list[str], Seen]:
+def flags_of(case: str, tmp_path: Path) -> list[str]:
     flags = CASES[case].flags
     if config := CASES[case].config:
         (tmp_path / "case.yaml").write_text(config)
         flags = [f"--config={tmp_path / 'case.yaml'}", *flags]
+    return flags
+
+
+def undisturbed(lab: Lab, case: str, tmp_path: Path) -> tuple[list[str], Seen]:
+    flags = flags_of(case, tmp_path)
     ended = lab.fit(f"{case}-whole", *flags)
     assert ended.code == 0, ended.err
     return flags, Seen(lab.root / f"{case}-whole", ended.err + ended.out, lab.root / "whole")
@@ -561,7 +566,7 @@ TWO = ["callbacks=GradientAccumulationScheduler", "callbacks=StochasticWeightAve
 @pytest.mark.parametrize("case", TWO)
 def test_two_processes_go_on_exactly(labs: dict[str, Lab], case: str, tmp_path: Path) -> None:
     lab = labs["MLP"]
-    flags, _ = undisturbed(lab, case, tmp_path)
+    flags = flags_of(case, tmp_path)
     whole = lab.fit_two(f"{case}-two-whole", HALF, *flags)
     assert [process.code for process in whole] == [0, 0], whole
     for place in CASES[case].kills:
