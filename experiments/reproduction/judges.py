@@ -93,8 +93,8 @@ def _missing(*groups: Mapping[int, float]) -> Verdict | None:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A claim with a figure: it holds if the figure agrees with one more run of ours."""
+class _OneArm:
+    """What every claim about one arm and a figure has."""
 
     arm: str
     number: float
@@ -104,6 +104,11 @@ class Figure:
     def arms(self) -> tuple[str, ...]:
         """The arm."""
         return (self.arm,)
+
+
+@dataclass(frozen=True)
+class Figure(_OneArm):
+    """A claim with a figure: it holds if the figure agrees with one more run of ours."""
 
     def judge(self, runs: Runs) -> Judgement:
         """Tests whether the figure is inside the 95 % prediction interval of our runs."""
@@ -118,17 +123,8 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class AtLeast:
+class AtLeast(_OneArm):
     """A claim that an accuracy is at least a figure."""
-
-    arm: str
-    number: float
-    metric: str = ACCURACY
-
-    @property
-    def arms(self) -> tuple[str, ...]:
-        """The arm."""
-        return (self.arm,)
 
     def judge(self, runs: Runs) -> Judgement:
         """Tests on which side of the figure the 95 % confidence interval of our mean is."""
