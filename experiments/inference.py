@@ -152,7 +152,7 @@ def load(
         raise RunError(f"{path} does not fit {kind.__name__}: {reason}") from error
     check_model(path, content, model)
     names, precision = state["label_names"], content.get("precision", "32-true")
-    if len(names) != model.hparams["num_classes"] or precision not in _PRECISIONS:
+    if len(names) != model.num_classes or precision not in _PRECISIONS:
         raise RunError(f"{path} has {len(names)} names of classes and the precision {precision}")
     model.load_state_dict(content["state_dict"])
     return Predictor(model, normalizer, names, precision, device)

@@ -79,7 +79,11 @@ class Classifier(Evaluated, ABC):
         lr_interval: the unit of the schedule: optimiser steps or epochs.
         label_smoothing: share of the target that the training loss spreads over all classes.
 
+    A subclass may have a ``training_step`` of its own. If that calls `note`, ``train/acc`` is
+    logged too.
+
     Attributes:
+        num_classes: see above.
         takes_half_precision: whether the model learns equally well in mixed precision, so that a
             command may choose it if it is faster.
         step_figures: values that callbacks add to the next log entry, by name.
@@ -105,6 +109,7 @@ class Classifier(Evaluated, ABC):
             raise ValueError(f"model.label_smoothing must be 0 to 1, got {label_smoothing}")
         # A checkpoint that loads with weights_only=True can't hold callables, such as optimisers.
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"], logger=False)
+        self.num_classes = num_classes
         self.optimizer = _Shared(optimizer)
         self.lr_scheduler = lr_scheduler and _Shared(lr_scheduler)
         self.lr_interval = lr_interval
@@ -192,25 +197,23 @@ class Classifier(Evaluated, ABC):
         Raises:
             FloatingPointError: if the loss is not finite.
         """
+        if outputs and not self._sums.is_noted:  # by a training_step of a user's own
+            self._sums.note_loss(outputs["loss"], len(batch[1]))
         self._sums.end_batch()
-        if not is_log_step(self.trainer):
+        if not is_log_step(self.trainer) or not len(noted := self._sums.take()):
             return
-        noted = self._sums.take()
-        loss, accuracy = means(noted, self)
-        if not math.isfinite(loss):
+        figures = means(noted, self)
+        if not math.isfinite(loss := figures["train/loss"]):
             raise FloatingPointError(
                 f"train/loss is {loss} at {first_bad(noted, self.trainer)}: {DIVERGED}"
             )
-        self._log_step({"train/loss": loss, "train/acc": accuracy, **self.step_figures})
+        self._log_step({**figures, **self.step_figures})
         self.step_figures.clear()
 
     def unlogged(self) -> dict[str, float]:
         """Loss and accuracy of training since the last log entry; empty without new batches."""
         noted = self._sums.folded()
-        if not len(noted):
-            return {}
-        loss, accuracy = means(noted.cpu().double(), self)
-        return {"train/loss": loss, "train/acc": accuracy}
+        return means(noted.cpu().double(), self) if len(noted) else {}
 
     def _log_step(self, figures: dict[str, float]) -> None:
         """Logs values of a step like `log`, which takes half a millisecond for each value."""

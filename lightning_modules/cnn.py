@@ -76,7 +76,7 @@ class CNN(Classifier):
         layers += _stage(512, None, blocks=2, order=block_order)
         if final_norm:
             layers += [nn.BatchNorm2d(512), nn.ReLU(inplace=True)]
-        layers += [nn.Flatten(), nn.Linear(512, self.hparams["num_classes"])]
+        layers += [nn.Flatten(), nn.Linear(512, self.num_classes)]
         self.layers = nn.Sequential(*layers)
         if channels_last:
             self.layers.to(memory_format=torch.channels_last)

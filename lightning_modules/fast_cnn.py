@@ -102,7 +102,7 @@ class FastCNN(Classifier):
         self.groups = nn.Sequential(
             *(_group(a, b, bn_momentum) for a, b in itertools.pairwise(channels))
         )
-        self.head = nn.Linear(widths[-1], self.hparams["num_classes"], bias=False)
+        self.head = nn.Linear(widths[-1], self.num_classes, bias=False)
         nn.init.normal_(self.head.weight, std=1 / 256)
         if channels_last:
             self.to(memory_format=torch.channels_last)

@@ -78,9 +78,7 @@ class FineTuned(Classifier):
         self.image_size = image_size
         self.frozen = freeze
         self._has_weights = False
-        self.network = models.get_model(
-            architecture, weights=None, num_classes=self.hparams["num_classes"]
-        )
+        self.network = models.get_model(architecture, weights=None, num_classes=self.num_classes)
         self.network.to(memory_format=torch.channels_last)
         self._try_size()
         if freeze:
@@ -107,7 +105,7 @@ class FineTuned(Classifier):
 
     def _outputs(self) -> set[str]:
         """The output layers: the last one, and those of auxiliary classifiers."""
-        classes = self.hparams["num_classes"]
+        classes = self.num_classes
         found = {
             name: getattr(layer, "out_features", getattr(layer, "out_channels", None))
             for name, layer in self.network.named_modules()

@@ -1,5 +1,6 @@
 """Metrics of training and evaluation, summed on the device until they are read."""
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -19,11 +20,14 @@ class StepSums:
     """Loss and correct predictions of the training batches since the last log entry.
 
     Attributes:
-        noted: a row for each batch: mean loss, correct predictions, images; float32, on the device.
+        noted: a row for each batch: mean loss, correct predictions (NaN if unknown), images;
+            float32, on the device.
+        is_noted: whether the values of this batch are known.
     """
 
     def __init__(self) -> None:
         self.noted = torch.zeros(0, 3)
+        self.is_noted = False
         self._latest: tuple[Tensor, Tensor, Tensor] | None = None
         self._window: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -39,9 +43,23 @@ class StepSums:
             labels: int64 ``(B,)``.
         """
         self._latest = loss, logits, labels
+        self.is_noted = True
+
+    @torch.no_grad()
+    def note_loss(self, loss: Tensor, images: int) -> None:
+        """Adds a batch of which only the loss is known.
+
+        Args:
+            loss: the mean of the batch, a scalar.
+            images: number of images.
+        """
+        row = torch.tensor([[0.0, math.nan, images]], device=loss.device)
+        row[0, 0] = loss
+        self.noted = torch.cat([self.folded().to(row.device), row])
 
     def end_batch(self) -> None:
         """Adds the batch of `note` to the list, and folds the list if it is long."""
+        self.is_noted = False
         if self._latest is not None:
             self._window.append(self._latest)
             self._latest = None
@@ -114,8 +132,8 @@ class EvaluationSums:
         self.mean_loss.to(device)
 
 
-def means(rows: Tensor, module: LightningModule) -> tuple[float, float]:
-    """Loss and accuracy over the images of all processes.
+def means(rows: Tensor, module: LightningModule) -> dict[str, float]:
+    """``train/loss`` and, if known, ``train/acc`` over the images of all processes.
 
     Args:
         rows: rows of `StepSums`, float64.
@@ -126,7 +144,8 @@ def means(rows: Tensor, module: LightningModule) -> tuple[float, float]:
     if module.trainer.world_size > 1:
         sums = module.trainer.strategy.reduce(sums.float().to(module.device), reduce_op="sum")
     loss, right, total = sums.tolist()
-    return loss / total, right / total
+    accuracy = {} if math.isnan(right) else {"train/acc": right / total}
+    return {"train/loss": loss / total, **accuracy}
 
 
 def first_bad(rows: Tensor, trainer: Trainer) -> str:
@@ -143,10 +162,13 @@ class Evaluated(LightningModule):
     """A module with metrics of its logits over the whole set in validations and tests.
 
     Attributes:
+        num_classes: the size of the logits; a subclass sets it.
         confusion: for each name of an evaluation (``val``, ``validate``, ``test``), the last
             confusion matrix: int64 ``(num_classes, num_classes)``, rows true, columns
             predicted.
     """
+
+    num_classes: int
 
     def __init__(self) -> None:
         super().__init__()
@@ -185,7 +207,7 @@ class Evaluated(LightningModule):
 
     def _evaluated(self, stage: Stage) -> EvaluationSums:
         if stage not in self._evaluations:
-            self._evaluations[stage] = EvaluationSums(self.hparams["num_classes"])
+            self._evaluations[stage] = EvaluationSums(self.num_classes)
         return self._evaluations[stage]
 
     def on_validation_epoch_end(self) -> None:

@@ -63,7 +63,7 @@ class MLP(Classifier):
             if normalize is not None:
                 layers.append(normalize(fan_out))
             layers.append(activate())
-        layers.append(nn.Linear(widths[-1], self.hparams["num_classes"]))
+        layers.append(nn.Linear(widths[-1], self.num_classes))
         self.layers = nn.Sequential(*layers)
         if weight_std is not None:
             _init_normal(self.layers, weight_std)

@@ -83,7 +83,7 @@ class NumPyMLP(Classifier):
         self.automatic_optimization = False
         # Drawn from torch's generator, so that seed_everything decides the weights here too.
         rng = np.random.default_rng(int(torch.randint(2**62, ())))
-        widths = [int(np.prod(IMAGE_SHAPE)), *hidden_units, self.hparams["num_classes"]]
+        widths = [int(np.prod(IMAGE_SHAPE)), *hidden_units, self.num_classes]
         self.linears = nn.ModuleList(
             NumPyLinear(numpy_ops.Linear(fan_in, fan_out, weight_std, rng))
             for fan_in, fan_out in itertools.pairwise(widths)

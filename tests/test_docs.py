@@ -247,6 +247,9 @@ def test_add_a_model(reader: Reader, capsys: pytest.CaptureFixture[str]) -> None
     assert "test/acc" in record.summary
     assert RunRecord.open(runs / "mynet-wide").fields["optimizer"] == "Adam"
     assert "mynet-wider" in capsys.readouterr().out
+    mixed = RunRecord.open(runs / "mixed").summary
+    assert mixed["train/loss"] > 0 and "train/acc" not in mixed
+    assert mixed["test/acc"] > 0
 
 
 def test_add_a_data_set(reader: Reader, capsys: pytest.CaptureFixture[str]) -> None:

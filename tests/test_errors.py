@@ -72,7 +72,10 @@ def test_an_unknown_flag_names_the_nearest(
             "model: {class_path: lightning_modules.MLP, init_args: {hiden_units: [3]}}",
             "unknown key 'hiden_units', did you mean 'hidden_units'",
         ),
-        ("model: {class_path: lightning_modules.MPL}", "lightning_modules.MPL.*no attribute"),
+        (
+            "model: {class_path: lightning_modules.MPL}",
+            "lightning_modules has no MPL, did you mean MLP",
+        ),
         (
             "model: {class_path: lightning_modules.MLP, init_args: {hidden_units: many}}",
             "hidden_units: expected list, got many",
@@ -161,7 +164,14 @@ def test_a_missing_config_file_is_named(refused: Callable[..., str]) -> None:
         ("--model.block_order=bn", "no option 'block_order'"),
         ("--model.lr=-1", "model.optimizer: Invalid learning rate: -1.0"),
         ("--model.lr=fast", "model.lr: expected float, got fast"),
-        ("--model.optimizer=Addam", "optimizer: expected the name of a class, got Addam"),
+        ("--model.optimizer=Addam", "the name of a class, got Addam, did you mean Adam?"),
+        ("--model.optimizer=torch.optim.Adm", "torch.optim has no Adm, did you mean Adam?"),
+        ("--model.lr_scheduler=StepLn", "lr_scheduler: expected the name of a class, got StepLn, "),
+        ("--trainer.callbacks=EarlyStoping", "got EarlyStoping, did you mean EarlyStopping?"),
+        ("--trainer.callbacks+=EarlyStoping", "got EarlyStoping, did you mean EarlyStopping?"),
+        ("--trainer.callbacks=torch.nn.Linear", "callbacks: torch.nn.Linear is no Callback"),
+        ("--trainer.logger=CSVLoger", "got CSVLoger, did you mean CSVLogger?"),
+        ("--data=CIFAR11DataModule", "got CIFAR11DataModule, did you mean CIFAR10DataModule?"),
         ("--seed_everything=-1", "seed_everything: expected an integer from 0 to 2^32 - 1, got -1"),
         ("--seed_everything=4294967296", "seed_everything: expected an integer from 0 to 2^32"),
         ("--trainer.max_steps=many", "trainer.max_steps: expected int, got many"),
@@ -253,10 +263,58 @@ def test_a_model_must_be_named(flag: list[str], refused: Callable[..., str]) -> 
 
 
 def test_an_unknown_model_names_the_known(refused: Callable[..., str]) -> None:
-    assert (
-        refused("--model=MPL")
-        == "model: expected one of CNN, FastCNN, FineTuned, MLP, NumPyMLP, got MPL"
-    )
+    known = "CNN, FastCNN, FineTuned, MLP, NumPyMLP"
+    assert refused("--model=CN") == f"model: expected one of {known}, got CN, did you mean CNN?"
+
+
+_PLAIN = """
+from pytorch_lightning import LightningModule
+from torch import nn
+from lightning_modules import Classifier
+
+
+class Plain(LightningModule):
+    pass
+
+
+class OwnRate(Classifier):
+    def __init__(self, lr: float = 0.1) -> None:
+        super().__init__()
+
+    def forward(self, images):
+        return images
+"""
+
+
+@pytest.fixture
+def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module with models of a user's own, in the working directory."""
+    (tmp_path / "plain_models.py").write_text(_PLAIN, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("own_models")
+@pytest.mark.parametrize("name", ["plain_models.Plain", "torch.nn.Linear"])
+def test_a_module_that_is_no_classifier_is_told_what_to_change(
+    name: str, refused: Callable[..., str]
+) -> None:
+    message = refused(f"--model={name}")
+    assert f"{name} does not derive from lightning_modules.Classifier" in message
+    for change in ("super().__init__(**kwargs)", "forward return logits", "training_step may stay"):
+        assert change in message
+
+
+@pytest.mark.usefixtures("own_models")
+def test_a_class_that_its_module_lacks_names_the_nearest(refused: Callable[..., str]) -> None:
+    message = refused("--model=plain_models.Plane")
+    assert message == "model: plain_models has no Plane, did you mean Plain?"
+
+
+@pytest.mark.usefixtures("own_models")
+def test_a_model_without_optimizer_has_no_learning_rate_flag(refused: Callable[..., str]) -> None:
+    message = refused("--model=plain_models.OwnRate", "--model.lr=0.1")
+    assert "pass its **kwargs on to Classifier" in message
+    assert "--model.init_args.lr" in message
 
 
 def test_a_config_without_its_flag_is_explained(refused: Callable[..., str]) -> None:

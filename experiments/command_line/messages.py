@@ -9,10 +9,14 @@ from collections.abc import Iterable
 from inspect import signature
 from typing import Literal, get_args, get_origin, get_type_hints
 
+from pytorch_lightning import Callback, LightningDataModule
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from datamodules import CIFAR10DataModule
-from experiments.identity import LEARNING_RATE
+from experiments.identity import LEARNING_RATE, LEARNING_RATE_LONG
 from experiments.texts import printable
 from lightning_modules import Classifier
 
@@ -51,6 +55,20 @@ _UNHELPFUL = (
     _LOST_CHOICES,
     "a class path (str)",
     "a dict with",
+)
+# The base class of the classes that an option takes, by the end of its key.
+_BASES: dict[str, type] = {
+    "model": Classifier,
+    "data": LightningDataModule,
+    "optimizer": Optimizer,
+    "lr_scheduler": LRScheduler,
+    "callbacks": Callback,
+    "logger": Logger,
+}
+_NO_CLASSIFIER = (
+    "does not derive from lightning_modules.Classifier: let it, take **kwargs in __init__ and call "
+    "super().__init__(**kwargs), and let forward return logits; training_step may stay, "
+    "configure_optimizers may go; see docs/how-to/add-a-model.md"
 )
 _UNKNOWN_KEY = re.compile(r"(?:[Oo]ption|[Kk]ey) '([^']+)'|nrecognized arguments: (\S+)")
 
@@ -91,6 +109,8 @@ def one_line(message: str, keys: Iterable[str] = ()) -> str:
     key_match = re.search(r'Parser key "([^"]+)":\s*(.*)', message)
     name = key_match[1] if key_match else ""
     key = _full_key(name)
+    if problem := _problem_of_class(key, message):
+        return f"{key}: {problem}"
     listed = re.sub(r":\n\s+(?!\s*- )", ": ", message)  # a reason on two lines
     reasons = [_reworded(r) for r in re.findall(r"^\s+- (.+)$", listed, re.MULTILINE)]
     if key_match and not reasons:
@@ -105,11 +125,36 @@ def one_line(message: str, keys: Iterable[str] = ()) -> str:
     of_parser = all(r.startswith("expected") and ", got " not in r for r in reasons)
     if key == LEARNING_RATE:
         reasons = [r for r in reasons if "the name of a class" not in r] or reasons
-    if key == "model":
-        models = ", ".join(sorted(known.__name__ for known in Classifier.__subclasses__()))
-        reasons = [r.replace("the name of a class", f"one of {models}") for r in reasons]
     where = f"{key}: " if key else ""
     return where + "; or ".join(reasons) + (f", got {given[1]}" if given and of_parser else "")
+
+
+def _problem_of_class(key: str, message: str) -> str:
+    """The problem with the name of a class, with the nearest one that exists; empty if none."""
+    base = _BASES.get(key.rpartition(".")[2])
+    if base is None:
+        return ""
+    if found := re.search(r"[Ee]xpected a dot import path string: (\S+)", message):
+        known = {kind.__name__ for kind in _subclasses(base)}
+        own = ", ".join(sorted(kind.__name__ for kind in Classifier.__subclasses__()))
+        expected = f"one of {own}" if base is Classifier else "the name of a class"
+        return f"expected {expected}, got {found[1]}{_nearest(found[1], known)}"
+    if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
+        return f"{found[1]} has no {found[2]}{_nearest(found[2], dir(sys.modules.get(found[1])))}"
+    given = re.search(r"Given value: (\S+)", message)
+    if given and "does not correspond to a subclass" in message:
+        return f"{given[1]} {_NO_CLASSIFIER if base is Classifier else f'is no {base.__name__}'}"
+    return ""
+
+
+def _subclasses(base: type) -> set[type]:
+    own: set[type] = set(base.__subclasses__())
+    return own.union(*map(_subclasses, own))
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f", did you mean {near[0]}?" if near else ""
 
 
 def _full_key(key: str) -> str:
@@ -125,6 +170,12 @@ def _unknown_key(argument: str, keys: Iterable[str]) -> str:
     if "/" in argument and not argument.startswith("-"):
         return f"unexpected argument {argument!r}; a configuration is given with --config"
     key = argument.lstrip("-").partition("=")[0]
+    if LEARNING_RATE_LONG.endswith(key):
+        return (
+            "--model.lr is the learning rate of an optimizer that the flags choose, and this model "
+            "has none: pass its **kwargs on to Classifier, or set its own argument with "
+            "--model.init_args.lr"
+        )
     near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
     if near == [key]:
         return f"the class that is asked for has no option {key!r}; see --model.help CLASS"

@@ -161,7 +161,7 @@ def prepare(cli: "CommandLine", command: str, experiment: str) -> Prepared:
     if checkpoint is not None:
         weights = _load(checkpoint, cli, command, settings, resumes)
     initial = _initialize(model, data, config) if starts_new else None
-    ours, theirs = int(model.hparams["num_classes"]), len(data.label_names)
+    ours, theirs = model.num_classes, len(data.label_names)
     if ours != theirs:
         raise ValueError(f"model.num_classes is {ours}, but the data has {theirs} classes")
     if command == "fit":

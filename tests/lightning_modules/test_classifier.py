@@ -86,6 +86,33 @@ def test_train_entries_are_means_since_the_last_entry(kind: type[Classifier]) ->
     ]
 
 
+class OwnStep(MLP):
+    """Returns a loss of its own, notes no logits, and skips the batch at ``skips``."""
+
+    skips = -1
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
+        images, labels = batch
+        loss = len(labels) * self(images).square().mean().clamp(max=0) + len(labels)
+        return None if batch_idx == self.skips else loss
+
+
+def test_a_training_step_of_ones_own_logs_its_loss() -> None:
+    net, memory = model(OwnStep), Memory()
+    trainer(max_epochs=1, logger=memory, log_every_n_steps=3).fit(net, batches())
+    (entry,) = [entry for _, entry in memory.entries if "train/loss" in entry]
+    assert float(entry["train/loss"]) == pytest.approx((4 * 4 + 4 * 4 + 2 * 2) / 10)
+    assert "train/acc" not in entry
+
+
+def test_a_training_step_of_ones_own_may_skip_batches() -> None:
+    net, memory = model(OwnStep), Memory()
+    net.skips = 0
+    trainer(max_epochs=1, logger=memory, log_every_n_steps=1).fit(net, batches())
+    losses = [float(entry["train/loss"]) for _, entry in memory.entries if "train/loss" in entry]
+    assert losses == [4.0, 2.0]
+
+
 def test_entries_count_optimiser_steps_not_batches() -> None:
     net, memory = model(), Memory()
     options: dict[str, Any] = {"accumulate_grad_batches": 2, "log_every_n_steps": 1}
