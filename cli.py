@@ -26,7 +26,11 @@ _PROGRAMS = {
     "export": "experiments.export",
     "compare": "experiments.compare",
     "reproduce": "reproduce",
+    "sweep": "experiments.tuning.sweep",
+    "find_lr": "experiments.tuning.find_lr",
+    "find_batch_size": "experiments.tuning.find_batch_size",
 }
+_LOADING = {"export", "find_lr", "find_batch_size"}  # those that load PyTorch at once
 # Lightning, torchrun and SLURM write the rank of a process into these variables.
 _RANKS = ("LOCAL_RANK", "RANK", "SLURM_PROCID")
 
@@ -45,7 +49,7 @@ def main(args: "ArgsType" = None) -> None:
         print(f"cifar10-lightning {version('cifar10-lightning')}")
         return
     if words and words[0] in _PROGRAMS:
-        _run_program(_PROGRAMS[words[0]], words[1:])
+        _run_program(*words)
         return
     if _INTERFACE not in sys.modules:
         if args is None and all(os.environ.get(name, "0") == "0" for name in _RANKS):
@@ -55,15 +59,16 @@ def main(args: "ArgsType" = None) -> None:
     import_module(_INTERFACE).run(args)
 
 
-def _run_program(module: str, words: list[str]) -> None:
+def _run_program(name: str, *words: str) -> None:
     """Runs another program of this project; Ctrl-C and a closed pipe end it without a traceback."""
+    module = _PROGRAMS[name]
     if module not in sys.modules:
-        if module == "experiments.export":
+        if name in _LOADING:
             _say("loading PyTorch and Lightning")
         with _importing():
             import_module(module)
     try:
-        import_module(module).main(words)
+        import_module(module).main([*words])
         sys.stdout.flush()
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None

@@ -1,9 +1,9 @@
 """``cli.py fit`` from Python: arguments in place of flags, and the record of the run."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.identity import as_flag
 from experiments.records.record import RunRecord
 
 
@@ -31,13 +31,8 @@ def fit(*configs: str, flags: Mapping[str, Any] | None = None, **options: Any) -
     from experiments.command_line.interface import execute  # noqa: PLC0415 - takes seconds
 
     given = {**options, **(flags or {})}
-    words = [f"--{key}={_text(value)}" for key, value in given.items()]
+    words = [f"--{key}={as_flag(value)}" for key, value in given.items()]
     record = execute(["fit", *(f"--config={name}" for name in configs), *words])
     if record is None:
         raise ValueError("trainer.fast_dev_run keeps no run: call cli.main instead")
     return RunRecord.open(record.path)
-
-
-def _text(value: Any) -> str:
-    """A value as a flag takes it: JSON is YAML."""
-    return value if isinstance(value, str) else json.dumps(value)

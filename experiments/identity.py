@@ -5,6 +5,7 @@ Settings have flat keys: ``model.norm``, not ``model.init_args.norm`` (see `runs
 
 import functools
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -124,6 +125,11 @@ def flags_of(arguments: Sequence[str]) -> list[tuple[str, str]]:
                 f"{argument!r} is the value of no flag; put values with spaces in quotes"
             )
     return found
+
+
+def as_flag(value: Any) -> str:
+    """A value as flags take it: JSON is YAML."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def experiment_of(arguments: Sequence[str]) -> str:

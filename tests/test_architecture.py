@@ -56,9 +56,11 @@ ROOMS: dict[str, set[str]] = {
     | {"session"},
     "reproduction": {"texts", "identity", "records", "analysis"},
     "compare": {"errors", "texts", "identity", "records", "analysis", "command_line"},
+    "tuning": {"errors", "texts", "identity", "process", "records", "analysis", "session"}
+    | {"command_line", "compare"},
     "wandb_report": set[str](),
     "inference": {"errors", "checkpoints"},
-    "fitting": {"records", "command_line"},
+    "fitting": {"identity", "records", "command_line"},
     "export": {"errors", "texts", "records", "checkpoints", "command_line", "inference"},
     "__init__": {"errors", "records", "monitoring", "fitting", "inference"},
 }

@@ -198,6 +198,7 @@ def test_contributing_is_one_screen() -> None:
 # ---- how to: as a reader does it -----------------------------------------------------------------
 
 Reader = Callable[[str], Path]
+SEARCHES = {"sweep", "find_lr", "find_batch_size"}
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +214,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Iterator
         zygote = Zygote()
 
         def fit(words: list[str]) -> list[str]:
+            if words[0] in SEARCHES:
+                return [*words, *SHORT, *small(data_dir)]
             if not {"--model", "--config"} & {*words}:  # goes on with a run
                 return [*words, "--trainer.max_steps=8"]
             data = [] if "--data" in words else small(data_dir)
@@ -226,7 +229,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Iterator
             for program, script, *words in commands_of(HOW_TO[page]):
                 assert program == "python"
                 if script == "cli.py":
-                    changed = words[0] == "fit" and "--model.help" not in words
+                    changed = words[0] in {"fit", *SEARCHES} and "--model.help" not in words
                     ended = zygote.run(fit(words) if changed else words)
                     assert ended.code == 0, (words, ended.err)
                 elif script == "-m":
@@ -238,6 +241,16 @@ def reader(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Iterator
 
         yield read
         zygote.close()
+
+
+def test_search_settings(reader: Reader) -> None:
+    runs = reader("search-settings")
+    assert (runs.parent / "find_lr.png").is_file()
+    assert (runs.parent / "find_batch_size.png").is_file()
+    found = {path.parent.name: RunRecord.open(path.parent) for path in runs.glob("*/*/record.json")}
+    assert sum(name.startswith("rates-") for name in found) == 6
+    assert sum(name.startswith("search-") for name in found) == 4
+    assert sum("test/acc" in record.summary for record in found.values()) == 2
 
 
 def test_add_a_model(reader: Reader, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import logging
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 try:
@@ -242,14 +243,15 @@ def _has_bar(callbacks: Any) -> bool:
     return any(isinstance(callback, ProgressBar) for callback in given)
 
 
-def run(args: ArgsType = None) -> None:
+def run(args: ArgsType = None, kind: Callable[..., CIFAR10CLI] = CIFAR10CLI) -> None:
     """Runs a command line, and exits with its status if that is not 0.
 
     Args:
         args: arguments without the program's name; default: the arguments of the process.
+        kind: makes the command line.
     """
     try:
-        execute(args)
+        execute(args, kind)
     except UsageError as error:
         fail(error)
     except FloatingPointError as error:
@@ -262,11 +264,14 @@ def run(args: ArgsType = None) -> None:
         raise SystemExit(128 + signal.SIGINT) from None
 
 
-def execute(args: ArgsType = None) -> RunRecord | None:
+def execute(
+    args: ArgsType = None, kind: Callable[..., CIFAR10CLI] = CIFAR10CLI
+) -> RunRecord | None:
     """Runs a command line, and raises what is wrong.
 
     Args:
         args: arguments without the program's name; default: the arguments of the process.
+        kind: makes the command line.
 
     Returns:
         The record of the run; None if nothing is kept of it.
@@ -283,13 +288,13 @@ def execute(args: ArgsType = None) -> RunRecord | None:
     keep_freed_memory()
     die_with_parent()
     try:
-        return _command_line(args).record
+        return _command_line(args, kind).record
     except ParserError as stop:
         raise stop.error from None
 
 
-def _command_line(args: ArgsType) -> CIFAR10CLI:
-    return CIFAR10CLI(
+def _command_line(args: ArgsType, kind: Callable[..., CIFAR10CLI]) -> CIFAR10CLI:
+    return kind(
         Classifier,
         CIFAR10DataModule,
         subclass_mode_model=True,

@@ -98,7 +98,7 @@ class WandbLogger(OpenWandbLogger):
     Args:
         project: the W&B project; default: cifar10-lightning.
         mode: ``offline`` needs no account; ``online`` needs one; ``disabled`` writes nothing.
-            Default: offline.
+            Default: offline; online for a run of ``wandb agent``.
         entity: the W&B user or team, for ``online``.
         group: groups runs on the project page; default: the run's name without its seed.
         job_type: kind of run within a group; default: the command that started the run.
@@ -119,7 +119,8 @@ class WandbLogger(OpenWandbLogger):
         tags: list[str] | None = None,
         notes: str | None = None,
     ) -> None:
-        self.mode = mode or os.environ.get("WANDB_MODE") or "offline"
+        in_sweep = "WANDB_SWEEP_ID" in os.environ  # set by ``wandb agent``
+        self.mode = mode or os.environ.get("WANDB_MODE") or ("online" if in_sweep else "offline")
         if self.mode not in {"offline", "online", "disabled"}:
             raise ValueError(f"WANDB_MODE must be offline, online or disabled, got {self.mode!r}")
         if self.mode == "online":

@@ -1,0 +1,1 @@
+"""Finds settings on validation: sweeps, learning rates, batch sizes."""
