@@ -198,9 +198,12 @@ def line(case: dict[str, Any]) -> str:
 
 def plot(cases: list[dict[str, Any]], path: Path) -> None:
     """Draws the ratio to PyTorch for the shapes of the sweep, over the elements of x."""
-    from matplotlib import pyplot as plt  # noqa: PLC0415 - not needed to measure
+    from experiments.analysis import plots  # noqa: PLC0415 - not needed to measure
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, constrained_layout=True)
+    figure, axes = plots.panels(
+        2, "LayerNorm: PyTorch's time divided by ours (above 1: ours is faster)"
+    )
+    axes[1].sharey(axes[0])
     lines: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
     for case in cases:
         if case["affine"] and (tuple(case["shape"]), case["ndim"]) in SWEEP:
@@ -211,19 +214,19 @@ def plot(cases: list[dict[str, Any]], path: Path) -> None:
             elements = [case["shape"][0] * row for case in found]
             ratios = [case[kind]["ours"]["ratio"] for case in found]
             label = f"{dtype}, rows of {row}, {threads} thread{'s'[: threads > 1]}"
-            color = f"C{sorted({(d, r) for d, r, _ in lines}).index((dtype, row))}"
-            style = "-" if threads > 1 else "--"
-            ax.plot(elements, ratios, style, color=color, marker="o", markersize=3, label=label)
+            color = sorted({(d, r) for d, r, _ in lines}).index((dtype, row))
+            style = plots.STYLES[color] | {"ls": "-" if threads > 1 else "--"}
+            ax.plot(elements, ratios, **style, marker="o", markersize=3, label=label)
         ax.axhline(1, color="black", linewidth=0.8)
         ax.set(xscale="log", yscale="log", xlabel="elements of x")
         ax.set_title({"forward": "forward", "both": "forward and backward"}[kind])
         ax.grid(alpha=0.3, which="both")
+        ax.xaxis.set_major_formatter("{x:,.0f}")
         ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_formatter("{x:g}")
     axes[0].set_ylabel("PyTorch's time / ours")
-    axes[1].legend(fontsize=7)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    plots.legend(figure)
+    plots.save(figure, path)
 
 
 def without_trimming() -> None:

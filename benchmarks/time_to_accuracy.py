@@ -4,25 +4,23 @@
     python cli.py fit --config configs/cnn_5k.yaml --name cnn_5k
     python cli.py fit --config configs/cnn.yaml --name cnn
     python -m benchmarks.time_to_accuracy runs/fast94 runs/cnn_5k runs/cnn
+    python -m benchmarks.time_to_accuracy     # draws the kept data again
 
 Seconds are wall time since the start of the fit, or of the last resume, with validations.
 """
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-
+from experiments.analysis import plots
 from experiments.command_line.config_files import expand_home
 from experiments.errors import RunError
 from experiments.records.environment import environment_fields
 from experiments.records.record import RunRecord
-
-mpl.use("Agg")  # no display needed
-from matplotlib import pyplot as plt
 
 PROJECT = Path(__file__).resolve().parent.parent
 DATA = PROJECT / "benchmarks" / "results" / "time_to_accuracy.json"
@@ -50,21 +48,19 @@ def read_run(path: Path) -> dict[str, Any]:
 
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
     """Draws the accuracies over time as a PNG."""
-    figure, axis = plt.subplots(figsize=(7, 4), constrained_layout=True)
-    for run in runs:
+    figure, (ax,) = plots.panels(1, "Accuracy on validation images over time, one run of each")
+    for run, style in zip(runs, itertools.cycle(plots.STYLES), strict=False):
         last = f"{run['name']} ({run['val/acc'][-1]:.3f} after {run['seconds'][-1]:.0f} s)"
-        axis.plot(run["seconds"], run["val/acc"], marker="o", markersize=3, label=last)
-    axis.set(xlabel="seconds since the fit began", ylabel="accuracy on validation")
-    axis.grid(alpha=0.3)
-    axis.legend(loc="lower right")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+        ax.plot(run["seconds"], run["val/acc"], marker="o", markersize=3, label=last, **style)
+    ax.set(xlabel="seconds since the fit began, with validations", ylabel=plots.ACCURACY)
+    plots.legend(figure)
+    plots.save(figure, path)
 
 
 def main(args: list[str] | None = None) -> None:
-    """Reads the runs and writes data and plot."""
+    """Reads the runs and writes data and plot; without runs, draws the data again."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("runs", type=expand_home, nargs="+", help="folders of runs")
+    parser.add_argument("runs", type=expand_home, nargs="*", help="folders of runs")
     parser.add_argument("--output", type=expand_home, default=DATA)
     parser.add_argument("--plot", type=expand_home, default=PLOT)
     options = parser.parse_args(args)
@@ -72,10 +68,10 @@ def main(args: list[str] | None = None) -> None:
         runs = [read_run(path) for path in options.runs]
     except RunError as error:
         sys.exit(f"error: {error}")
-    options.output.write_text(
-        json.dumps({**environment_fields(), "runs": runs}, indent=2) + "\n", encoding="utf-8"
-    )
-    draw(runs, options.plot)
+    if runs:
+        found = {**environment_fields(), "runs": runs}
+        options.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    draw(json.loads(options.output.read_text(encoding="utf-8"))["runs"], options.plot)
     print(f"{options.output}\n{options.plot}")
 
 

@@ -286,20 +286,32 @@ def _terminal_table(frame: pd.DataFrame) -> str:
 
 
 def _plot(groups: Sequence[Group], curve: str, path: Path) -> None:
-    """Draws the curves of the first lines that have one."""
-    drawn = [group for group in groups if any(run.curve(curve) for run in group.runs)]
-    if not drawn:
+    """Draws the curves of the first lines that have one, each measure in a plot of its own."""
+    found = [group for group in groups if any(run.curve(curve) for run in group.runs)]
+    if not found:
         raise CompareError(f"nothing to draw: no run has a curve of {curve}")
-    figure, (ax,) = plots.panels(1, curve)
-    for group in drawn[:_MOST_CURVES]:
+    drawn = found[:_MOST_CURVES]
+    first = f"; the first {len(drawn)} of {len(found)} lines" if len(drawn) < len(found) else ""
+    measures = sorted({_measure(group, curve) for group in drawn})
+    title = f"{curve}: mean and standard deviation over runs{first}"
+    figure, axes = plots.panels(len(measures), title)
+    for group, style in zip(drawn, plots.STYLES, strict=False):
+        ax = axes[measures.index(_measure(group, curve))]
         curves = [run.curve(curve) for run in group.runs]
         lone = "o" if max(map(len, curves)) == 1 else None  # a line needs two points
-        plots.band(ax, curves, group.name, marker=lone)
-    ax.set(xlabel="optimiser steps", ylabel=curve)
-    ax.legend(fontsize=8)
+        plots.band(ax, curves, group.name, marker=lone, **style)
+    for ax, measure in zip(axes, measures, strict=True):
+        ax.set(xlabel=plots.STEPS, ylabel=measure)
+    plots.legend(figure)
     plots.save(figure, path)
-    if len(drawn) > _MOST_CURVES:
-        _say(f"note: {path} shows the first {_MOST_CURVES} of {len(drawn)} lines")
+    if first:
+        _say(f"note: {path} shows the first {_MOST_CURVES} of {len(found)} lines")
+
+
+def _measure(group: Group, curve: str) -> str:
+    """What a curve measures: label smoothing makes another measure of the training loss."""
+    smoothing = group.config.get("model.label_smoothing") if curve == "train/loss" else None
+    return plots.described(curve) + (f", label smoothing {smoothing}" if smoothing else "")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,10 @@ def test_layer_norm_compares_all_ways_and_draws_them(
         assert case["both"]["native"]["ratio"] == 1
         assert all(figures["us"] > 0 for figures in case["both"].values())
     assert len(capsys.readouterr().out.splitlines()) == len(cases)
-    assert picture.stat().st_size > 1000
+    drawn = picture.read_bytes()
+    picture.unlink()
+    layer_norm.main(["--plot_only", f"--output={output}", f"--plot={picture}"])
+    assert picture.read_bytes() == drawn
 
 
 def test_the_loop_takes_the_steps_it_is_asked_for(data_dir: Path) -> None:
@@ -112,6 +115,10 @@ def test_accuracy_over_time_is_what_the_runs_recorded(tmp_path: Path, fit: Cli) 
     assert run["val/acc"][-1] == pytest.approx(record.summary["val/acc"], abs=1e-4)
     assert 0 < run["seconds"][0] < run["seconds"][1]
     assert picture.stat().st_size > 1000
+    kept, drawn = output.read_bytes(), picture.read_bytes()
+    picture.unlink()
+    time_to_accuracy.main([f"--output={output}", f"--plot={picture}"])
+    assert (output.read_bytes(), picture.read_bytes()) == (kept, drawn)
 
 
 def test_accuracy_over_time_needs_validations(fit: Cli) -> None:

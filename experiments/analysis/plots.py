@@ -1,5 +1,6 @@
-"""Draws the pictures in a run's folder: curves, confusion matrix, mistakes."""
+"""Draws figures: the curves, confusion matrix and mistakes of a run, the curves of several."""
 
+import math
 import statistics
 import textwrap
 import warnings
@@ -11,16 +12,27 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot, which is the caller's: it may show a notebook
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from experiments.records.curves import curve_of
 from experiments.records.files import replacing
 from experiments.texts import printable, shortened
 
+# Colours for people with each kind of colour blindness: Okabe and Ito, "Color Universal Design"
+# (2008), without yellow, which is too light on white.
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+_COLORS = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", "#000000")
+STYLES: tuple[dict[str, Any], ...] = tuple(
+    {"color": color, "ls": dashes} for dashes in ("-", "--") for color in _COLORS
+)
+STEPS, LOSS, ACCURACY = "optimiser steps", "cross-entropy (nats)", "accuracy (share of images)"
+
 _DPI = 120
 _TITLE_WIDTH = 70  # characters
 _LONGEST_LINE, _LONGEST_LABEL, _LONGEST_NAME = 80, 60, 24  # of a text, a legend, a class
 _MOST_LINES = 6
+_LARGEST = 40  # inches, of a confusion matrix of very many classes
 
 
 def accuracy_per_class(confusion: npt.NDArray[np.int64]) -> list[float]:
@@ -37,32 +49,63 @@ def accuracy_per_class(confusion: npt.NDArray[np.int64]) -> list[float]:
     return fractions
 
 
-def curves(entries: Iterable[Mapping[str, Any]], path: Path, title: str) -> None:
+def curves(
+    entries: Iterable[Mapping[str, Any]], path: Path, title: str, label_smoothing: float = 0.0
+) -> None:
     """Draws loss and accuracy over steps, as in the report's figures.
 
     Args:
         entries: the record's metrics, each with ``step``.
         path: the PNG to write.
         title: the figure's title.
+        label_smoothing: of the training loss. With it, the training loss is another measure than
+            the cross-entropy of an evaluation, and has a plot of its own.
     """
     entries = list(entries)
-    figure, axes = panels(2, title)
-    for ax, metric, label in zip(axes, ("loss", "acc"), ("cross-entropy", "accuracy"), strict=True):
-        _draw(ax, entries, f"train/{metric}", color="tab:blue", alpha=0.6, linewidth=1)
-        _draw(ax, entries, f"val/{metric}", color="tab:orange", marker="o", markersize=3)
-        _draw(ax, entries, f"test_curve/{metric}", color="tab:green", marker=".", markersize=3)
-        _draw(ax, entries, f"test/{metric}", color="tab:red", marker="*", markersize=12, ls="")
-        ax.set(xlabel="optimiser steps", ylabel=label)
-        if ax.get_legend_handles_labels()[1]:
-            ax.legend()
+    trained, *evaluated = _PARTS
+    drawn = [("loss", LOSS, [*_PARTS]), ("acc", ACCURACY, [*_PARTS])]
+    if label_smoothing:
+        smoothed = f"training loss: cross-entropy (nats),\nlabel smoothing {label_smoothing:g}"
+        drawn[:1] = [("loss", smoothed, [trained]), ("loss", LOSS, evaluated)]
+    figure, axes = panels(len(drawn), title)
+    for ax, (metric, label, parts) in zip(axes, drawn, strict=True):
+        values = [_draw(ax, entries, part, metric) for part in parts]
+        ax.set(xlabel=STEPS, ylabel=label)
+        ax.set_title("last values: " + ", ".join(filter(None, values)), fontsize="small")
+    legend(figure)
     save(figure, path)
 
 
-def _draw(ax: Axes, entries: list[Mapping[str, Any]], key: str, **style: Any) -> None:
-    if points := curve_of(entries, key):
-        steps, values = zip(*points.items(), strict=True)
-        label = f"{key.partition('/')[0].replace('_', ' ')} ({values[-1]:.3f})"
-        ax.plot(steps, values, label=label, **style)
+# The name, the legend and the style of each part of a record's metrics.
+_PARTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "train": ("training", "training batches, mean since the last point", {"color": BLUE}),
+    "val": ("validation", "validation images", {"color": ORANGE, "marker": "o", "markersize": 4}),
+    "test_curve": (
+        "test during training",
+        "test images during training",
+        {"color": GREEN, "marker": "s", "markersize": 3},
+    ),
+    "test": ("test", "test images", {"color": RED, "marker": "*", "markersize": 12, "ls": ""}),
+}
+
+
+def _draw(ax: Axes, entries: list[Mapping[str, Any]], part: str, metric: str) -> str:
+    """Draws one curve, if there is one, and returns its name with its last value."""
+    points = curve_of(entries, f"{part}/{metric}")
+    if not points:
+        return ""
+    name, label, style = _PARTS[part]
+    *_, (step, last) = points.items()
+    label += f", weights of step {step:,}" if part == "test" else ""
+    ax.plot([*points], [*points.values()], label=label, **style)
+    return f"{name} {last:.3f}"
+
+
+def described(metric: str) -> str:
+    """A metric of a record in words, such as ``validation accuracy (share of images)``."""
+    part, _, name = metric.partition("/")
+    known = {"loss": LOSS, "acc": ACCURACY}
+    return f"{_PARTS[part][0]} {known[name]}" if part in _PARTS and name in known else metric
 
 
 def band(ax: Axes, curves: Sequence[Mapping[int, float]], label: str, **style: Any) -> None:
@@ -106,7 +149,7 @@ def save(figure: Figure, path: Path) -> None:
 
 def panels(count: int, title: str) -> tuple[Figure, list[Axes]]:
     """A figure with ``count`` plots side by side."""
-    size = (5.5 * count if count > 1 else 8, 4)
+    size = (5.5 * count if count > 1 else 8, 4.5)
     figure = Figure(size, layout="constrained")
     axes = figure.subplots(1, count, squeeze=False)
     figure.suptitle(title)
@@ -115,37 +158,83 @@ def panels(count: int, title: str) -> tuple[Figure, list[Axes]]:
     return figure, list(axes.flat)
 
 
+def legend(figure: Figure) -> None:
+    """Draws one legend for all plots of a figure, below them, where it hides no curve."""
+    lines = {
+        (label, str(line.get_color()), str(line.get_linestyle())): line
+        for ax in figure.axes
+        for line, label in zip(*ax.get_legend_handles_labels(), strict=True)
+        if isinstance(line, Line2D)
+    }
+    if lines:
+        labels = [label for label, *_ in lines]
+        longest = max(map(len, labels)) + 8  # in characters, of which 13 fit into an inch
+        rows = math.ceil(len(lines) / max(1, int(13 * figure.get_figwidth() / longest)))
+        figure.legend(
+            [*lines.values()],
+            labels,
+            loc="outside lower center",
+            ncols=math.ceil(len(lines) / rows),
+            fontsize="small",
+            handlelength=3.5,  # shows the dashes
+        )
+
+
 def confusion_matrix(
     confusion: npt.NDArray[np.int64], names: Sequence[str], path: Path, title: str
 ) -> None:
     """Draws a confusion matrix with counts, coloured by the share of each true class.
 
+    The recall of each class stands at the end of its row, its precision below its column; a class
+    without true or predicted images has none.
+
     Args:
         confusion: ``(C, C)`` counts, rows true, columns predicted.
         names: the C classes.
         path: the PNG to write.
-        title: the figure's title; the accuracy is added to it.
+        title: the figure's title; the accuracy and the number of images are added to it.
     """
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    accuracy = confusion.trace() / max(confusion.sum(), 1)
-    figure = Figure((7, 6.4), layout="constrained")
+    side = min(max(0.45 * len(names) + 3, 6.5), _LARGEST)
+    figure = Figure((side, side - 0.4), layout="constrained")
     ax = figure.subplots()
-    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    # A row and a column more, without colour.
+    ax.imshow(np.pad(shares, (0, 1), constant_values=np.nan), cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(confusion):
-        color = "white" if shares[row, column] > 0.5 else "black"
-        ax.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
-    ticks = range(len(names))
+        if count:
+            color = "white" if shares[row, column] > 0.5 else "black"
+            ax.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
+    _write_rates(ax, confusion)
+    ticks = range(len(names) + 1)
     names = [shortened(name.replace("\n", " "), _LONGEST_NAME) for name in names]
-    ax.set_xticks(ticks, names, rotation=45, ha="right")
-    ax.set_yticks(ticks, names)
-    ax.set(xlabel="predicted", ylabel="true")
-    lines = f"{title}, accuracy {accuracy:.4f}".splitlines()
+    ax.set_xticks(ticks, [*names, "recall"], rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(ticks, [*names, "precision"])
+    ax.set(xlabel="predicted class", ylabel="true class")
+    images = confusion.sum()
+    accuracy = confusion.trace() / max(images, 1)
+    lines = f"{title}\naccuracy {accuracy:.4f} on {images:,} images".splitlines()
     ax.set_title("\n".join(textwrap.fill(line, _TITLE_WIDTH) for line in lines), fontsize=10)
     save(figure, path)
 
 
+def _write_rates(ax: Axes, confusion: npt.NDArray[np.int64]) -> None:
+    """Writes recall beside and precision below a confusion matrix, behind a line."""
+    last = len(confusion)
+    for axis, totals in ((1, confusion.sum(1)), (0, confusion.sum(0))):
+        for position, (right, total) in enumerate(zip(confusion.diagonal(), totals, strict=True)):
+            x, y = (last, position) if axis else (position, last)
+            rate = f"{right / total:.2f}" if total else "-"
+            ax.text(x, y, rate, ha="center", va="center", fontsize=8)
+    ax.axhline(last - 0.5, color="black", linewidth=0.8)
+    ax.axvline(last - 0.5, color="black", linewidth=0.8)
+
+
 def image_grid(
-    images: Sequence[npt.NDArray[np.uint8]], captions: Sequence[str], path: Path, columns: int = 8
+    images: Sequence[npt.NDArray[np.uint8]],
+    captions: Sequence[str],
+    path: Path,
+    title: str,
+    columns: int = 8,
 ) -> None:
     """Draws captioned images in rows; writes nothing if there are none.
 
@@ -153,18 +242,20 @@ def image_grid(
         images: uint8 ``(H, W, 3)`` each.
         captions: one text for each image.
         path: the PNG to write.
+        title: the figure's title.
         columns: images in a row.
     """
     if not images:
         return
     rows = -(-len(images) // columns)
-    size = (columns * 1.5, rows * 1.9)
+    size = (columns * 1.5, rows * 1.9 + 0.6)
     figure = Figure(size, layout="constrained")
+    figure.suptitle(title, fontsize=11)
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, caption in zip(axes.flat, images, captions, strict=False):
         ax.imshow(image, interpolation="nearest")
         lines = [shortened(line, _LONGEST_NAME) for line in caption.splitlines()]
-        ax.set_title("\n".join(lines), fontsize=7)
+        ax.set_title("\n".join(lines), fontsize=8)
     save(figure, path)

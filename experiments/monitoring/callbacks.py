@@ -14,6 +14,7 @@ from datamodules import CIFAR10DataModule
 from experiments.analysis import plots
 from experiments.checkpoints.evaluations import Evaluation, confirmed
 from experiments.monitoring.loggers import wandb_logger
+from experiments.records.curves import curve_of
 from experiments.records.files import replacing
 from experiments.records.record import RunRecord
 from experiments.texts import csv_cell
@@ -21,7 +22,7 @@ from lightning_modules import Classifier
 
 
 class EvaluationReport(Callback):
-    """Confusion matrix, accuracy per class and the worst mistakes, in the run's folder and W&B.
+    """Confusion matrix, accuracy per class and most confident mistakes, in folder and loggers.
 
     They are drawn for the last validation of a fit, and for every separate validation and test.
 
@@ -30,6 +31,10 @@ class EvaluationReport(Callback):
         step: returns the optimiser steps of the evaluated weights.
         evaluation: the evaluation of a separate validation or test; may be set before it starts.
         mistakes: number of misclassified images to show, the most confident first.
+
+    Attributes:
+        outputs: of the model for each batch of a test, logits, or of a prediction, probabilities:
+            ``(B, C)``, on the device.
     """
 
     def __init__(
@@ -43,7 +48,7 @@ class EvaluationReport(Callback):
         self.step = step
         self.evaluation = evaluation
         self.mistakes = mistakes
-        self._logits: list[Tensor] = []
+        self.outputs: list[Tensor] = []
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports on the last validation and draws the curves of the fit."""
@@ -56,9 +61,11 @@ class EvaluationReport(Callback):
             self._report("validate", trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drops an earlier test; checks that the checkpoint has not been replaced."""
-        self._logits = []
+        """Drops earlier outputs; checks that the checkpoint has not been replaced."""
+        self.outputs = []
         self._check_weights()
+
+    on_predict_start = on_test_start
 
     def on_test_batch_end(
         self,
@@ -69,8 +76,10 @@ class EvaluationReport(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps the logits of a test batch."""
-        self._logits.append(outputs.detach())
+        """Keeps what the model returned for a batch."""
+        self.outputs.append(outputs.detach())
+
+    on_predict_batch_end = on_test_batch_end
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports on the test set, mistakes included."""
@@ -93,8 +102,9 @@ class EvaluationReport(Callback):
         else:
             self._note(stage, figures, trainer)
         path = self.record.path / f"confusion_{stage}{self._tag(stage)}.png"
-        title = f"{self.record.name}\n{stage}, weights of step {self.step():,}"
-        plots.confusion_matrix(matrix, names, path, title=title)
+        images = "test" if stage == "test" else "validation"
+        title = f"Confusion matrix of {self.record.name} on {images} images\n"
+        plots.confusion_matrix(matrix, names, path, title + self._weights(stage))
         if logger := wandb_logger(trainer):
             logger.log_image(f"{stage}/confusion_matrix", [str(path)])
             rows = [[name, accuracy] for name, accuracy in per_class.items()]
@@ -118,33 +128,41 @@ class EvaluationReport(Callback):
         if self.evaluation is not None:
             self.evaluation.check_weights()
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Checks that the checkpoint has not been replaced."""
-        self._check_weights()
-
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks that the checkpoint has not been replaced."""
         if trainer.state.fn == "validate":
             self._check_weights()
+
+    def _weights(self, stage: str) -> str:
+        """The evaluated weights in words; a fit may end after its last validation."""
+        if stage == "val":
+            *_, step = (0, *curve_of(self.record.metrics(), "val/acc"))
+            return f"weights of step {step:,}"
+        assert self.evaluation is not None
+        return f"weights of step {self.step():,} ({self.evaluation.file(self.record)})"
 
     def _tag(self, stage: str) -> str:
         return self.evaluation.tag if self.evaluation is not None and stage != "val" else ""
 
     def _show_mistakes(self, trainer: Trainer) -> None:
         data = datamodule_of(trainer)
-        probabilities = torch.cat(self._logits).float().softmax(1).cpu()
+        probabilities = torch.cat(self.outputs).float().softmax(1).cpu()
         labels = torch.from_numpy(data.test_set.labels)[: len(probabilities)]
         confidence, predicted = probabilities.max(1)
         wrong = torch.nonzero(predicted != labels).flatten()
-        worst = wrong[confidence[wrong].argsort(descending=True)][: self.mistakes].tolist()
+        shown = wrong[confidence[wrong].argsort(descending=True)][: self.mistakes].tolist()
         names = data.label_names
         captions = [
-            f"{names[predicted[i]]} {confidence[i]:.0%}\ntrue: {names[labels[i]]}" for i in worst
+            f"{names[predicted[i]]} {confidence[i]:.0%}\ntrue: {names[labels[i]]}" for i in shown
         ]
-        images = [data.test_set.images[i].transpose(1, 2, 0) for i in worst]
+        images = [data.test_set.images[i].transpose(1, 2, 0) for i in shown]
         path = self.record.path / f"mistakes_test{self._tag('test')}.png"
         path.unlink(missing_ok=True)  # an old file; there may be no mistakes now
-        plots.image_grid(images, captions, path)
+        title = (
+            f"Most confident mistakes of {self.record.name} on test images: {len(shown)} of "
+            f"{len(wrong):,}\n{self._weights('test')}; above each: prediction, its probability"
+        )
+        plots.image_grid(images, captions, path, title)
         if (logger := wandb_logger(trainer)) and images:
             logger.log_image("test/mistakes", images, caption=captions)
 
@@ -154,32 +172,19 @@ class PredictionWriter(Callback):
 
     Args:
         record: of the run; the file is in its folder.
-        report: holds the evaluation.
+        report: holds the evaluation and the probabilities.
     """
 
     def __init__(self, record: RunRecord, report: EvaluationReport) -> None:
         self.record = record
         self.report = report
-        self._probabilities: list[Tensor] = []
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keeps the probabilities of a batch."""
-        self._probabilities.append(outputs.cpu())
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the file."""
         data = datamodule_of(trainer)
         images = data.images_to_predict
         labels = [data.label_names[i] if i >= 0 else None for i in images.labels]
-        probabilities = torch.cat(self._probabilities).numpy()
+        probabilities = torch.cat(self.report.outputs).cpu().numpy()
         evaluation = self.report.confirm()
         with replacing(evaluation.predictions(self.record)) as partial:
             write_predictions(partial, images.names, labels, probabilities, data.label_names)

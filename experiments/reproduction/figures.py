@@ -14,6 +14,7 @@ _PICTURES = (
     *("mlp_numpy", "mlp_deep", "cnn_report"),
     *("ninety_one", "changes", "activations", "batch_sizes"),
 )
+_OVER_SEEDS = "mean and standard deviation over seeds"
 
 
 def remove_figures(folder: Path) -> None:
@@ -50,16 +51,15 @@ def _all(runs: Runs, arm: str, metric: str) -> list[dict[int, float]]:
 def _curves(runs: Runs, arm: str, folder: Path, title: str) -> pages.Figure | None:
     if not _all(runs, arm, "train/loss"):
         return None
-    figure, (left, right) = plots.panels(2, title)
-    plots.band(left, _all(runs, arm, "train/loss"), "train loss", color="tab:blue")
-    plots.band(right, _all(runs, arm, CURVE), "test set", color="tab:red")
-    plots.band(right, _all(runs, arm, "train/acc"), "training batches", color="tab:blue", alpha=0.5)
-    left.set(xlabel="optimiser steps", ylabel="cross-entropy")
-    right.set(xlabel="optimiser steps", ylabel="accuracy")
-    left.legend()
-    right.legend()
+    figure, (left, right) = plots.panels(2, f"{title}, {_OVER_SEEDS}")
+    plots.band(left, _all(runs, arm, "train/loss"), "training batches", color=plots.BLUE)
+    plots.band(right, _all(runs, arm, CURVE), "test set", color=plots.RED)
+    plots.band(right, _all(runs, arm, "train/acc"), "training batches", color=plots.BLUE)
+    left.set(xlabel=plots.STEPS, ylabel=plots.LOSS)
+    right.set(xlabel=plots.STEPS, ylabel=plots.ACCURACY)
+    plots.legend(figure)
     plots.save(figure, folder / f"{arm}.png")
-    caption = f"{title}: mean and standard deviation over seeds, `{arm}`."
+    caption = f"{title}: {_OVER_SEEDS}, `{arm}`."
     return pages.Figure(folder / f"{arm}.png", caption)
 
 
@@ -67,19 +67,22 @@ def _ninety_one(runs: Runs, folder: Path, seen: Mapping[int, float]) -> pages.Fi
     """The same weights on the author's train stream and on the test set."""
     if not _all(runs, "cnn_report", "val/acc"):
         return None
-    figure, axes = plots.panels(2, "Where 91 % came from: the same weights, evaluated twice")
-    titles = {"cnn_report": "as its author built it", "cnn": "as specified"}
+    title = "Where 91 % came from: the same weights of a CNN, evaluated on two sets of images"
+    figure, (*axes, share) = plots.panels(3, title)
+    titles = {"cnn_report": "the CNN as its author built it", "cnn": "the CNN as specified"}
     for ax, (arm, title) in zip(axes, titles.items(), strict=True):
         stream, test = _all(runs, arm, "val/acc"), _all(runs, arm, CURVE)
-        plots.band(ax, stream, "his evaluation: the training stream", color="tab:blue", marker="o")
-        plots.band(ax, test, "test set", color="tab:red", marker="o")
-        ax.plot(*zip(*seen.items(), strict=True), color="grey", ls="--", label="share trained on")
-        ax.set(xlabel="optimiser steps", ylabel="accuracy", title=title, ylim=(0, 1.02))
-        ax.legend(loc="lower right")
+        plots.band(ax, stream, "his evaluation: training stream", color=plots.BLUE, marker="o")
+        plots.band(ax, test, "test set", color=plots.RED, marker="s")
+        ax.set(xlabel=plots.STEPS, ylabel=plots.ACCURACY, title=title, ylim=(0, 1.02))
+    share.plot(*zip(*seen.items(), strict=True), color="black", ls="--", marker=".")
+    share.set(xlabel=plots.STEPS, ylabel="share of images trained before", ylim=(0, 1.02))
+    share.set_title("the images of his evaluation")
+    plots.legend(figure)
     plots.save(figure, folder / "ninety_one.png")
     caption = (
-        "The author's script evaluates on images from the training stream. The dashed line is the "
-        "share of these images that were trained before: "
+        "The author's script evaluates on images from the training stream. The plot on the right "
+        "shows the share of these images that were trained before: "
         + ", ".join(f"{share:.1%} at {step}" for step, share in seen.items() if step % 1000 == 0)
         + " (his order of images at seed 42, replayed without a network)."
     )
@@ -98,15 +101,15 @@ def _changes(runs: Runs, folder: Path) -> pages.Figure | None:
     if not rows:
         return None
     rows.sort(reverse=True)
-    figure, (ax,) = plots.panels(1, "Changes to the best MLP: difference of test accuracy")
+    figure, (ax,) = plots.panels(1, "Changes to the best MLP: what each does to its test accuracy")
     figure.set_size_inches(8, 1 + 0.32 * len(rows))
     for position, (mean, found, _) in enumerate(rows):
         bars = [[mean - found.low], [found.high - mean]]
-        ax.errorbar([mean], [position], xerr=bars, fmt="o", color="tab:blue", capsize=3)
+        ax.errorbar([mean], [position], xerr=bars, fmt="o", color=plots.BLUE, capsize=3)
     ax.axvline(0, color="black", linewidth=1)
     ax.set_yticks(range(len(rows)), [name for *_, name in rows])
     ax.invert_yaxis()
-    ax.set(xlabel="difference to `mlp_deep` with its 95 % interval".replace("`", ""))
+    ax.set(xlabel="test accuracy minus that of mlp_deep (share of images), 95 % interval")
     plots.save(figure, folder / "changes.png")
     caption = "Each change to `mlp_deep`, in pairs of the same seed, with 95 % intervals."
     return pages.Figure(folder / "changes.png", caption)
@@ -121,18 +124,21 @@ def _activations(runs: Runs, folder: Path) -> pages.Figure | None:
     }
     if not _all(runs, "mlp_deep", "activations/1/mean"):
         return None
-    figure, axes = plots.panels(3, "Activations of the five hidden layers")
-    colors = {"mlp_deep": "tab:blue", "tanh": "tab:orange", "relu": "tab:green"}
+    figure, axes = plots.panels(
+        3, f"Activations of the hidden layers of the best MLP, {_OVER_SEEDS}"
+    )
+    colors = {"mlp_deep": plots.BLUE, "tanh": plots.ORANGE, "relu": plots.GREEN}
     for ax, (kind, label) in zip(axes, panels.items(), strict=True):
         for arm, color in colors.items():
             for last, style in ((False, "--"), (True, "-")):
                 layers = _layers(runs, arm, kind, last)
-                name = f"{'elu' if arm == 'mlp_deep' else arm}, {'trained' if last else 'initial'}"
+                weights = "trained" if last else "initial"
+                name = f"{'elu' if arm == 'mlp_deep' else arm}, {weights} weights"
                 plots.band(ax, layers, name, color=color, ls=style, marker="o", markersize=3)
         ax.set(xlabel="hidden layer", ylabel=label, xticks=range(1, 6))
-    axes[0].legend(fontsize=7)
+    plots.legend(figure)
     plots.save(figure, folder / "activations.png")
-    caption = "Tanh against ELU (section 2.2) and ReLU: mean and standard deviation over seeds."
+    caption = f"Tanh against ELU (section 2.2) and ReLU: {_OVER_SEEDS}."
     return pages.Figure(folder / "activations.png", caption)
 
 
@@ -162,17 +168,18 @@ def _batch_sizes(runs: Runs, folder: Path) -> pages.Figure | None:
     }
     if not any(any(curves) for curves in found.values()):
         return None
-    figure, (ax,) = plots.panels(1, "Batch against layer normalisation by batch size")
-    for norm, curves in found.items():
-        plots.band(ax, curves, f"{norm} normalisation", marker="o")
-    ax.set(xlabel="batch size", ylabel="test accuracy after two epochs", xscale="log")
+    title = f"Test accuracy after two epochs by batch size, {_OVER_SEEDS}"
+    figure, (ax,) = plots.panels(1, title)
+    for (norm, curves), style in zip(found.items(), plots.STYLES, strict=False):
+        plots.band(ax, curves, f"{norm} normalisation", marker="o", **style)
+    ax.set(xlabel="batch size (images)", ylabel=plots.ACCURACY, xscale="log")
     ax.set_xticks(BATCH_SIZES, [str(size) for size in BATCH_SIZES])
     ax.minorticks_off()
-    ax.legend()
+    plots.legend(figure)
     plots.save(figure, folder / "batch_sizes.png")
     caption = (
         "The network of `mlp_deep` with SGD and momentum for two epochs, and a learning rate in "
-        "proportion to the batch size (section 3.3): mean and standard deviation over seeds."
+        f"proportion to the batch size (section 3.3): {_OVER_SEEDS}."
     )
     return pages.Figure(folder / "batch_sizes.png", caption)
 

@@ -71,7 +71,9 @@ def close(
     if run.evaluation is not None and report is not None:
         _save_evaluation(run, report)
     if prepared.command != "predict":
-        plots.curves(record.metrics(), record.path / "curves.png", title=record.name)
+        title = f"Loss and accuracy of {record.name}"
+        smoothing = prepared.model.label_smoothing
+        plots.curves(record.metrics(), record.path / "curves.png", title, smoothing)
     if prepared.is_fit:
         record.fields["weights"] = weights_of(record.path)
         record.save()  # reads the evaluations of other processes

@@ -13,7 +13,9 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
+from experiments.analysis import plots
 from experiments.compare import main
 from tests.conftest import PROJECT, short_fit
 
@@ -153,6 +155,40 @@ def test_curves_are_drawn_and_part_of_the_page(tmp_path: Path, output: Callable[
     output(f"--plot={picture}", "--format=html", f"--output={page}")
     assert picture.stat().st_size > 5000
     assert "data:image/png;base64," in page.read_text()
+
+
+def test_a_smoothed_training_loss_is_drawn_on_an_axis_of_its_own(
+    write: Write, tmp_path: Path, output: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [{"step": step, "train/loss": 2.0, "val/acc": 0.2} for step in (1, 2)]
+    for name, smoothing in (("plain", 0.0), ("smoothed", 0.2), ("other", 0.0)):
+        run = write(name)
+        text = (
+            f"model: {{class_path: MLP, init_args: {{norm: {name}, label_smoothing: {smoothing}}}}}"
+        )
+        (run / "config.yaml").write_text(text)
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
+    for curve in ("train/loss", "val/acc"):
+        output(f"--plot={tmp_path / 'curves.png'}", f"--curve={curve}")
+    losses, accuracies = ([(a.get_ylabel(), len(a.get_lines())) for a in f.axes] for f in drawn)
+    assert losses == [
+        ("training cross-entropy (nats)", 2),
+        ("training cross-entropy (nats), label smoothing 0.2", 1),
+    ]
+    assert accuracies == [("validation accuracy (share of images)", 3)]
+
+
+def test_a_figure_says_that_it_leaves_lines_out(
+    write: Write, tmp_path: Path, output: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for count in range(12):
+        write(f"run{chr(97 + count)}")
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
+    output(f"--plot={tmp_path / 'curves.png'}", "--no_group")
+    assert drawn[0].get_suptitle().endswith("over runs; the first 10 of 12 lines")
 
 
 def test_broken_runs_are_shown(write: Write, rows: Rows, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ import io
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from tqdm import tqdm
 
 from cli import main
 from datamodules import CIFAR10DataModule
+from experiments.analysis import plots
 from experiments.monitoring import progress
 from experiments.monitoring.callbacks import write_predictions
 from experiments.monitoring.progress import RunProgressBar, TrainMonitor
 from experiments.records.record import RunRecord
 from lightning_modules import MLP
+from tests.chaos import PICTURES, draw_a_dot
 from tests.conftest import IMAGES, SHORT, Cli
 
 TINY = ["--model=MLP", "--model.hidden_units=[2]"]
@@ -144,3 +147,27 @@ def test_plain_names_are_written_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "predictions.csv"
     write_predictions(path, ["größe 1.png"], [None], np.ones((1, 1)), ["cat"])
     assert path.read_bytes().decode("utf-8").splitlines()[1] == "größe 1.png,cat,1.000000,1.000000"
+
+
+def test_pictures_say_what_they_show_and_of_which_weights(
+    fit: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fit may end after its last validation, and the best weights are older than the last."""
+    titles: dict[str, str] = {}
+
+    def note(*args: Any) -> None:
+        (path,) = [arg for arg in args if isinstance(arg, Path)]
+        (titles[path.name],) = [arg for arg in args if isinstance(arg, str)]
+        draw_a_dot(path)
+
+    for picture in PICTURES:
+        monkeypatch.setattr(plots, picture, note)
+    record: RunRecord = fit(*TINY, "--trainer.max_steps=5", "--test_after_fit=true")
+    best = record.summary["best/step"]
+    assert titles["confusion_val.png"].endswith("on validation images\nweights of step 4")
+    assert titles["confusion_test.png"] == (
+        f"Confusion matrix of run on test images\nweights of step {best} (best.ckpt)"
+    )
+    assert titles["mistakes_test.png"].startswith("Most confident mistakes of run on test images")
+    assert f"\nweights of step {best} (best.ckpt); " in titles["mistakes_test.png"]
+    assert titles["curves.png"] == "Loss and accuracy of run"
