@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from experiments.errors import RunError
     from experiments.fitting import fit
     from experiments.inference import load
+    from experiments.monitoring.file_loggers import RunCSVLogger, RunTensorBoardLogger
     from experiments.monitoring.loggers import RecordLogger, WandbLogger
     from experiments.monitoring.probes import ActivationStatistics, CurveOnTest
     from experiments.records.record import RunRecord
@@ -15,8 +16,10 @@ __all__ = [
     "ActivationStatistics",
     "CurveOnTest",
     "RecordLogger",
+    "RunCSVLogger",
     "RunError",
     "RunRecord",
+    "RunTensorBoardLogger",
     "WandbLogger",
     "fit",
     "load",
@@ -25,8 +28,10 @@ _HOMES = {
     "ActivationStatistics": "monitoring.probes",
     "CurveOnTest": "monitoring.probes",
     "RecordLogger": "monitoring.loggers",
+    "RunCSVLogger": "monitoring.file_loggers",
     "RunError": "errors",
     "RunRecord": "records.record",
+    "RunTensorBoardLogger": "monitoring.file_loggers",
     "WandbLogger": "monitoring.loggers",
     "fit": "fitting",
     "load": "inference",

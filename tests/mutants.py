@@ -365,7 +365,7 @@ FAULTS = [
     ("experiments/records/record", '    "weights",\n    "chosen",\n', ""),
     (
         "experiments/records/record",
-        "with nullcontext() if self._is_owner else self._file.alone():",
+        "with nullcontext() if self.is_owner else self._file.alone():",
         "with nullcontext():",
     ),
     ("experiments/records/log", "if (run / METRICS).is_file():", "if False:"),

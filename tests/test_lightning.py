@@ -191,7 +191,10 @@ SWA = ["--trainer.callbacks=StochasticWeightAveraging", "--trainer.callbacks.swa
         (["--trainer.strategy=ddp_spawn"], "ddp_spawn starts .*; take ddp"),
         (["--trainer.strategy=deepspeed"], "take ddp"),
         (["--trainer.barebones=true"], "trainer.barebones keeps no record"),
-        (["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=x"], "metrics.jsonl"),
+        (
+            ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=x"],
+            "twice after a kill and a resume; take experiments.RunCSVLogger",
+        ),
         (["--trainer.precision=16-mixed"], "take bf16-mixed on the CPU"),
         (["--trainer.max_time=00:00:00:00"], "max_time must be positive"),
         (["--trainer.overfit_batches=0.01"], "leaves none of 18 batches of training"),

@@ -122,18 +122,19 @@ PRECISIONS: dict[str, str] = {
     "transformer-engine-float16": _NO_ENGINE,
 }
 
+_TWICE = "would have some steps twice after a kill and a resume; "
 _NOT_EXACT = (
-    "would have some steps twice after a kill and a resume; every entry is in the run's "
-    "metrics.jsonl, and W&B's files: leave trainer.logger as it is"
+    f"{_TWICE}every entry is in the run's metrics.jsonl, and W&B's files: leave trainer.logger as "
+    "it is"
 )
 
 LOGGERS: dict[str, str] = {
-    "CSVLogger": _NOT_EXACT,
+    "CSVLogger": f"{_TWICE}take experiments.RunCSVLogger",
     "CometLogger": _NOT_EXACT,
     "LitLogger": _NOT_EXACT,
     "Logger": _BASE_CLASS_ONLY,
     "MLFlowLogger": _NOT_EXACT,
-    "TensorBoardLogger": _NOT_EXACT,
+    "TensorBoardLogger": f"{_TWICE}take experiments.RunTensorBoardLogger",
     "WandbLogger": "begins another W&B run with each process; take experiments.WandbLogger",
 }
 
@@ -269,7 +270,7 @@ def check_lightning(trainer: Any) -> None:
         if trainer.get(flag) not in values:
             raise ValueError(f"trainer.{flag} {reason}")
     if trainer.get("logger") is True:
-        raise ValueError(f"trainer.logger: true makes a CSVLogger, which {_NOT_EXACT}")
+        raise ValueError(f"trainer.logger: true makes a CSVLogger, which {LOGGERS['CSVLogger']}")
     _check_float16(trainer)
     keys = [_BEST_KEY]
     for flag, table in DECISION_TABLES.items():

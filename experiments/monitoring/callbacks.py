@@ -13,8 +13,8 @@ from torch import Tensor
 from datamodules import CIFAR10DataModule
 from experiments.analysis import plots
 from experiments.checkpoints.evaluations import Evaluation, confirmed
-from experiments.monitoring.loggers import wandb_logger
-from experiments.records.curves import curve_of
+from experiments.monitoring.loggers import run_loggers
+from experiments.records.curves import last_step
 from experiments.records.files import replacing
 from experiments.records.record import RunRecord
 from experiments.texts import csv_cell
@@ -22,7 +22,7 @@ from lightning_modules import Classifier
 
 
 class EvaluationReport(Callback):
-    """Confusion matrix, accuracy per class and most confident mistakes, in folder and loggers.
+    """Confusion matrix, accuracy per class and most confident mistakes, as files and in loggers.
 
     They are drawn for the last validation of a fit, and for every separate validation and test.
 
@@ -102,14 +102,13 @@ class EvaluationReport(Callback):
         else:
             self._note(stage, figures, trainer)
         path = self.record.path / f"confusion_{stage}{self._tag(stage)}.png"
+        step = self._step_of(stage)
         images = "test" if stage == "test" else "validation"
         title = f"Confusion matrix of {self.record.name} on {images} images\n"
         plots.confusion_matrix(matrix, names, path, title + self._weights(stage))
-        if logger := wandb_logger(trainer):
-            logger.log_image(f"{stage}/confusion_matrix", [str(path)])
-            rows = [[name, accuracy] for name, accuracy in per_class.items()]
-            logger.log_table(f"{stage}/per_class", columns=["class", "accuracy"], data=rows)
-            logger.summarize({f"{stage}/acc/{name}": value for name, value in per_class.items()})
+        for logger in run_loggers(trainer):
+            logger.log_picture(f"{stage}/confusion_matrix", path, step)
+            logger.log_per_class(stage, per_class, step)
 
     def _note(self, stage: str, figures: dict[str, Any], trainer: Trainer) -> None:
         evaluation = self.confirm()
@@ -134,12 +133,16 @@ class EvaluationReport(Callback):
             self._check_weights()
 
     def _weights(self, stage: str) -> str:
-        """The evaluated weights in words; a fit may end after its last validation."""
+        """The evaluated weights in words."""
+        words = f"weights of step {self._step_of(stage):,}"
         if stage == "val":
-            *_, step = (0, *curve_of(self.record.metrics(), "val/acc"))
-            return f"weights of step {step:,}"
+            return words
         assert self.evaluation is not None
-        return f"weights of step {self.step():,} ({self.evaluation.file(self.record)})"
+        return f"{words} ({self.evaluation.file(self.record)})"
+
+    def _step_of(self, stage: str) -> int:
+        """The steps of the evaluated weights; a fit may end after its last validation."""
+        return last_step(self.record.metrics(), "val/acc") if stage == "val" else self.step()
 
     def _tag(self, stage: str) -> str:
         return self.evaluation.tag if self.evaluation is not None and stage != "val" else ""
@@ -163,8 +166,8 @@ class EvaluationReport(Callback):
             f"{len(wrong):,}\n{self._weights('test')}; above each: prediction, its probability"
         )
         plots.image_grid(images, captions, path, title)
-        if (logger := wandb_logger(trainer)) and images:
-            logger.log_image("test/mistakes", images, caption=captions)
+        for logger in run_loggers(trainer) if images else []:
+            logger.log_picture("test/mistakes", path, self.step())
 
 
 class PredictionWriter(Callback):

@@ -43,6 +43,48 @@ _VARIABLES = {
 _IGNORED_VARIABLES = {"WANDB_NAME": "--name", "WANDB_DIR": "--runs_dir"}
 
 
+class RunLogger:
+    """What a run gives its loggers besides metrics; a logger leaves out what it can't hold."""
+
+    def start(self, record: RunRecord, config: Mapping[str, Any], step: Callable[[], int]) -> None:
+        """Opens the log of a record, or continues it; only in the first process.
+
+        Args:
+            record: the run.
+            config: the resolved configuration.
+            step: as for `RecordLogger`, so that all log the same steps.
+        """
+
+    def log_picture(self, key: str, path: Path, step: int) -> None:
+        """Logs a PNG.
+
+        Args:
+            key: such as ``test/confusion_matrix``.
+            path: the file.
+            step: optimiser steps of the weights that it shows.
+        """
+
+    def log_per_class(self, stage: str, accuracies: Mapping[str, float], step: int) -> None:
+        """Logs the accuracy of each class.
+
+        Args:
+            stage: ``val``, ``validate`` or ``test``.
+            accuracies: by class.
+            step: optimiser steps of the evaluated weights.
+        """
+
+    def summarize(self, values: Mapping[str, Any]) -> None:
+        """Logs final values: numbers or texts by name."""
+
+    def close(self, exit_code: int, preempted: bool = False) -> None:
+        """Ends the log.
+
+        Args:
+            exit_code: 0 for a command that finished, anything else for one that failed.
+            preempted: whether a system stopped the command, which will be resumed.
+        """
+
+
 class RecordLogger(Logger):
     """Writes metrics into a run's record.
 
@@ -79,13 +121,13 @@ class RecordLogger(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Appends an entry to the record."""
         if not self.is_silent:
-            self.record.log(_without_epoch_of_evaluation(metrics), self._step())
+            self.record.log(without_epoch_of_evaluation(metrics), self._step())
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any) -> None:
         """Does nothing: the record holds the whole configuration already."""
 
 
-class WandbLogger(OpenWandbLogger):
+class WandbLogger(OpenWandbLogger, RunLogger):
     """Lightning's W&B logger: offline by default, with time limits, and never fatal to training.
 
     W&B's files are in the run's folder, and the W&B run has the name of the run. Every process that
@@ -206,15 +248,17 @@ class WandbLogger(OpenWandbLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Logs metrics; after an error of W&B, prints one message and logs no more."""
         step = self._count_steps() if self._count_steps else step
-        self._try(super().log_metrics, _without_epoch_of_evaluation(metrics), step)
+        self._try(super().log_metrics, without_epoch_of_evaluation(metrics), step)
 
-    def log_image(self, key: str, images: list[Any], step: int | None = None, **kw: Any) -> None:
-        """Logs images; never fatal, like `log_metrics`."""
-        self._try(super().log_image, key, images, step, **kw)
+    def log_picture(self, key: str, path: Path, step: int) -> None:
+        """Logs a PNG; never fatal, like `log_metrics`."""
+        self._try(self.log_image, key, [str(path)])
 
-    def log_table(self, key: str, *args: Any, **kw: Any) -> None:
-        """Logs a table; never fatal, like `log_metrics`."""
-        self._try(super().log_table, key, *args, **kw)
+    def log_per_class(self, stage: str, accuracies: Mapping[str, float], step: int) -> None:
+        """Logs a table and final values; never fatal, like `log_metrics`."""
+        rows = [[name, accuracy] for name, accuracy in accuracies.items()]
+        self._try(self.log_table, f"{stage}/per_class", ["class", "accuracy"], rows)
+        self.summarize({f"{stage}/acc/{name}": value for name, value in accuracies.items()})
 
     def summarize(self, values: Mapping[str, Any]) -> None:
         """Writes final values into the W&B run's summary; never fatal, like `log_metrics`."""
@@ -300,7 +344,7 @@ def _labels(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _without_epoch_of_evaluation(metrics: Mapping[str, float]) -> dict[str, float]:
+def without_epoch_of_evaluation(metrics: Mapping[str, float]) -> dict[str, float]:
     """Removes the epoch that Lightning adds to a test: it is not the epoch of the weights."""
     evaluated = any(key.startswith(("test/", "validate/")) for key in metrics)
     return {key: value for key, value in metrics.items() if not (evaluated and key == "epoch")}
@@ -330,6 +374,6 @@ def _check_account() -> None:
         )
 
 
-def wandb_logger(trainer: Trainer) -> WandbLogger | None:
-    """The trainer's W&B logger, if it has one."""
-    return next((log for log in trainer.loggers if isinstance(log, WandbLogger)), None)
+def run_loggers(trainer: Trainer) -> list[RunLogger]:
+    """The trainer's loggers that take more than metrics."""
+    return [logger for logger in trainer.loggers if isinstance(logger, RunLogger)]

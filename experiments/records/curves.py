@@ -24,6 +24,11 @@ def curve_of(entries: Iterable[Mapping[str, Any]], metric: str) -> dict[int, flo
     return dict(sorted(points.items()))
 
 
+def last_step(entries: Iterable[Mapping[str, Any]], metric: str) -> int:
+    """The last step with a value of a metric; 0 if there is none."""
+    return max(curve_of(entries, metric), default=0)
+
+
 def is_loss(metric: str) -> bool:
     """Whether a smaller value of a metric is better."""
     return "loss" in metric

@@ -70,13 +70,16 @@ class RunRecord:
     Args:
         path: the run's folder, ``runs/<name>``.
         fields: the content of ``record.json``.
+
+    Attributes:
+        is_owner: whether this process has begun or resumed the run, and holds its lock.
     """
 
     def __init__(self, path: Path, fields: dict[str, Any]) -> None:
         self.path = path
         self.fields = fields
         self._file = _RecordFile(path, fields)
-        self._is_owner = False
+        self.is_owner = False
         self._opened = time.perf_counter()
         self._before = 0.0  # seconds of work by earlier processes
         self.entries = 0  # entries of the fit in the log
@@ -109,7 +112,7 @@ class RunRecord:
         }
         record = cls(path, {})
         record.fields = fields
-        record._is_owner = True
+        record.is_owner = True
         with writing(path, _WRITE_REMEDY):
             path.mkdir(parents=True, exist_ok=True)
             with record._file.alone():
@@ -167,7 +170,7 @@ class RunRecord:
         """
         with writing(self.path), self._file.alone():
             self.fields = self._file.read(self.fields)
-            self._is_owner = True
+            self.is_owner = True
             kept = [entry for entry in entries_in(self.path) if is_fit_entry(entry, step)][:entries]
             self.entries = len(kept)
             replace_file(self.path / CONFIG, config)
@@ -243,7 +246,7 @@ class RunRecord:
         """
         entry = {"step": step, "seconds": self.seconds, **to_json_values(metrics)}
         # Only a fit rewrites the file, and only at its start: no line of this process gets lost.
-        with nullcontext() if self._is_owner else self._file.alone():
+        with nullcontext() if self.is_owner else self._file.alone():
             add_entry(self.path, entry)
         self.entries += not is_evaluation_entry(entry)
         summarize(entry, self.summary, self.fields.get("best_since", -1))

@@ -8,7 +8,7 @@ import sys
 from experiments.analysis import plots
 from experiments.checkpoints.evaluations import confirmed, set_aside, set_aside_others, weights_of
 from experiments.monitoring.callbacks import EvaluationReport
-from experiments.monitoring.loggers import wandb_logger
+from experiments.monitoring.loggers import run_loggers
 from experiments.monitoring.summary import program, show, summary_table
 from experiments.records.record import Status
 from experiments.session.checks import note_without_validation
@@ -80,8 +80,8 @@ def close(
         set_aside_others(record)
     if run.changes_status:
         record.finish(outcome)
-    if logger := wandb_logger(prepared.trainer):
-        best = {k: v for k, v in record.summary.items() if k.startswith(("best/", "train/"))}
+    best = {k: v for k, v in record.summary.items() if k.startswith(("best/", "train/"))}
+    for logger in run_loggers(prepared.trainer):
         logger.summarize(best)
         logger.close(exit_code=0)
     show(summary_table(record, prepared.command, seconds, run.evaluation))

@@ -15,7 +15,7 @@ from experiments.checkpoints.loading import LAST, load_checkpoint, weights_sha25
 from experiments.checkpoints.saving import is_averaged
 from experiments.errors import RunError
 from experiments.identity import MAX_TIME
-from experiments.monitoring.loggers import wandb_logger
+from experiments.monitoring.loggers import run_loggers
 from experiments.monitoring.progress import TrainMonitor
 from experiments.process.signals import Stopped
 from experiments.records.record import RunRecord, Status
@@ -149,7 +149,7 @@ class RunStatus(Callback):
                 self.record.fields["weights"] = weights_of(self.record.path)
             with contextlib.suppress(OSError, RunError):  # a full disk, perhaps the cause
                 self.record.finish(status)
-        if logger := wandb_logger(trainer):
+        for logger in run_loggers(trainer):
             logger.close(exit_code=code, preempted=status == "preempted")
 
 

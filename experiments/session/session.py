@@ -21,7 +21,7 @@ from experiments.checkpoints.loading import (
 from experiments.checkpoints.saving import AtomicCheckpointIO, LastCheckpoint, SettledProgress
 from experiments.errors import RunError, UsageError, is_user_error
 from experiments.monitoring.callbacks import EvaluationReport, PredictionWriter
-from experiments.monitoring.loggers import RecordLogger, wandb_logger
+from experiments.monitoring.loggers import RecordLogger, run_loggers
 from experiments.monitoring.progress import TrainMonitor
 from experiments.process.cluster import requeue
 from experiments.process.processes import LostProcessError, other_processes
@@ -89,10 +89,10 @@ class RunSession:
         trainer.loggers = [logger, *trainer.loggers]
         if run.evaluation is not None and not run.evaluation.belongs_to_run:
             trainer.loggers = [logger]  # its figures are kept separately
-        if trainer.is_global_zero and (wandb := wandb_logger(trainer)):
-            kept = {k: value for k, value in run.config().items() if k not in ONE_COMMAND_OPTIONS}
-            wandb.start(record, kept, self._step)
-            wandb.summarize({"model_summary": str(ModelSummary(self.prepared.model))})
+        kept = {k: value for k, value in run.config().items() if k not in ONE_COMMAND_OPTIONS}
+        for taking in run_loggers(trainer) if trainer.is_global_zero else []:
+            taking.start(record, kept, self._step)
+            taking.summarize({"model_summary": str(ModelSummary(self.prepared.model))})
             record.save()  # with the W&B id of the run
 
     def _callbacks(self, run: OpenRun) -> list[Callback]:
