@@ -52,9 +52,11 @@ def _curves(runs: Runs, arm: str, folder: Path, title: str) -> pages.Figure | No
     if not _all(runs, arm, "train/loss"):
         return None
     figure, (left, right) = plots.panels(2, f"{title}, {_OVER_SEEDS}")
-    plots.band(left, _all(runs, arm, "train/loss"), "training batches", color=plots.BLUE)
-    plots.band(right, _all(runs, arm, CURVE), "test set", color=plots.RED)
-    plots.band(right, _all(runs, arm, "train/acc"), "training batches", color=plots.BLUE)
+    plots.band(left, _all(runs, arm, "train/loss"), "loss of training batches", color=plots.BLUE)
+    plots.band(right, _all(runs, arm, CURVE), "accuracy on the test set", color=plots.RED)
+    plots.band(
+        right, _all(runs, arm, "train/acc"), "accuracy on training batches", color=plots.BLUE
+    )
     left.set(xlabel=plots.STEPS, ylabel=plots.LOSS)
     right.set(xlabel=plots.STEPS, ylabel=plots.ACCURACY)
     plots.legend(figure)
@@ -125,7 +127,7 @@ def _activations(runs: Runs, folder: Path) -> pages.Figure | None:
     if not _all(runs, "mlp_deep", "activations/1/mean"):
         return None
     figure, axes = plots.panels(
-        3, f"Activations of the hidden layers of the best MLP, {_OVER_SEEDS}"
+        3, f"Activations of the hidden layers of the best MLP\n{_OVER_SEEDS}"
     )
     colors = {"mlp_deep": plots.BLUE, "tanh": plots.ORANGE, "relu": plots.GREEN}
     for ax, (kind, label) in zip(axes, panels.items(), strict=True):
