@@ -32,7 +32,7 @@ _DPI = 120
 _TITLE_WIDTH = 70  # characters
 _LONGEST_LINE, _LONGEST_LABEL, _LONGEST_NAME = 80, 60, 24  # of a text, a legend, a class
 _MOST_LINES = 6
-_LARGEST = 40  # inches, of a confusion matrix of very many classes
+_MOST_COUNTED = 20  # classes whose counts fit into a matrix
 
 
 def accuracy_per_class(confusion: npt.NDArray[np.int64]) -> list[float]:
@@ -183,10 +183,10 @@ def legend(figure: Figure) -> None:
 def confusion_matrix(
     confusion: npt.NDArray[np.int64], names: Sequence[str], path: Path, title: str
 ) -> None:
-    """Draws a confusion matrix with counts, coloured by the share of each true class.
+    """Draws a confusion matrix, coloured by the share of each true class.
 
-    The recall of each class stands at the end of its row, its precision below its column; a class
-    without true or predicted images has none.
+    Up to 20 classes have their counts. The recall of each class stands at the end of its row, its
+    precision below its column; a class without true or predicted images has none.
 
     Args:
         confusion: ``(C, C)`` counts, rows true, columns predicted.
@@ -195,26 +195,39 @@ def confusion_matrix(
         title: the figure's title; the accuracy and the number of images are added to it.
     """
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    side = min(max(0.45 * len(names) + 3, 6.5), _LARGEST)
+    is_small = len(names) <= _MOST_COUNTED
+    side = max(0.45 * len(names) + 3, 6.5) if is_small else 14.0  # inches
     figure = Figure((side, side - 0.4), layout="constrained")
     ax = figure.subplots()
-    # A row and a column more, without colour.
-    ax.imshow(np.pad(shares, (0, 1), constant_values=np.nan), cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(confusion):
-        if count:
-            color = "white" if shares[row, column] > 0.5 else "black"
-            ax.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
-    _write_rates(ax, confusion)
-    ticks = range(len(names) + 1)
+    # A row and a column more, without colour, for the rates.
+    cells = np.pad(shares, (0, 1), constant_values=np.nan) if is_small else shares
+    ax.imshow(cells, cmap="Blues", vmin=0, vmax=1)
     names = [shortened(name.replace("\n", " "), _LONGEST_NAME) for name in names]
-    ax.set_xticks(ticks, [*names, "recall"], rotation=45, ha="right", rotation_mode="anchor")
-    ax.set_yticks(ticks, [*names, "precision"])
+    if is_small:
+        _write_counts(ax, confusion, shares)
+        _write_rates(ax, confusion)
+        turned: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+        ax.set_xticks(range(len(names) + 1), [*names, "recall"], **turned)
+        ax.set_yticks(range(len(names) + 1), [*names, "precision"])
+    else:
+        size = min(10, 600 / len(names))  # points: a hundred names fit beside each other
+        ax.set_xticks(range(len(names)), names, fontsize=size, rotation=90)
+        ax.set_yticks(range(len(names)), names, fontsize=size)
     ax.set(xlabel="predicted class", ylabel="true class")
     images = confusion.sum()
     accuracy = confusion.trace() / max(images, 1)
     lines = f"{title}\naccuracy {accuracy:.4f} on {images:,} images".splitlines()
     ax.set_title("\n".join(textwrap.fill(line, _TITLE_WIDTH) for line in lines), fontsize=10)
     save(figure, path)
+
+
+def _write_counts(
+    ax: Axes, confusion: npt.NDArray[np.int64], shares: npt.NDArray[np.float64]
+) -> None:
+    for (row, column), count in np.ndenumerate(confusion):
+        if count:
+            color = "white" if shares[row, column] > 0.5 else "black"
+            ax.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
 
 
 def _write_rates(ax: Axes, confusion: npt.NDArray[np.int64]) -> None:

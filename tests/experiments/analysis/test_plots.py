@@ -147,6 +147,14 @@ def test_confusion_matrix_is_drawn_also_without_images(tmp_path: Path) -> None:
         assert min(size_of(tmp_path / "matrix.png")) > 600
 
 
+def test_a_matrix_of_many_classes_shows_colours_without_counts(tmp_path: Path) -> None:
+    names = [f"class {number}" for number in range(100)]
+    plots.confusion_matrix(np.eye(100, dtype=np.int64), names, tmp_path / "matrix.png", "test")
+    with Image.open(tmp_path / "matrix.png") as image:
+        pixels = np.asarray(image.convert("RGB"))
+    assert (pixels == (8, 48, 107)).all(2).sum() > 10_000  # the darkest blue, on the diagonal
+
+
 @pytest.mark.parametrize(("count", "rows"), [(1, 1), (8, 1), (9, 2)])
 def test_a_grid_has_as_many_rows_as_it_needs(count: int, rows: int, tmp_path: Path) -> None:
     images = [np.full((32, 32, 3), 10 * i, np.uint8) for i in range(count)]
