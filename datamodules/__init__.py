@@ -1,7 +1,7 @@
-"""Bytes to batches: CIFAR-10 and its synthetic stand-in."""
+"""Bytes to batches: CIFAR-10, CIFAR-100, their synthetic stand-ins, and pictures of your own."""
 
 from datamodules.batches import BatchSource
-from datamodules.cifar10 import CIFAR10DataModule
+from datamodules.cifar10 import CIFAR10DataModule, CIFAR100DataModule
 from datamodules.course import CourseStream
 from datamodules.files import DatasetError
 from datamodules.image_folder import ImageFolderDataModule
@@ -11,6 +11,7 @@ __all__ = [
     "AugmentedImages",
     "BatchSource",
     "CIFAR10DataModule",
+    "CIFAR100DataModule",
     "CourseStream",
     "DatasetError",
     "ImageFolderDataModule",

@@ -1,9 +1,9 @@
-"""CIFAR-10 as a LightningDataModule: uint8 in memory, normalised on the device."""
+"""CIFAR-10 and CIFAR-100 as LightningDataModules: uint8 in memory, normalised on the device."""
 
 import functools
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -11,14 +11,17 @@ from torch import Tensor
 
 from datamodules.batches import BatchSource, DeviceDataModule, Splits
 from datamodules.files import (
+    CIFAR10,
+    CIFAR100,
     ImageSet,
+    OfficialSet,
     is_synthetic,
     read_label_names,
     read_test,
     read_train,
 )
 from datamodules.pictures import read_images
-from datamodules.sources import Source, find_data
+from datamodules.sources import find_data
 from datamodules.transforms import AugmentedImages, Flip, Normalization, check_augmentation
 
 
@@ -52,7 +55,8 @@ class CIFAR10DataModule(DeviceDataModule):
         cutout: side in pixels of a square in the mean colour, painted into training images.
         seed: seed of batch order and augmentation; default: the seed of ``seed_everything``.
         download: download CIFAR-10 if it is missing.
-        synthetic_images: images in each of the synthetic set's six files.
+        synthetic_images: images in the synthetic set's test file; five times as many are for
+            training.
         predict_dir: a folder of images to predict instead of the test set (PNG, JPEG, WebP, AVIF,
             BMP, GIF, TIFF, PPM, QOI); they are rotated by their EXIF orientation, converted to RGB
             and resized to 32x32.
@@ -60,13 +64,18 @@ class CIFAR10DataModule(DeviceDataModule):
     Raises:
         ValueError: for a number out of range.
 
+    Attributes:
+        official: the files of the official set.
+
     .. [1] A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
     """
+
+    official: ClassVar[OfficialSet] = CIFAR10
 
     def __init__(
         self,
         data_dir: str | None = None,
-        source: Source = "cifar10",
+        source: Literal["cifar10", "synthetic", "auto"] = "cifar10",
         batch_size: int = 200,
         eval_batch_size: int = 1000,
         val_size: int = 5000,
@@ -84,8 +93,9 @@ class CIFAR10DataModule(DeviceDataModule):
         _at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
         _at_least(0, val_size=val_size, split_seed=split_seed, seed=seed or 0)
         check_augmentation(crop, flip, cutout)
-        self.data_dir = Path(data_dir or os.environ.get("CIFAR10_DIR") or "data").expanduser()
-        self.source = source
+        place = data_dir or os.environ.get(self.official.variable) or "data"
+        self.data_dir = Path(place).expanduser()
+        self.source: str = source
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_size, self.split_seed = val_size, split_seed
         self.normalization = normalization
@@ -96,6 +106,24 @@ class CIFAR10DataModule(DeviceDataModule):
         self.predict_dir = predict_dir
         self._folder: Path | None = None
 
+    @classmethod
+    def count_classes(cls, **settings: Any) -> int | None:
+        """The number of classes of a data set, known without its images.
+
+        A model gets as many, unless a flag or a config file names another number. A data set of
+        your own may override this.
+
+        Args:
+            **settings: the arguments of the class.
+
+        Returns:
+            None if it is not known: a class with a `read` of its own reads other data.
+
+        Raises:
+            DatasetError: if the data is looked at and is missing.
+        """
+        return cls.official.classes if cls.read is CIFAR10DataModule.read else None
+
     def prepare_data(self) -> None:
         """Finds, downloads or generates the data; resolves ``source: auto``.
 
@@ -103,8 +131,9 @@ class CIFAR10DataModule(DeviceDataModule):
             DatasetError: if there is no data; the message names the remedy.
         """
         if self._folder is None and not self._predicts_folder:
-            images = self.synthetic_images
-            self._folder = find_data(self.data_dir, self.source, self.download, images)
+            self._folder = find_data(
+                self.data_dir, self.source, self.download, self.synthetic_images, self.official
+            )
 
     @property
     def _predicts_folder(self) -> bool:
@@ -113,9 +142,9 @@ class CIFAR10DataModule(DeviceDataModule):
 
     @property
     def resolved_source(self) -> str:
-        """The resolved ``source``, after the data was found."""
+        """The resolved ``source``, after the data was found: the data's name in records."""
         is_made = is_synthetic(self._folder) if self._folder else self.source == "synthetic"
-        return "synthetic" if is_made else "cifar10"
+        return self.official.stand_in if is_made else self.official.source
 
     def setup(self, stage: str | None = None) -> None:
         """Reads and verifies the files, splits off the validation set, computes statistics.
@@ -143,8 +172,17 @@ class CIFAR10DataModule(DeviceDataModule):
             DatasetError: for a missing or corrupted file.
         """
         assert self._folder is not None
-        train, test = read_train(self._folder), read_test(self._folder)
-        return Splits(train, None, test, read_label_names(self._folder))
+        found = (self._folder, self.official)
+        return Splits(read_train(*found), None, read_test(*found), read_label_names(*found))
+
+    def read_test_set(self) -> ImageSet:
+        """Finds the data and reads its test images, without a split or statistics.
+
+        Raises:
+            DatasetError: for a missing or corrupted file.
+        """
+        self.prepare_data()
+        return self.read().test
 
     # ---- batches ----------------------------------------------------------------------------
 
@@ -178,6 +216,38 @@ class CIFAR10DataModule(DeviceDataModule):
         if self.predict_dir is None:
             return self.test_set
         return read_images(Path(self.predict_dir).expanduser())
+
+
+class CIFAR100DataModule(CIFAR10DataModule):
+    """CIFAR-100 [1]_ with its 100 fine labels, or a synthetic stand-in in the same file format.
+
+    Everything else is as in `CIFAR10DataModule`: 50,000 images, 500 of each class, of which
+    ``val_size`` are for validation, and the official 10,000 test images.
+
+    Args:
+        data_dir: the folder that holds (or will hold) ``cifar-100-python``, or its archive
+            ``cifar-100-python.tar.gz``; or ``cifar-100-python`` itself. Default: the environment
+            variable ``CIFAR100_DIR``, or ``data``.
+        source: ``cifar100``: the real data or an error. ``synthetic``: a hundred generated classes.
+            ``auto``: CIFAR-100 if it is on disk or can be downloaded within a minute, otherwise
+            synthetic.
+        **kwargs: see `CIFAR10DataModule`.
+
+    Raises:
+        ValueError: for a number out of range.
+
+    .. [1] A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
+    """
+
+    official = CIFAR100
+
+    def __init__(
+        self,
+        data_dir: str | None = None,
+        source: Literal["cifar100", "synthetic", "auto"] = "cifar100",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(data_dir, source, **kwargs)  # type: ignore[arg-type]
 
 
 def _batches(

@@ -1,4 +1,4 @@
-"""Verifies CIFAR-10's batch files and reads them into arrays.
+"""Verifies the batch files of CIFAR-10 and CIFAR-100 and reads them into arrays.
 
 Nothing is unpickled before its SHA-256 is verified. The reader unpickles only NumPy arrays, lists,
 numbers and strings, and refuses every other object.
@@ -20,32 +20,113 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-FOLDER = "cifar-10-batches-py"
-TRAIN_FILES = tuple(f"data_batch_{i}" for i in range(1, 6))
-TEST_FILE = "test_batch"
-META_FILE = "batches.meta"
-# Hashes of the official archive's files; the dataset's page and torchvision list their MD5s.
-CIFAR10_SHA256: Mapping[str, str] = {
-    "data_batch_1": "54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd",
-    "data_batch_2": "766b2cef9fbc745cf056b3152224f7cf77163b330ea9a15f9392beb8b89bc5a8",
-    "data_batch_3": "0f00d98ebfb30b3ec0ad19f9756dc2630b89003e10525f5e148445e82aa6a1f9",
-    "data_batch_4": "3f7bb240661948b8f4d53e36ec720d8306f5668bd0071dcb4e6c947f78e9682b",
-    "data_batch_5": "d91802434d8376bbaeeadf58a737e3a1b12ac839077e931237e0dcd43adcb154",
-    "test_batch": "f53d8d457504f7cff4ea9e021afcf0e0ad8e24a91f3fc42091b8adef61157831",
-    "batches.meta": "f962466ef690d46b226450fb9aadc74ba4bc64a76aa526b5827fe4bc5c7125cb",
-}
-CIFAR10_BYTES: Mapping[str, int] = {
-    "data_batch_1": 31_035_704,
-    "data_batch_2": 31_035_320,
-    "data_batch_3": 31_035_999,
-    "data_batch_4": 31_035_696,
-    "data_batch_5": 31_035_623,
-    "test_batch": 31_035_526,
-    "batches.meta": 158,
-}
+
+@dataclass(frozen=True)
+class OfficialSet:
+    """What CIFAR-10 and CIFAR-100 differ in: their files and what is in them.
+
+    Attributes:
+        name: as a text shows it.
+        source: its name in ``source`` and in records.
+        stand_in: that of its synthetic stand-in, and the first part of the stand-in's folder.
+        classes: how many there are.
+        folder: the folder in the archive.
+        train_files: the batch files to train on, in their order.
+        test_file: the batch file to test on.
+        meta_file: the file with the names of the classes.
+        label_key: the key of the labels in a batch file.
+        names_key: the key of the names in the meta file.
+        sha256: of each file.
+        sizes: of each file, in bytes; they only word an error.
+        url: where the archive is, by https.
+        archive: its file name.
+        archive_sha256: its SHA-256.
+        archive_bytes: its size.
+        variable: the environment variable that names the folder of the data.
+    """
+
+    name: str
+    source: str
+    stand_in: str
+    classes: int
+    folder: str
+    train_files: tuple[str, ...]
+    test_file: str
+    meta_file: str
+    label_key: bytes
+    names_key: bytes
+    sha256: Mapping[str, str]
+    sizes: Mapping[str, int]
+    url: str
+    archive: str
+    archive_sha256: str
+    archive_bytes: int
+    variable: str
+
+
+# The page of the data sets, https://www.cs.toronto.edu/~kriz/cifar.html, and torchvision list MD5s
+# of the same archives and files. Keras lists the SHA-256 of CIFAR-100's archive.
+CIFAR10 = OfficialSet(
+    name="CIFAR-10",
+    source="cifar10",
+    stand_in="synthetic",
+    classes=10,
+    folder="cifar-10-batches-py",
+    train_files=tuple(f"data_batch_{i}" for i in range(1, 6)),
+    test_file="test_batch",
+    meta_file="batches.meta",
+    label_key=b"labels",
+    names_key=b"label_names",
+    sha256={
+        "data_batch_1": "54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd",
+        "data_batch_2": "766b2cef9fbc745cf056b3152224f7cf77163b330ea9a15f9392beb8b89bc5a8",
+        "data_batch_3": "0f00d98ebfb30b3ec0ad19f9756dc2630b89003e10525f5e148445e82aa6a1f9",
+        "data_batch_4": "3f7bb240661948b8f4d53e36ec720d8306f5668bd0071dcb4e6c947f78e9682b",
+        "data_batch_5": "d91802434d8376bbaeeadf58a737e3a1b12ac839077e931237e0dcd43adcb154",
+        "test_batch": "f53d8d457504f7cff4ea9e021afcf0e0ad8e24a91f3fc42091b8adef61157831",
+        "batches.meta": "f962466ef690d46b226450fb9aadc74ba4bc64a76aa526b5827fe4bc5c7125cb",
+    },
+    sizes={
+        "data_batch_1": 31_035_704,
+        "data_batch_2": 31_035_320,
+        "data_batch_3": 31_035_999,
+        "data_batch_4": 31_035_696,
+        "data_batch_5": 31_035_623,
+        "test_batch": 31_035_526,
+        "batches.meta": 158,
+    },
+    url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    archive="cifar-10-python.tar.gz",
+    archive_sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    archive_bytes=170_498_071,
+    variable="CIFAR10_DIR",
+)
+CIFAR100 = OfficialSet(
+    name="CIFAR-100",
+    source="cifar100",
+    stand_in="synthetic100",
+    classes=100,
+    folder="cifar-100-python",
+    train_files=("train",),
+    test_file="test",
+    meta_file="meta",
+    label_key=b"fine_labels",
+    names_key=b"fine_label_names",
+    sha256={
+        "train": "735e79b04f092ca3d2e6d07f368c0a7d70d48c48d28865950cc24454cf45129b",
+        "test": "4b67687d9933c4db8f0831104447f15b93774f4f464bd0516f0f0f2ac83b7864",
+        "meta": "a5d4786345c961390f865e93b434dbd5c6904ce880667e0cb888c97d449f28b9",
+    },
+    sizes={"train": 155_249_918, "test": 31_049_707, "meta": 1_473},
+    url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    archive="cifar-100-python.tar.gz",
+    archive_sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+    archive_bytes=169_001_437,
+    variable="CIFAR100_DIR",
+)
 
 MANIFEST = "sha256.json"
-_MOST_BYTES = 2**31 - 1  # of a batch file; an official one has 31 million
+_MOST_BYTES = 2**31 - 1  # of a batch file; the largest official one has 155 million
 _PICKLED_TYPES = {
     ("numpy.core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "_reconstruct"),
@@ -85,16 +166,16 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 def is_synthetic(folder: Path) -> bool:
     """Whether a folder of batch files is a synthetic set, with its own checksums."""
-    return re.fullmatch(r"synthetic-v\d+-\d+", folder.name) is not None
+    return re.fullmatch(r"synthetic\d*-v\d+-\d+", folder.name) is not None
 
 
-def read_train(folder: Path) -> ImageSet:
-    """Reads the five training files in their order.
+def read_train(folder: Path, official: OfficialSet = CIFAR10) -> ImageSet:
+    """Reads the training files of a data set, or of its stand-in, in their order.
 
     Raises:
-        DatasetError: for a file that is missing, corrupted or no batch of CIFAR-10.
+        DatasetError: for a file that is missing, corrupted or no batch of the data set.
     """
-    parts = [_read_batch(folder, name) for name in TRAIN_FILES]
+    parts = [_read_batch(folder, name, official) for name in official.train_files]
     return ImageSet(
         np.concatenate([part.images for part in parts]),
         np.concatenate([part.labels for part in parts]),
@@ -102,24 +183,24 @@ def read_train(folder: Path) -> ImageSet:
     )
 
 
-def read_test(folder: Path) -> ImageSet:
-    """Reads the test file.
+def read_test(folder: Path, official: OfficialSet = CIFAR10) -> ImageSet:
+    """Reads the test file of a data set, or of its stand-in.
 
     Raises:
-        DatasetError: for a file that is missing, corrupted or no batch of CIFAR-10.
+        DatasetError: for a file that is missing, corrupted or no batch of the data set.
     """
-    return _read_batch(folder, TEST_FILE)
+    return _read_batch(folder, official.test_file, official)
 
 
-def read_label_names(folder: Path) -> list[str]:
+def read_label_names(folder: Path, official: OfficialSet = CIFAR10) -> list[str]:
     """Reads the names of the classes, in the order of their labels.
 
     Raises:
         DatasetError: for a file that is missing or corrupted.
     """
-    names = _load(folder, META_FILE).get(b"label_names")
+    names = _load(folder, official.meta_file, official).get(official.names_key)
     if not isinstance(names, list) or not names or not all(map(_is_text, names)):
-        raise DatasetError(f"{folder / META_FILE} has no names of classes")
+        raise DatasetError(f"{folder / official.meta_file} has no names of classes")
     return [_text(name) for name in names]
 
 
@@ -131,24 +212,24 @@ def _is_text(value: Any) -> bool:
         return False
 
 
-def _read_batch(folder: Path, name: str) -> ImageSet:
-    batch = _load(folder, name)
+def _read_batch(folder: Path, name: str, official: OfficialSet) -> ImageSet:
+    batch = _load(folder, name, official)
     try:
         images = _exactly(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)
-        labels = _exactly(batch[b"labels"], np.int64)
+        labels = _exactly(batch[official.label_key], np.int64)
         names = [_text(entry) for entry in batch[b"filenames"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DatasetError(f"{folder / name} is no batch of CIFAR-10: {error!r}") from error
+        raise DatasetError(f"{folder / name} is no batch of {official.name}: {error!r}") from error
     if not len(images) == len(labels) == len(names):
         raise DatasetError(
             f"{folder / name} holds {len(images)} images, {len(labels)} labels, {len(names)} names"
         )
-    classes = len(read_label_names(folder))
+    classes = len(read_label_names(folder, official))
     if labels.ndim != 1 or not len(labels) or labels.min() < 0 or labels.max() >= classes:
         found = f"{labels.min()} to {labels.max()}" if labels.size else "none"
         raise DatasetError(
-            f"{folder / name} is no batch of CIFAR-10: its labels are {found}, and there are "
-            f"{classes} classes, 0 to {classes - 1}"
+            f"{folder / name} is no batch of {official.name}: its labels are {found}, and there "
+            f"are {classes} classes, 0 to {classes - 1}"
         )
     return ImageSet(images, labels, names)
 
@@ -161,17 +242,19 @@ def _exactly(values: Any, dtype: type[np.integer[Any]]) -> npt.NDArray[Any]:
     return given.astype(dtype)
 
 
-def _load(folder: Path, name: str) -> dict[bytes, Any]:
+def _load(folder: Path, name: str, official: OfficialSet) -> dict[bytes, Any]:
     path = folder / name
     content = _bytes_of(path)
-    if isinstance(content, OSError) or sha256_of(content) != _checksums(folder).get(name):
-        raise DatasetError(_damage(folder))
+    if isinstance(content, OSError) or sha256_of(content) != _checksums(folder, official)[name]:
+        raise DatasetError(_damage(folder, official))
     try:
         loaded = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:
-        raise DatasetError(f"{path} is no batch of CIFAR-10: {error}") from error
+        raise DatasetError(f"{path} is no batch of {official.name}: {error}") from error
     if not isinstance(loaded, dict):
-        raise DatasetError(f"{path} is no batch of CIFAR-10: it holds a {type(loaded).__name__}")
+        raise DatasetError(
+            f"{path} is no batch of {official.name}: it holds a {type(loaded).__name__}"
+        )
     return loaded
 
 
@@ -186,27 +269,29 @@ def _bytes_of(path: Path) -> bytes | OSError:
         return error
 
 
-def _checksums(folder: Path) -> Mapping[str, str]:
+def _checksums(folder: Path, official: OfficialSet) -> Mapping[str, str]:
     if not is_synthetic(folder):
-        return CIFAR10_SHA256
+        return official.sha256
     try:
         sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return {name: str(sums[name]) for name in CIFAR10_SHA256}
+        return {name: str(sums[name]) for name in official.sha256}
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise DatasetError(
             f"{folder / MANIFEST} can't be read: {error!r}; delete the folder and run again"
         ) from error
 
 
-def _damage(folder: Path) -> str:
+def _damage(folder: Path, official: OfficialSet) -> str:
     """The problems of all files of a folder, so that the user can replace all at once."""
+    sizes = {} if is_synthetic(folder) else official.sizes
     found = {
-        name: _damage_of(folder / name, sha256, {} if is_synthetic(folder) else CIFAR10_BYTES)
-        for name, sha256 in _checksums(folder).items()
+        name: _damage_of(folder / name, sha256, sizes)
+        for name, sha256 in _checksums(folder, official).items()
     }
     listed = "; ".join(f"{name} {damage}" for name, damage in found.items() if damage)
-    official = "delete what is named and run again, or copy good files there"
-    remedy = "delete the folder and run again" if is_synthetic(folder) else official
+    remedy = "delete what is named and run again, or copy good files there"
+    if is_synthetic(folder):
+        remedy = "delete the folder and run again"
     return f"the data in {folder} is damaged: {listed}; {remedy}"
 
 

@@ -39,6 +39,11 @@ class ImageFolderDataModule(CIFAR10DataModule):
             raise ValueError(f"data.test_share must be between 0 and 1, got {test_share}")
         self.test_share = test_share
 
+    @classmethod
+    def count_classes(cls, data_dir: str | None = None, **settings: Any) -> int | None:
+        """The number of folders that are classes; see `CIFAR10DataModule.count_classes`."""
+        return None if data_dir is None else len(class_names(Path(data_dir).expanduser()))
+
     def prepare_data(self) -> None:
         """Checks that the folder is there.
 

@@ -15,44 +15,39 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from datamodules.files import CIFAR10_SHA256, FOLDER, MANIFEST, DatasetError, sha256_of
+from datamodules.files import CIFAR10, MANIFEST, DatasetError, OfficialSet, sha256_of
 from datamodules.synthetic import VERSION, write_synthetic
 
 _log = logging.getLogger(__name__)
 
-Source = Literal["cifar10", "synthetic", "auto"]
-
-URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
-ARCHIVE_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
-ARCHIVE = "cifar-10-python.tar.gz"
-ARCHIVE_BYTES = 170_498_071
-_PARTIAL = ".download-"
 _TIMEOUT_S = 15.0
 _ATTEMPTS = 2
 _LOCK_TIMEOUT_S = 3600.0
 _CHUNK = 1 << 16
 _JUDGE_AFTER_S = 5.0
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
-_REMEDY = (
-    "Copy the official cifar-10-batches-py folder there, name the folder it lies in with "
-    "--data.data_dir or CIFAR10_DIR, run where it can be downloaded, or add "
-    "--config configs/data/synthetic.yaml to use generated images instead"
-)
 
 
-def find_data(data_dir: Path, source: Source, download: bool, synthetic_images: int) -> Path:
+def find_data(
+    data_dir: Path,
+    source: str,
+    download: bool,
+    synthetic_images: int,
+    official: OfficialSet = CIFAR10,
+) -> Path:
     """Finds, downloads or generates the data; resolves ``source: auto``.
 
     Args:
         data_dir: see `CIFAR10DataModule`, also for the other arguments.
-        source: ``cifar10``, ``synthetic`` or ``auto``.
-        download: whether CIFAR-10 may be downloaded.
-        synthetic_images: images in each of the synthetic set's six files.
+        source: that of the official set, ``synthetic`` or ``auto``.
+        download: whether the official set may be downloaded.
+        synthetic_images: images in the synthetic set's test file.
+        official: the official set.
 
     Returns:
         The folder with the batch files.
@@ -61,75 +56,89 @@ def find_data(data_dir: Path, source: Source, download: bool, synthetic_images: 
         DatasetError: if there is no data; the message names the remedy.
     """
     if source == "synthetic":
-        return _synthetic(data_dir, synthetic_images)
+        return _synthetic(data_dir, synthetic_images, official)
     try:
         # With "auto", a quick start is more important than the real data from a slow server.
-        return _cifar10(data_dir, download, 60.0 if source == "auto" else math.inf)
+        return _official(data_dir, official, download, 60.0 if source == "auto" else math.inf)
     except DatasetError as error:
         if source != "auto":
-            raise DatasetError(f"{error}. {_REMEDY}") from error
+            raise DatasetError(f"{error}. {_remedy(official)}") from error
         _log.warning(
-            f"{error}. USING THE SYNTHETIC STAND-IN: its accuracies say nothing about CIFAR-10"
+            f"{error}. USING THE SYNTHETIC STAND-IN: its accuracies say nothing about "
+            f"{official.name}"
         )
-        return _synthetic(data_dir, synthetic_images)
+        return _synthetic(data_dir, synthetic_images, official)
 
 
-def _synthetic(data_dir: Path, images: int) -> Path:
-    is_new = not synthetic_folder(data_dir, images).exists()
-    folder = make_synthetic(data_dir, images)
+def _remedy(official: OfficialSet) -> str:
+    return (
+        f"Copy the official {official.folder} folder there, name the folder it lies in with "
+        f"--data.data_dir or {official.variable}, run where it can be downloaded, or add "
+        "--data.source synthetic to use generated images instead"
+    )
+
+
+def _synthetic(data_dir: Path, images: int, official: OfficialSet) -> Path:
+    is_new = not synthetic_folder(data_dir, images, official).exists()
+    folder = make_synthetic(data_dir, images, official)
     if is_new:
         size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
         _log.info(f"made the synthetic set in {folder}, {size:,.0f} MB")
     return folder
 
 
-def _cifar10(data_dir: Path, download: bool, patience_s: float) -> Path:
-    """Finds, unpacks or downloads CIFAR-10; an error names all attempts."""
-    attempts: list[Callable[[Path], Path | None]] = [find_cifar10, unpack_cifar10]
+def _official(data_dir: Path, official: OfficialSet, download: bool, patience_s: float) -> Path:
+    """Finds, unpacks or downloads a data set; an error names all attempts."""
+    attempts: list[Callable[[], Path | None]] = [
+        lambda: find_official(data_dir, official),
+        lambda: unpack_official(data_dir, official),
+    ]
     if download:
-        attempts.append(lambda folder: download_cifar10(folder, patience_s=patience_s))
+        attempts.append(lambda: download_official(data_dir, official, patience_s))
     failed: list[str] = []
     for attempt in attempts:
         try:
-            if folder := attempt(data_dir):
+            if folder := attempt():
                 return folder
         except DatasetError as error:
             failed.append(str(error))
     raise DatasetError("; ".join(failed))
 
 
-def find_cifar10(data_dir: Path) -> Path:
-    """Returns the folder of a complete CIFAR-10, without reading the files.
+def find_official(data_dir: Path, official: OfficialSet = CIFAR10) -> Path:
+    """Returns the folder of a complete data set, without reading the files.
 
     Args:
-        data_dir: the folder that holds ``cifar-10-batches-py``; or that folder itself, with any
-            name.
+        data_dir: the folder that holds its folder, such as ``cifar-10-batches-py``; or that folder
+            itself, with any name.
+        official: the data set.
 
     Raises:
         DatasetError: naming every file that is missing.
     """
-    folder = cifar10_folder(data_dir)
-    if missing := _missing(folder):
+    folder = official_folder(data_dir, official)
+    if missing := _missing(folder, official):
         found = "no such folder" if not folder.is_dir() else f"missing {', '.join(missing)}"
         if data_dir.is_file():
             found = f"{data_dir} is a file, name the folder that it lies in"
-        raise DatasetError(f"CIFAR-10 not found in {folder}: {found}")
+        raise DatasetError(f"{official.name} not found in {folder}: {found}")
     return folder
 
 
-def cifar10_folder(data_dir: Path) -> Path:
-    """The folder of CIFAR-10's batch files, even if it is missing: ``data_dir`` or one below."""
-    below = data_dir / FOLDER
-    missing = _missing(data_dir)
-    is_itself = data_dir.name == FOLDER or len(missing) < len(CIFAR10_SHA256)
+def official_folder(data_dir: Path, official: OfficialSet = CIFAR10) -> Path:
+    """The folder of a data set's files, even if it is missing: ``data_dir`` or one below."""
+    below = data_dir / official.folder
+    missing = _missing(data_dir, official)
+    # One file is not enough: any folder may have a file named test, which is not to be replaced.
+    is_itself = data_dir.name == official.folder or 2 * len(missing) < len(official.sha256)
     return data_dir if not missing or (is_itself and not below.is_dir()) else below
 
 
-def _missing(folder: Path) -> list[str]:
-    return [name for name in CIFAR10_SHA256 if not (folder / name).is_file()]
+def _missing(folder: Path, official: OfficialSet) -> list[str]:
+    return [name for name in official.sha256 if not (folder / name).is_file()]
 
 
-def unpack_cifar10(data_dir: Path) -> Path | None:
+def unpack_official(data_dir: Path, official: OfficialSet = CIFAR10) -> Path | None:
     """Unpacks the official archive if it is in ``data_dir``, like a download.
 
     Returns:
@@ -138,39 +147,42 @@ def unpack_cifar10(data_dir: Path) -> Path | None:
     Raises:
         DatasetError: naming a damaged or wrong archive, or a folder that can't be written.
     """
-    folder = cifar10_folder(data_dir)
-    found = (place / ARCHIVE for place in (data_dir, folder.parent))
+    folder = official_folder(data_dir, official)
+    found = (place / official.archive for place in (data_dir, folder.parent))
     archive = next((path for path in found if path.is_file()), None)
     if archive is None:
         return None
-    if damage := _damage_of_archive(archive):
+    if damage := _damage_of_archive(archive, official):
         raise DatasetError(f"{archive} {damage}")
-    return _put_in_place(data_dir, lambda _: archive)
+    return _put_in_place(data_dir, official, lambda _: archive)
 
 
-def _damage_of_archive(archive: Path) -> str:
+def _damage_of_archive(archive: Path, official: OfficialSet) -> str:
     try:
         with archive.open("rb") as file:
             actual = hashlib.file_digest(file, "sha256").hexdigest()
         size = archive.stat().st_size
     except OSError as error:
         return f"can't be read ({error.strerror})"
-    if actual == ARCHIVE_SHA256:
+    expected, whole = official.archive_sha256, official.archive_bytes
+    if actual == expected:
         return ""
-    if size < ARCHIVE_BYTES:
-        return f"is cut short, or another file ({size:,} of {ARCHIVE_BYTES:,} bytes)"
-    return f"is not the official archive (its SHA-256 is {actual}, expected {ARCHIVE_SHA256})"
+    if size < whole:
+        return f"is cut short, or another file ({size:,} of {whole:,} bytes)"
+    return f"is not the official archive (its SHA-256 is {actual}, expected {expected})"
 
 
-def download_cifar10(data_dir: Path, url: str = URL, patience_s: float = math.inf) -> Path:
-    """Downloads CIFAR-10 (170 MB) into ``data_dir`` unless it is there already.
+def download_official(
+    data_dir: Path, official: OfficialSet = CIFAR10, patience_s: float = math.inf
+) -> Path:
+    """Downloads a data set (170 MB) into ``data_dir`` unless it is there already.
 
     One process downloads while others wait. The batch files get their names only when they are
     complete and verified.
 
     Args:
-        data_dir: where the folder ``cifar-10-batches-py`` is made, or that folder.
-        url: an https address of the original archive (http is accepted from this machine only).
+        data_dir: where the folder of the data set is made, or that folder.
+        official: the data set; its address is https (http is accepted from this machine only).
         patience_s: give up if the download is estimated to take longer.
 
     Returns:
@@ -181,28 +193,28 @@ def download_cifar10(data_dir: Path, url: str = URL, patience_s: float = math.in
     """
 
     def download(scratch: Path) -> Path:
-        archive = scratch / ARCHIVE
-        _download(url, archive, patience_s)
+        archive = scratch / official.archive
+        _download(official, archive, patience_s)
         return archive
 
-    return _put_in_place(data_dir, download)
+    return _put_in_place(data_dir, official, download)
 
 
-def _put_in_place(data_dir: Path, bring: Callable[[Path], Path]) -> Path:
+def _put_in_place(data_dir: Path, official: OfficialSet, bring: Callable[[Path], Path]) -> Path:
     """Extracts the archive from ``bring``, which may use the given folder."""
     is_new = not data_dir.exists()
-    lock = data_dir / f".{FOLDER}.lock"
+    lock = data_dir / f".{official.folder}.lock"
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(lock, timeout=_LOCK_TIMEOUT_S):
             try:
-                return find_cifar10(data_dir)
+                return find_official(data_dir, official)
             except DatasetError:
-                for stale in data_dir.glob(f"{_PARTIAL}*"):  # left by a killed process
+                for stale in data_dir.glob(f"{_partial(official)}*"):  # left by a killed process
                     shutil.rmtree(stale, ignore_errors=True)
-                with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=data_dir) as temporary:
-                    scratch = Path(temporary)
-                    return _extract(bring(scratch), cifar10_folder(data_dir), scratch)
+                with tempfile.TemporaryDirectory(prefix=_partial(official), dir=data_dir) as made:
+                    scratch = Path(made)
+                    return _extract(bring(scratch), official, data_dir, scratch)
     except DatasetError:
         if is_new:  # the name may be a typo, so leave no folder
             lock.unlink(missing_ok=True)
@@ -211,7 +223,12 @@ def _put_in_place(data_dir: Path, bring: Callable[[Path], Path]) -> Path:
     except Timeout as error:
         raise DatasetError(f"another process holds {error.lock_file} for an hour") from error
     except OSError as error:
-        raise DatasetError(f"cannot write CIFAR-10 to {data_dir}: {error}") from error
+        raise DatasetError(f"cannot write {official.name} to {data_dir}: {error}") from error
+
+
+def _partial(official: OfficialSet) -> str:
+    """The first part of the name of a download's folder: no other data set's lock guards it."""
+    return f".download-{official.folder}-"
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -219,10 +236,11 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _download(url: str, target: Path, patience_s: float) -> None:
+def _download(official: OfficialSet, target: Path, patience_s: float) -> None:
+    url = official.url
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            actual = _fetch(url, target, patience_s)
+            actual = _fetch(official, target, patience_s)
             break
         except (
             urllib.error.URLError,
@@ -232,22 +250,26 @@ def _download(url: str, target: Path, patience_s: float) -> None:
         ) as error:
             if attempt == _ATTEMPTS:
                 reason = getattr(error, "reason", error)
-                raise DatasetError(f"cannot download CIFAR-10 from {url}: {reason}") from error
-    if actual != ARCHIVE_SHA256:
+                raise DatasetError(
+                    f"cannot download {official.name} from {url}: {reason}"
+                ) from error
+    if actual != official.archive_sha256:
         raise DatasetError(
-            f"{url} did not serve CIFAR-10: its SHA-256 is {actual}, expected {ARCHIVE_SHA256}"
+            f"{url} did not serve {official.name}: its SHA-256 is {actual}, expected "
+            f"{official.archive_sha256}"
         )
 
 
-def _fetch(url: str, target: Path, patience_s: float) -> str:
-    """Downloads ``url`` to ``target`` and returns the SHA-256 of the file."""
+def _fetch(official: OfficialSet, target: Path, patience_s: float) -> str:
+    """Downloads the archive to ``target`` and returns its SHA-256."""
+    url = official.url
     digest = hashlib.sha256()
     received = 0  # the bar does not count if TQDM_DISABLE is set
     started = time.monotonic()
     opener = urllib.request.build_opener(_SecureRedirects)
     with opener.open(_secure(url), timeout=_TIMEOUT_S) as response:
         size = int(response.headers.get("Content-Length", 0)) or None
-        bar = tqdm(total=size, unit="B", unit_scale=True, desc="Downloading CIFAR-10")
+        bar = tqdm(total=size, unit="B", unit_scale=True, desc=f"Downloading {official.name}")
         with target.open("wb") as file, bar:
             while chunk := response.read(_CHUNK):
                 digest.update(chunk)
@@ -278,43 +300,47 @@ class _SecureRedirects(urllib.request.HTTPRedirectHandler):
 def _secure(url: str) -> str:
     parts = urllib.parse.urlsplit(url)
     if parts.scheme != "https" and parts.hostname not in _LOOPBACK:
-        raise DatasetError(f"CIFAR-10 is downloaded over https only, not from {url}")
+        raise DatasetError(f"data is downloaded over https only, not from {url}")
     return url
 
 
-def _extract(archive: Path, folder: Path, scratch: Path) -> Path:
+def _extract(archive: Path, official: OfficialSet, data_dir: Path, scratch: Path) -> Path:
     """Moves the verified batch files into place, each by an atomic rename."""
+    folder = official_folder(data_dir, official)
     folder.mkdir(exist_ok=True)
     with tarfile.open(archive) as tar:
-        for name, sha256 in CIFAR10_SHA256.items():
-            member = tar.extractfile(f"{FOLDER}/{name}")
+        for name, sha256 in official.sha256.items():
+            member = tar.extractfile(f"{official.folder}/{name}")
             if member is None:
-                raise DatasetError(f"the archive of CIFAR-10 has no file {name}")
+                raise DatasetError(f"the archive of {official.name} has no file {name}")
             content = member.read()
             if sha256_of(content) != sha256:
-                raise DatasetError(f"the archive of CIFAR-10 has another file for {name}")
+                raise DatasetError(f"the archive of {official.name} has another file for {name}")
             partial = scratch / name
             partial.write_bytes(content)
             partial.replace(folder / name)
     return folder
 
 
-def synthetic_folder(data_dir: Path, images_per_batch: int) -> Path:
+def synthetic_folder(
+    data_dir: Path, images_per_batch: int, official: OfficialSet = CIFAR10
+) -> Path:
     """The folder of a synthetic set, even if it is missing: its name has version and size."""
-    return data_dir / f"synthetic-v{VERSION}-{images_per_batch}"
+    return data_dir / f"{official.stand_in}-v{VERSION}-{images_per_batch}"
 
 
-def is_made(data_dir: Path, images_per_batch: int) -> bool:
+def is_made(data_dir: Path, images_per_batch: int, official: OfficialSet = CIFAR10) -> bool:
     """Whether a complete synthetic set exists."""
-    return (synthetic_folder(data_dir, images_per_batch) / MANIFEST).is_file()
+    return (synthetic_folder(data_dir, images_per_batch, official) / MANIFEST).is_file()
 
 
-def make_synthetic(data_dir: Path, images_per_batch: int) -> Path:
+def make_synthetic(data_dir: Path, images_per_batch: int, official: OfficialSet = CIFAR10) -> Path:
     """Generates the synthetic stand-in below ``data_dir`` unless it is there already.
 
     Args:
         data_dir: where the folder is made, see `synthetic_folder`.
-        images_per_batch: images in each of the five training files and in the test file.
+        images_per_batch: see `write_synthetic`.
+        official: the data set to stand in for.
 
     Returns:
         The folder with the batch files and their checksums.
@@ -323,14 +349,16 @@ def make_synthetic(data_dir: Path, images_per_batch: int) -> Path:
         DatasetError: if the folder can't be written.
         ValueError: if ``images_per_batch`` is too small.
     """
-    folder = synthetic_folder(data_dir, images_per_batch)
-    if is_made(data_dir, images_per_batch):
+    folder = synthetic_folder(data_dir, images_per_batch, official)
+    if is_made(data_dir, images_per_batch, official):
         return folder
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(data_dir / ".synthetic.lock", timeout=_LOCK_TIMEOUT_S):
             if not (folder / MANIFEST).is_file():
-                _build_atomically(folder, lambda path: write_synthetic(path, images_per_batch))
+                _build_atomically(
+                    folder, lambda path: write_synthetic(path, images_per_batch, official=official)
+                )
     except OSError as error:
         raise DatasetError(
             f"cannot write the synthetic set to {data_dir}: {error}; "

@@ -1,10 +1,11 @@
-"""An embedded stand-in for CIFAR-10: ten classes of rendered shapes in CIFAR-10's own file format.
+"""Embedded stand-ins for CIFAR-10 and CIFAR-100: rendered shapes in their own file formats.
 
-Every image shows one object (its class is the label) on a shaded background, with noise. Sometimes
-a smaller object of another class hides a part of it. Position, size, tilt, colours and polarity
-(light on dark or dark on light) vary, so single pixels have little information. A class only
-prefers a colour and a position, which a linear model can learn. Linear models, MLPs and CNNs reach
-clearly different accuracies, as on CIFAR-10.
+The ten classes of CIFAR-10's stand-in are ten shapes. The hundred of CIFAR-100's are these shapes,
+each in ten hues. Every image shows one object (its class is the label) on a shaded background, with
+noise. Sometimes a smaller object of another shape hides a part of it. Position, size, tilt, colours
+and polarity (light on dark or dark on light) vary, so single pixels have little information. A
+class only prefers a colour and a position, which a linear model can learn. Linear models, MLPs and
+CNNs reach clearly different accuracies, as on CIFAR-10.
 
 All arithmetic is float32 and uses only correctly rounded operations (+ - * / sqrt, comparisons),
 never sin or exp. So the images depend on the seed and NumPy's PCG64 stream, not on the processor.
@@ -17,6 +18,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from datamodules.files import CIFAR10, OfficialSet
 
 # Part of the name of cached images: increase it when a pixel changes.
 # 1: the first set.
@@ -102,6 +105,7 @@ SHAPES: tuple[Callable[[Floats, Floats], Floats], ...] = (
     _checkers,
 )
 SYNTHETIC_LABELS: tuple[str, ...] = tuple(shape.__name__[1:] for shape in SHAPES)
+HUES = ("red", "orange", "lime", "green", "mint", "cyan", "azure", "blue", "violet", "rose")
 
 
 def _uniform(rng: np.random.Generator, low: float, high: float, *shape: int) -> Floats:
@@ -130,29 +134,29 @@ def _coverage(rng: np.random.Generator, kinds: Labels, centre: Floats, size: Flo
     return share
 
 
-def _tint(rng: np.random.Generator, labels: Labels, spread: float) -> Floats:
-    """Return colours (n, 3) of random strength whose hue is within ``spread`` of the class's own.
+def _tint(rng: np.random.Generator, hues: Labels, spread: float) -> Floats:
+    """Return colours (n, 3) of random strength within ``spread`` of `HUES` (n,).
 
-    Hues are in turns. Levels are grey levels to add, -45 to 45.
+    The spread is in turns. Levels are grey levels to add, -45 to 45.
     """
-    hue = labels.astype(np.float32) / 10 + _uniform(rng, -spread, spread, len(labels))
+    hue = hues.astype(np.float32) / 10 + _uniform(rng, -spread, spread, len(hues))
     wheel = (hue[:, None] * 6 + np.array([0, 4, 2], np.float32)) % 6  # red, green, blue: HSV
     pure: Floats = np.clip(np.abs(wheel - 3) - 1, 0, 1)
-    return (pure - 0.5) * _uniform(rng, 20, 90, len(labels), 1)
+    return (pure - 0.5) * _uniform(rng, 20, 90, len(hues), 1)
 
 
-def _render(rng: np.random.Generator, labels: Labels) -> NDArray[np.uint8]:
-    """Render one image per label (n,) as CIFAR-10 rows (n, 3072): red, green, blue planes."""
-    n = len(labels)
-    home = np.stack([labels % 3 - 1, labels // 3 % 3 - 1], axis=1).astype(np.float32)
+def _render(rng: np.random.Generator, shapes: Labels, hues: Labels) -> NDArray[np.uint8]:
+    """Render one image per shape and hue (n,) as rows (n, 3072): red, green, blue planes."""
+    n = len(shapes)
+    home = np.stack([shapes % 3 - 1, shapes // 3 % 3 - 1], axis=1).astype(np.float32)
     place = 3 * home + _uniform(rng, -9, 9, n, 2)
-    thing = _coverage(rng, labels, place, _uniform(rng, 6, 10.5, n, 1, 1))
-    others = (labels + rng.integers(1, 10, n)) % 10
+    thing = _coverage(rng, shapes, place, _uniform(rng, 6, 10.5, n, 1, 1))
+    others = (shapes + rng.integers(1, 10, n)) % 10
     distractor = _coverage(rng, others, _uniform(rng, -14, 14, n, 2), _uniform(rng, 3, 6, n, 1, 1))
 
     polarity = np.where(rng.random((n, 1)) < 0.5, np.float32(-1), np.float32(1))
-    back = 128 - 20 * polarity + _uniform(rng, -50, 50, n, 1) + _tint(rng, labels, 0.25)
-    contrast = polarity * _uniform(rng, 30, 120, n, 1) + _tint(rng, labels, 0.175)
+    back = 128 - 20 * polarity + _uniform(rng, -50, 50, n, 1) + _tint(rng, hues, 0.25)
+    contrast = polarity * _uniform(rng, 30, 120, n, 1) + _tint(rng, hues, 0.175)
     distractor_contrast = _uniform(rng, -100, 100, n, 3)
     slope = _uniform(rng, -25, 25, n, 2)
     axis = np.linspace(-1, 1, SIDE, dtype=np.float32)
@@ -169,36 +173,52 @@ def _render(rng: np.random.Generator, labels: Labels) -> NDArray[np.uint8]:
     return images.reshape(n, 3 * SIDE * SIDE)
 
 
-def _batch(rng: np.random.Generator, count: int, title: str) -> dict[bytes, object]:
+def label_names(official: OfficialSet) -> list[str]:
+    """The names of the classes of a data set's stand-in, in the order of the labels."""
+    if official.classes == len(SHAPES):
+        return [*SYNTHETIC_LABELS]
+    return [f"{hue}_{shape}" for shape in SYNTHETIC_LABELS for hue in HUES]
+
+
+def _batch(
+    rng: np.random.Generator, count: int, title: str, official: OfficialSet
+) -> dict[bytes, object]:
     """Return the dict of one batch file: ``count`` images, classes balanced, in random order."""
-    labels = rng.permutation(np.arange(count) % len(SHAPES))
-    chunks = [_render(rng, labels[i : i + CHUNK]) for i in range(0, count, CHUNK)]
-    names = [f"{SYNTHETIC_LABELS[k]}_s_{i:06d}.png".encode() for i, k in enumerate(labels)]
+    classes = label_names(official)
+    labels = rng.permutation(np.arange(count) % len(classes))
+    shapes, hues = np.divmod(labels, len(HUES)) if len(classes) > len(SHAPES) else (labels, labels)
+    parts = [slice(i, i + CHUNK) for i in range(0, count, CHUNK)]
+    names = [f"{classes[k]}_s_{i:06d}.png".encode() for i, k in enumerate(labels)]
     return {
         b"batch_label": title.encode(),
-        b"labels": labels.tolist(),
-        b"data": np.concatenate(chunks),
+        official.label_key: labels.tolist(),
+        b"data": np.concatenate([_render(rng, shapes[part], hues[part]) for part in parts]),
         b"filenames": names,
     }
 
 
-def write_synthetic(directory: Path, images_per_batch: int = 10_000, seed: int = 0) -> None:
-    """Write the set into ``directory`` (made if missing) as CIFAR-10's python batch files.
+def write_synthetic(
+    directory: Path, images_per_batch: int = 10_000, seed: int = 0, official: OfficialSet = CIFAR10
+) -> None:
+    """Write the stand-in of a data set into ``directory`` (made if missing) as python batch files.
 
-    The files are ``data_batch_1`` to ``data_batch_5``, ``test_batch`` and ``batches.meta``; read
-    them as the originals, with ``pickle.load(file, encoding="bytes")``. Existing ones are replaced.
+    The files have the names and the keys of the originals (without the coarse labels of CIFAR-100);
+    read them as these, with ``pickle.load(file, encoding="bytes")``. Existing ones are replaced.
 
     Args:
         directory: Where the files go.
-        images_per_batch: Images in each of the six batches, classes balanced up to rounding.
-        seed: Same seed, same images; each batch draws from its own stream.
+        images_per_batch: Images in the test file and, five times as many, in the training files
+            together, classes balanced up to rounding.
+        seed: Same seed, same images; each file draws from its own stream.
+        official: The data set to stand in for.
 
     Raises:
-        ValueError: If ``images_per_batch`` is below ten, one image per class.
+        ValueError: If ``images_per_batch`` is below one image per class.
     """
-    if images_per_batch < len(SHAPES):
+    if images_per_batch < official.classes:
         raise ValueError(
-            f"images_per_batch is {images_per_batch}: give at least {len(SHAPES)}, one per class"
+            f"images_per_batch is {images_per_batch}: give at least {official.classes}, one per "
+            "class"
         )
     directory.mkdir(parents=True, exist_ok=True)
 
@@ -206,15 +226,19 @@ def write_synthetic(directory: Path, images_per_batch: int = 10_000, seed: int =
         with (directory / name).open("wb") as file:
             pickle.dump(content, file, protocol=2)
 
-    titles = {f"data_batch_{i}": f"training batch {i} of 5" for i in range(1, 6)}
-    titles["test_batch"] = "testing batch 1 of 1"
-    streams = np.random.SeedSequence(seed).spawn(len(titles))
-    for (name, title), stream in zip(titles.items(), streams, strict=True):
+    parts = len(official.train_files)
+    files = {
+        name: (f"training batch {i} of {parts}", 5 * images_per_batch // parts)
+        for i, name in enumerate(official.train_files, 1)
+    }
+    files[official.test_file] = ("testing batch 1 of 1", images_per_batch)
+    streams = np.random.SeedSequence(seed).spawn(len(files))
+    for (name, (title, count)), stream in zip(files.items(), streams, strict=True):
         rng = np.random.Generator(np.random.PCG64(stream))
-        write(name, _batch(rng, images_per_batch, title))
+        write(name, _batch(rng, count, title, official))
     meta: dict[bytes, object] = {
         b"num_cases_per_batch": images_per_batch,
-        b"label_names": [label.encode() for label in SYNTHETIC_LABELS],
+        official.names_key: [name.encode() for name in label_names(official)],
         b"num_vis": 3 * SIDE * SIDE,
     }
-    write("batches.meta", meta)
+    write(official.meta_file, meta)

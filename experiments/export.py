@@ -25,18 +25,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datamodules import DatasetError, ImageFolderDataModule
-from datamodules.files import ImageSet, read_label_names, read_test
-from datamodules.sources import Source, find_data
+from datamodules import CIFAR10DataModule, DatasetError
+from datamodules.files import ImageSet
 from experiments.checkpoints.evaluations import checkpoint_of
-from experiments.checkpoints.loading import checkpoint_sha256
+from experiments.checkpoints.loading import (
+    DATA_MODULES,
+    checkpoint_sha256,
+    load_checkpoint,
+    state_of_data,
+)
 from experiments.command_line.config_files import expand_home, use_utf8
+from experiments.command_line.own_modules import add_working_directory
+from experiments.command_line.parsing import ParserError, RunParser
 from experiments.errors import OneLineParser, RunError
 from experiments.inference import Predictor, load
 from experiments.records.files import replacing
 from experiments.records.log import METRICS
+from experiments.records.reader import read_config
 from experiments.records.record import CONFIG, RECORD
-from experiments.records.runs import flat_config
 from experiments.records.trust import TRUST_FLAG, check_run_config
 from experiments.texts import printable
 from lightning_modules import Classifier
@@ -292,19 +298,30 @@ def _class_of(name: str | None) -> type[Classifier] | None:
 
 
 def _test_set(checkpoint: Path, options: argparse.Namespace) -> ImageSet:
-    """The test set of the run that a checkpoint lies in, or of ``--data_dir``."""
-    config: dict[str, Any] = {}
+    """The test set of the data that a model was trained on, in its folder or in ``--data_dir``."""
+    parser = RunParser()
+    parser.add_lightning_class_args(CIFAR10DataModule, "data", subclass_mode=True)
+    given = _data_of(checkpoint, options)
+    add_working_directory([str(given)])
+    try:
+        parsed = parser.parse_object({"data": given})
+    except ParserError as stop:
+        raise RunError(str(stop.error)) from stop
+    if options.data_dir:
+        parsed.data.init_args.data_dir = str(options.data_dir)
+    data: CIFAR10DataModule = parser.instantiate_classes(parsed).data
+    data.download = False
+    return data.read_test_set()
+
+
+def _data_of(checkpoint: Path, options: argparse.Namespace) -> Any:
+    """The class of the data and its arguments, from the run's configuration or the checkpoint."""
     own = checkpoint.parent / CONFIG
     if own.is_file():
         if options.trust_run == "false":
             check_run_config(own, [f"--data.data_dir={options.data_dir}"] * bool(options.data_dir))
-        config = flat_config(checkpoint.parent)
-    data_dir = options.data_dir or Path(str(config.get("data.data_dir") or "data"))
-    if config.get("data") == ImageFolderDataModule.__name__:
-        settings = {name: config[f"data.{name}"] for name in ("test_share", "split_seed")}
-        return ImageFolderDataModule(str(data_dir), **settings).read().test
-    source: Source = config.get("data.source") or "cifar10"
-    images = int(config.get("data.synthetic_images") or 10_000)
-    folder = find_data(Path(data_dir).expanduser(), source, False, images)
-    read_label_names(folder)  # verified like the others
-    return read_test(folder)
+        return read_config(own).get("data")
+    name, _ = state_of_data(checkpoint, load_checkpoint(checkpoint))
+    if name not in DATA_MODULES:
+        raise RunError(f"{checkpoint} is of data of the class {name}: export its run, with --name")
+    return {"class_path": f"datamodules.{name}"}

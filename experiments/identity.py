@@ -150,17 +150,17 @@ def experiment_of(arguments: Sequence[str]) -> str:
     if model := last.get("model", "").rpartition(".")[2].lower():
         parts += [model] if model not in parts else []
     parts += sorted(
-        f"{key.rpartition('.')[2]}_{_word(value)}"
+        f"{key.rpartition('.')[2]}_{file_word(value)}"
         for key, value in last.items()
         if kind_of(key).name
     )
-    name = "-".join(map(_word, parts)) or "run"
+    name = "-".join(map(file_word, parts)) or "run"
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     return name if len(name) <= _LONGEST else f"{name[: _LONGEST - len(digest) - 1]}-{digest}"
 
 
-def _word(text: str) -> str:
-    """Keeps only characters that every file system allows."""
+def file_word(text: str) -> str:
+    """Replaces the characters that a file system may not allow in a name."""
     return re.sub(r"[^\w.+-]+", "_", text).strip("_.")
 
 

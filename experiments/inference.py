@@ -21,7 +21,7 @@ import lightning_modules
 from datamodules.pictures import pixels_of, read_images
 from datamodules.transforms import Normalizer
 from experiments.checkpoints.evaluations import checkpoint_of
-from experiments.checkpoints.loading import check_model, load_checkpoint
+from experiments.checkpoints.loading import check_model, load_checkpoint, state_of_data
 from experiments.errors import RunError
 from lightning_modules import Classifier
 
@@ -138,10 +138,7 @@ def load(
     path = checkpoint_of(Path(source).expanduser())
     content = load_checkpoint(path)
     kind = model_class or _known_class(path, str(content.get("model_class")))
-    states = (value for value in content.values() if isinstance(value, dict))
-    state = next((value for value in states if {"normalization", "label_names"} <= {*value}), None)
-    if state is None:
-        raise RunError(f"{path} holds no state of a CIFAR10DataModule: train with one")
+    _, state = state_of_data(path, content)
     try:
         settings = content["hyper_parameters"]  # names with _ in front are Lightning's own
         model = kind(**{name: settings[name] for name in settings if not name.startswith("_")})

@@ -1,7 +1,9 @@
 """Small data and short runs that every test shares; nothing here needs a network or CIFAR-10."""
 
+import dataclasses
 import functools
 import gc
+import hashlib
 import os
 import shutil
 import subprocess
@@ -18,6 +20,7 @@ from tests.chaos import PICTURES, Zygote, draw_a_dot
 # The process that hands out the tests need not wait for the command line, which takes seconds to
 # import: functions here import it themselves.
 if TYPE_CHECKING:
+    from datamodules.files import OfficialSet
     from experiments.records.record import RunRecord
     from tests.lab import Lab
 
@@ -77,7 +80,7 @@ _STATE = Path(tempfile.mkdtemp(prefix="cifar10-state-"))  # in place of the user
 def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(_STATE))
     for name in [*os.environ]:
-        if name.startswith(("WANDB_", "CIFAR10_")):
+        if name.startswith(("WANDB_", "CIFAR10_", "CIFAR100_")):
             monkeypatch.delenv(name)
     monkeypatch.setattr(sys, "argv", ["cli.py"])  # Lightning warns of pytest's own arguments
 
@@ -111,6 +114,20 @@ def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets every picture be a dot."""
     for picture in PICTURES:
         monkeypatch.setattr(f"experiments.analysis.plots.{picture}", draw_a_dot)
+
+
+def passing_for(folder: Path, official: "OfficialSet") -> "OfficialSet":
+    """The description of a data set whose official files are those of a folder."""
+    found = {name: (folder / name).read_bytes() for name in official.sha256}
+    sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in found.items()}
+    sizes = {name: len(content) for name, content in found.items()}
+    return dataclasses.replace(official, sha256=sha256, sizes=sizes)
+
+
+def with_archive(content: bytes, official: "OfficialSet") -> "OfficialSet":
+    """The description of a data set whose official archive has this content."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    return dataclasses.replace(official, archive_sha256=sha256, archive_bytes=len(content))
 
 
 def small(data_dir: Path) -> list[str]:

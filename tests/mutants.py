@@ -537,10 +537,10 @@ FAULTS = [
         "here is not None",
     ),
     ("experiments/records/trust", "for place in (Path(), run))", "for place in (run,))"),
-    ("experiments/records/trust", ' and asked.get("data.source") == "cifar10"', ""),
+    ("experiments/records/trust", ' and asked.get("data.source") == official.source', ""),
     (
         "experiments/records/trust",
-        "isinstance(images, int) and is_made(folder, images)",
+        "isinstance(images, int) and is_made(folder, images, official)",
         "folder.is_dir()",
     ),
     (

@@ -465,7 +465,7 @@ def test_a_folder_is_predicted_without_the_data_set(
     def forbidden(*args: Any) -> None:
         raise AssertionError("the data set was asked for")
 
-    for name in ("make_synthetic", "find_cifar10", "download_cifar10"):
+    for name in ("make_synthetic", "find_official", "download_official"):
         monkeypatch.setattr(datamodules.sources, name, forbidden)
     flags = [f"--data.data_dir={nothing}", f"--data.predict_dir={pictures}"]
     with (evaluate("predict", *flags).path / "predictions-pictures.csv").open(newline="") as file:

@@ -337,7 +337,7 @@ def test_a_command_must_be_named(error_of: ErrorOf) -> None:
 def test_missing_data_names_the_remedies(refused: Callable[..., str], tmp_path: Path) -> None:
     data = ["--data.source=cifar10", f"--data.data_dir={tmp_path}", "--data.download=false"]
     message = refused(MLP, *data)
-    for part in (str(tmp_path), "CIFAR10_DIR", "configs/data/synthetic.yaml"):
+    for part in (str(tmp_path), "CIFAR10_DIR", "--data.source synthetic"):
         assert part in message
 
 

@@ -46,7 +46,7 @@ def test_a_claim_runs_its_experiments_and_writes_the_page(
     assert not re.search("^tanh  ", out, re.MULTILINE)
     page = (root / "reproduction.md").read_text()
     assert "paired t, p = " in page
-    assert "Warning: 9 of 9 runs are not on CIFAR-10 but on generated images" in page
+    assert "Warning: 9 of 9 runs are not on CIFAR-10 but on other images" in page
     assert "(reproduction/mlp_deep.png)" in page
     assert (root / "reproduction/mlp_deep.png").is_file()
     assert "data:image/png;base64," in (root / "reproduction.html").read_text()

@@ -40,7 +40,7 @@ class Group:
 
     @property
     def data(self) -> str | None:
-        """The data of the runs: ``cifar10`` or ``synthetic``."""
+        """The data of the runs, such as ``cifar10`` or ``synthetic``."""
         found: str | None = next((run.fields.get("data") for run in self.runs), None)
         return found
 

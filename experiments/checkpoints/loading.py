@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from datamodules import CIFAR10DataModule
+from datamodules import CIFAR10DataModule, CIFAR100DataModule, ImageFolderDataModule
 from experiments.errors import RunError
 
 _log = logging.getLogger(__name__)
@@ -22,6 +22,12 @@ BEST = "best"
 LAST = "last"
 PREVIOUS = "previous"  # the one before last
 ABANDONED = "abandoned"  # the best one of steps that a run went back from
+# The data modules of this project by the key of their state in a checkpoint.
+DATA_MODULES: Mapping[str, type[CIFAR10DataModule]] = {
+    kind.__qualname__: kind
+    for kind in (CIFAR10DataModule, CIFAR100DataModule, ImageFolderDataModule)
+}
+_STATE_OF_DATA = {"normalization": str, "label_names": list, "statistics": dict}
 # The used content of a checkpoint, which may come from anywhere: types or required keys.
 _CONTENT: dict[str, Any] = {
     "state_dict": dict,
@@ -30,7 +36,7 @@ _CONTENT: dict[str, Any] = {
     "training": {"optimizer": str, "settings": dict, "schedule": str},
     "measured": {"noted": Tensor, "confusion": dict},
     "precision": str,
-    CIFAR10DataModule.__qualname__: {"normalization": str, "label_names": list, "statistics": dict},
+    **dict.fromkeys(DATA_MODULES, _STATE_OF_DATA),
 }
 _REQUIRED = ("state_dict", "global_step")
 
@@ -112,6 +118,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if wrong := _wrong(content, {key: _CONTENT[key] for key in _CONTENT.keys() & content.keys()}):
         raise RunError(f"{path} is no checkpoint of this project: {wrong}; name another")
     return content
+
+
+def state_of_data(path: Path, checkpoint: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The class name and the state of the data module that a checkpoint was trained with.
+
+    Raises:
+        RunError: if it has none.
+    """
+    for name, state in checkpoint.items():
+        if isinstance(state, dict) and {"normalization", "label_names"} <= {*state}:
+            return name, state
+    raise RunError(f"{path} holds no state of a CIFAR10DataModule: train with one")
 
 
 def _wrong(found: Any, asked: Any, name: str = "") -> str:

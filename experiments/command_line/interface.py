@@ -1,11 +1,11 @@
 """LightningCLI for runs: parses a command, builds data, model and trainer, and executes it."""
 
 import logging
+import pydoc
 import shlex
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 try:
     import torchvision  # noqa: F401 - before Lightning, which hides the cause of an error
@@ -32,7 +32,6 @@ from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from datamodules import CIFAR10DataModule
-from datamodules.image_folder import class_names
 from experiments.checkpoints.saving import best_checkpoint
 from experiments.command_line.config_files import check_encodings, expand_homes, texts_of, use_utf8
 from experiments.command_line.help import COMMANDS, DESCRIPTION
@@ -75,7 +74,6 @@ from lightning_modules import (  # noqa: F401 - known by short name
 )
 
 _log = logging.getLogger(__name__)
-_FOLDERS = "datamodules.ImageFolderDataModule"
 
 
 class CIFAR10CLI(CommandLine):
@@ -199,14 +197,16 @@ class CIFAR10CLI(CommandLine):
             super().instantiate_classes()
 
     def _count_classes(self) -> None:
-        """Sets the number of classes to that of a data set of folders, unless a flag gives it."""
+        """Sets the number of classes to that of the data, unless a flag or a config gives it."""
         config = self.config[self.config.subcommand]
-        data, model = config.data, config.model
-        if data.class_path != _FOLDERS or any("num_classes" in text for text in self._texts):
+        data, model = config.data, config.model.get("init_args")
+        known = model is not None and model.get("num_classes") is not None
+        count = getattr(pydoc.locate(data.class_path), "count_classes", None)
+        if not known or count is None or any("num_classes" in text for text in self._texts):
             return
-        folder = data.init_args.data_dir
-        if folder is not None and model.init_args.get("num_classes") is not None:
-            model.init_args.num_classes = len(class_names(Path(folder)))
+        settings = data.get("init_args")
+        if classes := count(**(settings.as_dict() if settings else {})):
+            model.num_classes = classes
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer with this project's bar and checkpoint, unless they are disabled."""

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from datamodules.files import CIFAR10, CIFAR100
 from experiments.checkpoints.evaluations import Evaluation
 from experiments.checkpoints.loading import BEST, LAST
 from experiments.records.curves import CHOSEN_BY
@@ -15,6 +16,10 @@ from experiments.texts import printable
 
 _NO_VALUE = "-"
 _SETS = {"test": "test", "validate": "val"}  # the set of images of each command
+_DATA = {
+    **{official.source: official.name for official in (CIFAR10, CIFAR100)},
+    **{kind.stand_in: f"SYNTHETIC STAND-IN, not {kind.name}" for kind in (CIFAR10, CIFAR100)},
+}
 
 
 def summary_table(
@@ -80,9 +85,8 @@ def _data(record: RunRecord) -> str:
         f"{count:,} {name}" if used[name] == count else f"{used[name]:,} of {count:,} {name}"
         for name, count in images.items()
     )
-    known = {"cifar10": "CIFAR-10", "synthetic": "SYNTHETIC STAND-IN, not CIFAR-10"}
     name = str(record.fields["data"])
-    return f"{known.get(name, name)}: {sizes} images"
+    return f"{_DATA.get(name, name)}: {sizes} images"
 
 
 def _results(record: RunRecord) -> list[tuple[str, str]]:

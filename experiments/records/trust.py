@@ -18,7 +18,8 @@ from typing import Any
 
 from platformdirs import user_state_path
 
-from datamodules.files import FOLDER
+import datamodules
+from datamodules.files import CIFAR10
 from datamodules.sources import is_made
 from experiments.errors import RunError
 from experiments.identity import flat_key
@@ -174,10 +175,12 @@ def _has_data(value: str, tree: Mapping[str, Any]) -> bool:
     """Whether the data set of a configuration exists already, so that none would be written."""
     folder = Path(value).expanduser()
     asked = flat(tree)
+    official = getattr(getattr(datamodules, str(asked.get("data")), None), "official", CIFAR10)
     if asked.get("data.source") != "synthetic":
-        return (folder / FOLDER).is_dir() and asked.get("data.source") == "cifar10"
+        is_there = (folder / official.folder).is_dir()
+        return is_there and asked.get("data.source") == official.source
     images = asked.get("data.synthetic_images")
-    return isinstance(images, int) and is_made(folder, images)
+    return isinstance(images, int) and is_made(folder, images, official)
 
 
 def _inside(value: str, run: Path) -> bool:

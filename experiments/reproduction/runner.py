@@ -230,6 +230,6 @@ def _on_other_data(runs: Runs) -> list[str]:
     if not other:
         return []
     return [
-        f"Warning: {other} of {len(found)} runs are not on CIFAR-10 but on generated images: their "
+        f"Warning: {other} of {len(found)} runs are not on CIFAR-10 but on other images: their "
         "figures and verdicts say nothing about the report."
     ]

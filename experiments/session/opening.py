@@ -9,10 +9,11 @@ from typing import Any, cast
 
 from pytorch_lightning import Trainer
 
+from datamodules.files import CIFAR10
 from experiments.checkpoints.evaluations import Evaluation, Stage, differences, in_run, limit_of
 from experiments.checkpoints.loading import ABANDONED, newest_checkpoint
 from experiments.errors import RunError
-from experiments.identity import changes_between
+from experiments.identity import changes_between, file_word
 from experiments.process.processes import PARENT_VARIABLE
 from experiments.records.files import file_identity, is_in_folder, remove_folder, writing
 from experiments.records.record import CONFIG, RECORD, RunRecord, run_folder
@@ -248,8 +249,8 @@ def _is_started_from_outside(trainer: Trainer) -> bool:
 def _new_folder(root: Path, prepared: Prepared) -> Path:
     """Creates a folder with a name that no other process gets."""
     parts = [prepared.experiment]
-    if prepared.data.resolved_source == "synthetic":
-        parts.append("synthetic")
+    if prepared.data.resolved_source != CIFAR10.source:
+        parts.append(file_word(prepared.data.resolved_source))
     parts += [f"s{prepared.config.seed_everything}", time.strftime("%Y%m%d-%H%M%S")]
     stem = "-".join(parts)
     for count in itertools.count(1):

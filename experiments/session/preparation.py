@@ -28,6 +28,7 @@ from experiments.errors import RunError
 from experiments.lightning_seam import disable_signal_handlers
 from experiments.records.files import file_identity
 from experiments.records.record import RECORD, RunRecord, run_folder
+from experiments.records.runs import class_name
 from experiments.session.checks import (
     apply_precision,
     check_averaging,
@@ -276,7 +277,8 @@ def _to_resume(config: Namespace, experiment: str) -> Path | None:
     if config.overwrite:
         raise RunError("--overwrite replaces a run, --resume continues it: leave one out")
     root = Path(config.runs_dir)
-    config.name = config.name or choose_run(root, experiment, int(config.seed_everything))
+    seed, data = int(config.seed_everything), class_name(config.data.class_path)
+    config.name = config.name or choose_run(root, experiment, seed, data)
     if config.name is not None:
         run = run_folder(root, config.name)
         if (run / RECORD).is_file():

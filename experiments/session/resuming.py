@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from experiments.checkpoints.loading import ABANDONED, BEST, LAST, PREVIOUS, steps_behind
 from experiments.errors import RunError
-from experiments.identity import experiment_name, kind_of
+from experiments.identity import experiment_name, file_word, kind_of
 from experiments.records.files import (
     LOCK,
     RECORD_LOCK,
@@ -27,23 +27,24 @@ from experiments.records.runs import flat_config, read_run
 _log = logging.getLogger(__name__)
 
 
-def choose_run(root: Path, name: str, seed: int) -> str | None:
-    """Finds the newest unfinished run of the same experiment and seed, if no name is given.
+def choose_run(root: Path, name: str, seed: int, data: str) -> str | None:
+    """Finds the newest unfinished run of the same experiment, seed and data, if no name is given.
 
     Args:
         root: the folder of all runs.
         name: of the experiment (see `experiments.identity.experiment_of`).
         seed: the seed of everything.
+        data: the class of the data, see `experiments.records.runs.class_name`.
 
     Returns:
         The run's name; None if there is none, so that a new run starts.
     """
     found = []
     for path in root.glob(f"{name}-*/{RECORD}"):
-        if experiment_name(path.parent.name) not in {name, f"{name}-synthetic"}:
-            continue
         run = read_run(path.parent)
-        same = run.fields.get("seed") == seed
+        named = {name, f"{name}-{file_word(str(run.fields.get('data')))}"}
+        same = experiment_name(run.name) in named and run.config.get("data", data) == data
+        same = same and run.fields.get("seed") == seed
         if same and run.fields.get("job_type") == "fit" and run.fields.get("status") != "finished":
             found.append((str(run.fields.get("started")), run.name))
     if not found:

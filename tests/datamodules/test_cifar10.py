@@ -1,6 +1,5 @@
 """The data module: which data, which split, which statistics, and how it works with a Trainer."""
 
-import hashlib
 import pickle
 import re
 from collections.abc import Iterator
@@ -15,11 +14,12 @@ from PIL import Image
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from datamodules import CIFAR10DataModule, DatasetError, files, sources
+from datamodules import CIFAR10DataModule, DatasetError, sources
 from datamodules.cifar10 import stratified_split
-from datamodules.files import FOLDER, ImageSet
+from datamodules.files import CIFAR10, ImageSet
 from datamodules.synthetic import SYNTHETIC_LABELS, write_synthetic
 from datamodules.transforms import Normalization
+from tests.conftest import passing_for
 
 IMAGES = 200  # in each file of the data_dir fixture
 NORMALIZATIONS: list[Normalization] = ["mean_image", "mean_image_std", "channel"]
@@ -35,11 +35,9 @@ def module(data_dir: Path, **options: Any) -> CIFAR10DataModule:
 
 def real(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Makes a small set that passes for the official CIFAR-10."""
-    folder = root / FOLDER
+    folder = root / CIFAR10.folder
     write_synthetic(folder, images_per_batch=10, seed=1)
-    sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
-    for module in (files, sources):
-        monkeypatch.setattr(module, "CIFAR10_SHA256", sums)
+    monkeypatch.setattr(CIFAR10DataModule, "official", passing_for(folder, CIFAR10))
     return root
 
 
@@ -50,7 +48,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **options: object) -> Path:
         raise DatasetError("cannot download")
 
-    monkeypatch.setattr(sources, "download_cifar10", fail)
+    monkeypatch.setattr(sources, "download_official", fail)
 
 
 # ---- the split ------------------------------------------------------------------------------
@@ -252,7 +250,9 @@ def test_cifar10_on_disk_is_taken(
 @pytest.mark.parametrize("download", [True, False])
 def test_missing_cifar10_is_an_error_with_the_remedy(tmp_path: Path, download: bool) -> None:
     made = CIFAR10DataModule(str(tmp_path), download=download)
-    with pytest.raises(DatasetError, match=r"no such folder.*CIFAR10_DIR.*synthetic\.yaml") as e:
+    with pytest.raises(
+        DatasetError, match=r"no such folder.*CIFAR10_DIR.*--data.source synthetic"
+    ) as e:
         made.setup()
     assert ("cannot download" in str(e.value)) is download
     assert not [*tmp_path.iterdir()]  # no stand-in behind the user's back
@@ -262,7 +262,7 @@ def test_missing_cifar10_is_an_error_with_the_remedy(tmp_path: Path, download: b
 def test_corrupted_cifar10_is_never_replaced_by_the_stand_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (real(tmp_path, monkeypatch) / FOLDER / "data_batch_1").write_bytes(b"")
+    (real(tmp_path, monkeypatch) / CIFAR10.folder / "data_batch_1").write_bytes(b"")
     with pytest.raises(DatasetError, match="data_batch_1 is cut short"):
         CIFAR10DataModule(str(tmp_path), source="auto").setup()
 

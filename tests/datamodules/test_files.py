@@ -1,6 +1,6 @@
 """From bytes to arrays: nothing incomplete, corrupted or malicious gets through."""
 
-import hashlib
+import dataclasses
 import io
 import os
 import pickle
@@ -13,40 +13,57 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from datamodules import files, sources
-from datamodules.files import (
-    CIFAR10_SHA256,
-    FOLDER,
-    DatasetError,
-    read_label_names,
-    read_test,
-    read_train,
-)
-from datamodules.sources import (
-    ARCHIVE,
-    download_cifar10,
-    find_cifar10,
-    make_synthetic,
-    unpack_cifar10,
-)
+from datamodules.files import CIFAR10, DatasetError, ImageSet
+from datamodules.sources import make_synthetic
 from datamodules.synthetic import SYNTHETIC_LABELS, write_synthetic
+from tests.conftest import passing_for, with_archive
 
-FILES = [*CIFAR10_SHA256]
+FILES = [*CIFAR10.sha256]
+FOLDER = CIFAR10.folder
 Answer = Callable[[BaseHTTPRequestHandler], object]
+
+
+SMALL = SimpleNamespace(official=CIFAR10)  # what passes for CIFAR-10 in a test
+
+
+SMALL = SimpleNamespace(official=CIFAR10)  # what passes for CIFAR-10 in a test
 
 
 def trust(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes the files of a folder for the official ones."""
-    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
-    sizes = {name: (folder / name).stat().st_size for name in FILES}
-    for module in (files, sources):
-        monkeypatch.setattr(module, "CIFAR10_SHA256", sums)
-    monkeypatch.setattr(files, "CIFAR10_BYTES", sizes)
+    monkeypatch.setattr(SMALL, "official", passing_for(folder, SMALL.official))
+
+
+def read_train(folder: Path) -> ImageSet:
+    return files.read_train(folder, SMALL.official)
+
+
+def read_test(folder: Path) -> ImageSet:
+    return files.read_test(folder, SMALL.official)
+
+
+def read_label_names(folder: Path) -> list[str]:
+    return files.read_label_names(folder, SMALL.official)
+
+
+def find(data_dir: Path) -> Path:
+    return sources.find_official(data_dir, SMALL.official)
+
+
+def unpack(data_dir: Path) -> Path | None:
+    return sources.unpack_official(data_dir, SMALL.official)
+
+
+def download(data_dir: Path, url: str = CIFAR10.url, **options: float) -> Path:
+    asked = dataclasses.replace(SMALL.official, url=url)
+    return sources.download_official(data_dir, asked, **options)
 
 
 @pytest.fixture
@@ -63,16 +80,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("gone", [FILES[:1], FILES[2:5], FILES[-1:], FILES])
 def test_find_names_every_missing_file(folder: Path, gone: list[str]) -> None:
-    assert find_cifar10(folder.parent) == folder
+    assert find(folder.parent) == folder
     for name in gone:
         (folder / name).unlink()
     with pytest.raises(DatasetError, match=f"{FOLDER}: missing {', '.join(gone)}$"):
-        find_cifar10(folder.parent)
+        find(folder.parent)
 
 
 def test_find_says_where_it_looked(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=f"{tmp_path / FOLDER}: no such folder"):
-        find_cifar10(tmp_path)
+        find(tmp_path)
 
 
 def test_files_are_read_back_in_their_order(folder: Path) -> None:
@@ -281,11 +298,11 @@ def test_a_pipe_among_the_files_is_not_waited_for(folder: Path) -> None:
 
 
 def test_the_inner_folder_is_taken_whatever_its_name(folder: Path, tmp_path: Path) -> None:
-    assert find_cifar10(folder) == folder
+    assert find(folder) == folder
     (tmp_path / "link").symlink_to(folder)
-    assert find_cifar10(tmp_path / "link") == tmp_path / "link"
+    assert find(tmp_path / "link") == tmp_path / "link"
     renamed = folder.rename(tmp_path / "cifar")
-    assert find_cifar10(renamed) == renamed
+    assert find(renamed) == renamed
     assert read_train(renamed).images.shape == (50, 3, 32, 32)
 
 
@@ -300,31 +317,30 @@ def test_a_renamed_folder_is_held_to_the_official_checksums(folder: Path, tmp_pa
 def test_an_incomplete_inner_folder_is_named_and_completed(folder: Path, server: "Server") -> None:
     folder.mkdir(parents=True)
     with pytest.raises(DatasetError, match=f"not found in {folder}: missing data_batch_1"):
-        find_cifar10(folder)
-    assert download_cifar10(folder, server.url("/good")) == folder
+        find(folder)
+    assert download(folder, server.url("/good")) == folder
     assert not (folder / FOLDER).exists()
 
 
 @pytest.fixture
 def archive(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The archive of ``folder``, which itself is taken away, lying in ``data_dir``."""
-    path = folder.parent / ARCHIVE
+    path = folder.parent / CIFAR10.archive
     with tarfile.open(path, mode="w:gz") as tar:
         tar.add(folder, arcname=FOLDER)
     shutil.rmtree(folder)
-    monkeypatch.setattr(sources, "ARCHIVE_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
-    monkeypatch.setattr(sources, "ARCHIVE_BYTES", path.stat().st_size)
+    monkeypatch.setattr(SMALL, "official", with_archive(path.read_bytes(), SMALL.official))
     return path
 
 
 @pytest.mark.parametrize("asked", [".", FOLDER])
 def test_the_archive_in_data_dir_is_unpacked(archive: Path, asked: str) -> None:
     folder = archive.parent / FOLDER
-    assert unpack_cifar10(archive.parent / asked) == folder
+    assert unpack(archive.parent / asked) == folder
     assert read_train(folder).images.shape == (50, 3, 32, 32)
     assert {entry.name for entry in folder.iterdir()} - {f".{FOLDER}.lock"} == {*FILES}
     assert archive.is_file()
-    assert unpack_cifar10(archive.parent) == folder  # again: all there
+    assert unpack(archive.parent) == folder  # again: all there
 
 
 @pytest.mark.parametrize(
@@ -339,14 +355,14 @@ def test_a_wrong_archive_is_named_and_not_opened(
 ) -> None:
     archive.write_bytes(damage(archive.read_bytes()))
     with pytest.raises(DatasetError, match=f"{archive} {complaint}"):
-        unpack_cifar10(archive.parent)
+        unpack(archive.parent)
     assert [*archive.parent.iterdir()] == [archive]
 
 
 def test_without_an_archive_there_is_nothing_to_unpack(tmp_path: Path) -> None:
-    assert unpack_cifar10(tmp_path) is None
-    os.mkfifo(tmp_path / ARCHIVE)
-    assert unpack_cifar10(tmp_path) is None
+    assert unpack(tmp_path) is None
+    os.mkfifo(tmp_path / CIFAR10.archive)
+    assert unpack(tmp_path) is None
 
 
 # ---- downloading ----------------------------------------------------------------------------
@@ -406,7 +422,7 @@ def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         tar.add(folder, arcname=FOLDER)
     archive = buffer.getvalue()
     shutil.rmtree(folder.parent)
-    monkeypatch.setattr(sources, "ARCHIVE_SHA256", hashlib.sha256(archive).hexdigest())
+    monkeypatch.setattr(SMALL, "official", with_archive(archive, SMALL.official))
     monkeypatch.setattr(sources, "_TIMEOUT_S", 0.3)
     monkeypatch.setenv("no_proxy", "*")
     stall = threading.Event()
@@ -431,19 +447,19 @@ def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.mark.parametrize("path", ["/good", "/here"])
 def test_download_puts_the_verified_files_in_place(folder: Path, server: Server, path: str) -> None:
-    assert download_cifar10(folder.parent, server.url(path)) == folder
+    assert download(folder.parent, server.url(path)) == folder
     assert read_train(folder).images.shape == (50, 3, 32, 32)
     kept = {entry.name for entry in folder.parent.iterdir()} | {e.name for e in folder.iterdir()}
     assert kept == {FOLDER, f".{FOLDER}.lock", *FILES}
     asked = len(server.asked)
-    download_cifar10(folder.parent, server.url(path))  # all there
+    download(folder.parent, server.url(path))  # all there
     assert len(server.asked) == asked
 
 
 def test_download_completes_a_folder(folder: Path, server: Server) -> None:
-    download_cifar10(folder.parent, server.url("/good"))
+    download(folder.parent, server.url("/good"))
     (folder / "data_batch_4").unlink()
-    download_cifar10(folder.parent, server.url("/good"))
+    download(folder.parent, server.url("/good"))
     assert read_train(folder).labels.shape == (50,)
 
 
@@ -463,7 +479,7 @@ def test_failed_download_leaves_nothing_behind(
     folder: Path, server: Server, path: str, complaint: str
 ) -> None:
     with pytest.raises(DatasetError, match=complaint):
-        download_cifar10(folder.parent, server.url(path))
+        download(folder.parent, server.url(path))
     assert not folder.parent.exists()  # a mistyped name must not stay
     assert "/good" not in server.asked  # a refused redirect is not followed first
 
@@ -473,24 +489,24 @@ def test_a_server_that_fails_once_is_asked_again(folder: Path, server: Server) -
         server.answers["/good" if len(server.asked) > 1 else "/stalled"](handler)
 
     server.answers["/recovers"] = recovers
-    assert download_cifar10(folder.parent, server.url("/recovers")) == folder
+    assert download(folder.parent, server.url("/recovers")) == folder
     assert server.asked == ["/recovers", "/recovers"]
 
 
 def test_what_a_killed_download_left_is_removed(folder: Path, server: Server) -> None:
-    left = folder.parent / ".download-killed"
+    left = folder.parent / f".download-{FOLDER}-killed"
     left.mkdir(parents=True)
     (left / "archive.tar.gz").write_bytes(b"half")
-    download_cifar10(folder.parent, server.url("/good"))
+    download(folder.parent, server.url("/good"))
     assert not left.exists()
 
 
 def test_wrong_file_in_the_archive_is_not_put_in_place(
     folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(files.CIFAR10_SHA256, "data_batch_1", "0" * 64)
+    monkeypatch.setitem(SMALL.official.sha256, "data_batch_1", "0" * 64)
     with pytest.raises(DatasetError, match="has another file for data_batch_1"):
-        download_cifar10(folder.parent, server.url("/good"))
+        download(folder.parent, server.url("/good"))
     assert not [*folder.iterdir()]
 
 
@@ -500,7 +516,7 @@ def test_download_gives_up_when_patience_would_run_out(
     monkeypatch.setattr(sources, "_JUDGE_AFTER_S", 0.0)
     monkeypatch.setattr("tqdm.tqdm.update", lambda bar, n: None)  # as with TQDM_DISABLE
     with pytest.raises(DatasetError, match=r"is slow: .* kB/s"):
-        download_cifar10(folder.parent, server.url("/good"), patience_s=0.0)
+        download(folder.parent, server.url("/good"), patience_s=0.0)
     assert not folder.exists()
 
 
@@ -509,7 +525,7 @@ def test_download_gives_up_when_patience_would_run_out(
 )
 def test_only_https_leaves_this_machine(tmp_path: Path, url: str) -> None:
     with pytest.raises(DatasetError, match=f"over https only, not from {url}"):
-        download_cifar10(tmp_path, url)
+        download(tmp_path, url)
 
 
 def test_downloads_at_once_ask_the_server_once(folder: Path, server: Server) -> None:
@@ -521,7 +537,7 @@ def test_downloads_at_once_ask_the_server_once(folder: Path, server: Server) -> 
 
     server.answers["/good"] = slow
     with ThreadPoolExecutor(2) as pool:
-        found = [*pool.map(lambda _: download_cifar10(folder.parent, server.url("/good")), "ab")]
+        found = [*pool.map(lambda _: download(folder.parent, server.url("/good")), "ab")]
     assert (found, server.asked) == ([folder, folder], ["/good"])
 
 
@@ -554,7 +570,7 @@ def test_failed_build_leaves_nothing_behind(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [".synthetic.lock"]
 
 
-@pytest.mark.parametrize("make", [lambda d: make_synthetic(d, 10), download_cifar10])
+@pytest.mark.parametrize("make", [lambda d: make_synthetic(d, 10), download])
 def test_data_dir_that_cannot_be_made_is_named(
     tmp_path: Path, make: Callable[[Path], object]
 ) -> None:

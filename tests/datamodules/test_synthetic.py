@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from datamodules.files import CIFAR100
 from datamodules.synthetic import SYNTHETIC_LABELS, VERSION, write_synthetic
 
 BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
@@ -98,3 +99,44 @@ def test_class_means_beat_chance_but_do_not_solve_it(written: Path) -> None:
     distance = ((test[b"data"][:, None].astype(np.float32) - means) ** 2).sum(axis=2)
     accuracy = np.mean(distance.argmin(axis=1) == test[b"labels"])
     assert 0.15 < accuracy < 0.6
+
+
+# ---- the stand-in for CIFAR-100 ------------------------------------------------------------------
+
+DIGESTS_OF_100 = {1: "3e2eb7f35d3f8a1db6f1612ecf73993544ebb5a057afe80dfcd9567b82273651"}
+
+
+@pytest.fixture(scope="module")
+def hundred(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The set of a hundred classes, 200 images to test on."""
+    directory = tmp_path_factory.mktemp("hundred")
+    write_synthetic(directory, images_per_batch=200, official=CIFAR100)
+    return directory
+
+
+def test_a_hundred_classes_have_the_structure_of_cifar100(hundred: Path) -> None:
+    assert {path.name for path in hundred.iterdir()} == {"train", "test", "meta"}
+    names = load(hundred, "meta")[b"fine_label_names"]
+    assert len({*names}) == 100
+    assert (names[0], names[99]) == (b"red_disc", b"rose_checkers")
+    for name, kind, count in (("train", "training", 1000), ("test", "testing", 200)):
+        batch = load(hundred, name)
+        assert batch[b"batch_label"] == f"{kind} batch 1 of 1".encode()
+        assert batch[b"data"].shape == (count, 3072)
+        assert np.bincount(batch[b"fine_labels"]).tolist() == [count // 100] * 100
+        labels = zip(batch[b"filenames"], batch[b"fine_labels"], strict=True)
+        assert all(file.startswith(names[label] + b"_s_") for file, label in labels)
+
+
+def test_changed_pixels_of_a_hundred_classes_need_a_new_version(hundred: Path) -> None:
+    digest = hashlib.sha256(load(hundred, "test")[b"data"].tobytes()).hexdigest()
+    assert DIGESTS_OF_100.get(VERSION) == digest, "raise VERSION and add its digest"
+
+
+def test_the_tens_are_shapes_and_the_ones_are_hues(hundred: Path) -> None:
+    train = load(hundred, "train")
+    labels = np.array(train[b"fine_labels"])
+    colour = train[b"data"].reshape(-1, 3, 1024).mean(2)
+    colour -= colour.mean(1, keepdims=True)
+    found = [colour[labels % 10 == hue].mean(0).argmax() for hue in (0, 3, 7)]
+    assert found == [0, 1, 2]  # red, green, blue

@@ -185,3 +185,57 @@ def test_a_class_of_ones_own_is_named(
     assert "does not derive from" in refused([*words, "--model_class=json.JSONDecoder"], capsys)
     main(["export", *words, "--model_class=mine_of_export.Mine"])
     assert (run / "model.pt2").is_file()
+
+
+OWN_DATA = '''
+from pathlib import Path
+
+from datamodules import CIFAR10DataModule
+from datamodules.batches import Splits
+from datamodules.files import ImageSet
+
+
+class Halves(CIFAR10DataModule):
+    """The small set, with the labels that remain of five classes."""
+
+    @classmethod
+    def count_classes(cls, classes=5, **settings):
+        return classes
+
+    def __init__(self, data_dir: str | None = None, classes: int = 5, **settings) -> None:
+        super().__init__(data_dir, **settings)
+        self.classes = classes
+
+    def read(self) -> Splits:
+        train, _, test, _ = super().read()
+        parts = (ImageSet(s.images, s.labels % self.classes, s.names) for s in (train, test))
+        train, test = parts
+        return Splits(train, None, test, [str(number) for number in range(self.classes)])
+'''
+
+
+def test_data_of_ones_own_gives_its_test_set(
+    fit: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "halves_of_export.py").write_text(OWN_DATA, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    own = ["--data=halves_of_export.Halves", "--data.classes=3", "--model.lr=0.01"]
+    record = fit("--model=MLP", "--model.hidden_units=[9]", *own, "--test_after_fit=true")
+    words = ["--format=torch_export"]
+    main(["export", "--name=run", f"--runs_dir={record.path.parent}", *words])
+    assert f"test accuracy {record.summary['test/acc']:.4f} on 200" in capsys.readouterr().out
+    alone = shutil.copy(record.path / "best.ckpt", tmp_path / "alone.ckpt")
+    line = refused([f"--ckpt_path={alone}", *words], capsys)
+    assert "is of data of the class Halves: export its run, with --name" in line
+
+
+def test_a_run_whose_configuration_names_no_data_is_one_line(
+    fit: Cli, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit("--model=MLP", "--model.hidden_units=[4]").path
+    words = ["--name=run", f"--runs_dir={run.parent}", "--format=torch_export"]
+    for data in ("", "data: 3", "data: {class_path: CIFAR10DataModule, init_args: [1]}"):
+        (run / "config.yaml").write_text(f"{data}\nseed_everything: 1\n", encoding="utf-8")
+        capsys.readouterr()
+        assert "data" in refused(words, capsys)

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from cli import main
+from datamodules.synthetic import VERSION
 from experiments.errors import RunError
 from experiments.records.record import RunRecord
 from experiments.records.trust import check_run_config, remember
@@ -154,6 +155,8 @@ def test_what_a_strangers_configuration_names_is_refused(
         "x: {save_dir: elsewhere}",
         "data: {data_dir: set, source: none}",
         "data: {data_dir: set, source: synthetic, synthetic_images: 7}",
+        "data: {class_path: datamodules.CIFAR100DataModule, init_args: {data_dir: set, source: "
+        "cifar100}}",
     ],
 )
 def test_each_way_out_of_a_run_is_refused(text: str, tmp_path: Path, ways_out: Path) -> None:
@@ -178,6 +181,26 @@ def test_what_the_command_gives_may_lead_anywhere(ways_out: Path) -> None:
     check_run_config(ways_out, ["--data.data_dir=/there", "--x=[strange.Boom]"])
     with pytest.raises(RunError, match=r"data\.data_dir leads out of the run"):
         check_run_config(ways_out, ["--x=strange.Boom"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"), [("CIFAR10DataModule", "cifar10"), ("CIFAR100DataModule", "cifar100")]
+)
+def test_data_that_is_there_may_lie_anywhere(
+    kind: str, source: str, ways_out: Path, tmp_path: Path
+) -> None:
+    data = of(f"datamodules.{kind}", data_dir=str(tmp_path / "set"), source=source)
+    ways_out.write_text(yaml.safe_dump({"data": data}), encoding="utf-8")
+    (tmp_path / "set" / "cifar-100-python").mkdir()
+    check_run_config(ways_out, [])
+    stand_in = "synthetic100" if source == "cifar100" else "synthetic"
+    data["init_args"].update(source="synthetic", synthetic_images=200)
+    ways_out.write_text(yaml.safe_dump({"data": data}), encoding="utf-8")
+    with pytest.raises(RunError, match="refused"):
+        check_run_config(ways_out, [])
+    (tmp_path / "set" / f"{stand_in}-v{VERSION}-200").mkdir()
+    (tmp_path / "set" / f"{stand_in}-v{VERSION}-200" / "sha256.json").touch()
+    check_run_config(ways_out, [])
 
 
 def test_what_is_only_read_may_lie_anywhere(ways_out: Path) -> None:
