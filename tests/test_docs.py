@@ -10,17 +10,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 import reproduce
 import start
 from cli import main
+from datamodules import CIFAR10DataModule, ImageFolderDataModule
 from experiments import compare
 from experiments.identity import experiment_of
 from experiments.records.record import RunRecord
 from experiments.reproduction import arms, claims, judges
 from tests.chaos import Zygote
-from tests.conftest import PROJECT, SHORT, small
+from tests.conftest import IMAGES, PROJECT, SHORT, small
 from tests.test_architecture import PACKAGES, ROOMS
 
 ARCHITECTURE = (PROJECT / "docs/architecture.md").read_text()
@@ -278,7 +280,31 @@ def test_add_a_data_set(reader: Reader, capsys: pytest.CaptureFixture[str]) -> N
         "arrays",
         {"dark", "light"},
     )
+    hundred = RunRecord.open(runs / "hundred")
+    assert len(hundred.summary["test/per_class"]) == 100
     assert "colours" in capsys.readouterr().out
+
+
+def test_writing_a_data_set_out_loses_nothing(
+    synthetic: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = [b.text for b in blocks_of(HOW_TO["add-a-data-set"]) if b.title == "write_out.py"]
+    data_dir = next(word.partition("=")[2] for word in synthetic if "data_dir" in word)
+    monkeypatch.setattr(sys, "argv", ["write_out.py", data_dir, "synthetic"])
+    small = functools.partial(CIFAR10DataModule, synthetic_images=IMAGES)
+    monkeypatch.setattr("datamodules.CIFAR10DataModule", small)
+    exec(compile(code, "write_out.py", "exec"), {})
+    folders = ImageFolderDataModule("cifar-png", val_size=0)
+    folders.setup()
+    files = small(data_dir, "synthetic", val_size=0)
+    files.setup()
+    for ours, theirs in ((folders.train_set, files.train_set), (folders.test_set, files.test_set)):
+        pictures = zip(theirs.images, theirs.labels, strict=True)
+        by_name = {f"{files.label_names[k]}/{i:05}.png": x for i, (x, k) in enumerate(pictures)}
+        assert len(ours.names) == len(by_name)
+        for name, pixels in zip(ours.names, ours.images, strict=True):
+            assert np.array_equal(pixels, by_name[name])
 
 
 def test_add_a_callback(reader: Reader, capsys: pytest.CaptureFixture[str]) -> None:
