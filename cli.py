@@ -30,7 +30,12 @@ _PROGRAMS = {
     "find_lr": "experiments.tuning.find_lr",
     "find_batch_size": "experiments.tuning.find_batch_size",
 }
-_LOADING = {"export", "find_lr", "find_batch_size"}  # those that load PyTorch at once
+_SLOW = {  # they import PyTorch
+    "experiments.export",
+    "experiments.completion.script",
+    "experiments.tuning.find_lr",
+    "experiments.tuning.find_batch_size",
+}
 # Lightning, torchrun and SLURM write the rank of a process into these variables.
 _RANKS = ("LOCAL_RANK", "RANK", "SLURM_PROCID")
 
@@ -49,7 +54,10 @@ def main(args: "ArgsType" = None) -> None:
         print(f"cifar10-lightning {version('cifar10-lightning')}")
         return
     if words and words[0] in _PROGRAMS:
-        _run_program(*words)
+        _run_program(_PROGRAMS[words[0]], words[1:])
+        return
+    if words[:1] == ["completion"]:
+        _run_program("experiments.completion.script", words[1:], _PROGRAMS)
         return
     if _INTERFACE not in sys.modules:
         if args is None and all(os.environ.get(name, "0") == "0" for name in _RANKS):
@@ -59,16 +67,15 @@ def main(args: "ArgsType" = None) -> None:
     import_module(_INTERFACE).run(args)
 
 
-def _run_program(name: str, *words: str) -> None:
+def _run_program(module: str, *arguments: object) -> None:
     """Runs another program of this project; Ctrl-C and a closed pipe end it without a traceback."""
-    module = _PROGRAMS[name]
     if module not in sys.modules:
-        if name in _LOADING:
+        if module in _SLOW:
             _say("loading PyTorch and Lightning")
         with _importing():
             import_module(module)
     try:
-        import_module(module).main([*words])
+        import_module(module).main(*arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None

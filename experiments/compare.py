@@ -54,7 +54,7 @@ def main(args: list[str] | None = None) -> None:
         args: arguments without the program's name; default: the arguments of the process.
     """
     use_utf8()
-    options = _parser().parse_args(args)
+    options = parser().parse_args(args)
     try:
         _check(options)
         runs = find_runs(options.runs, options.runs_dir, time.time())
@@ -77,7 +77,8 @@ def _encodable(text: str) -> str:
     return text.rstrip("\r\n").encode(encoding, "backslashreplace").decode(encoding)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The options."""
     parser = OneLineParser(
         prog="python -m experiments.compare",
         description=__doc__,

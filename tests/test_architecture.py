@@ -62,6 +62,7 @@ ROOMS: dict[str, set[str]] = {
     "inference": {"errors", "checkpoints"},
     "fitting": {"identity", "records", "command_line"},
     "export": {"errors", "texts", "records", "checkpoints", "command_line", "inference"},
+    "completion": {"errors", "identity", "monitoring", "command_line"},
     "__init__": {"errors", "records", "monitoring", "fitting", "inference"},
 }
 MOST_FILES = 10  # in a folder

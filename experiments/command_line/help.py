@@ -36,8 +36,8 @@ _OPTIONS = {
     "print_config": "Print the configuration of the other arguments, and exit.",
     "config": "A YAML file of options; repeat it for more files, the last one wins.",
 }
-# Set by experiments.session (the first three), or shown by --model.help and --data.help.
-_HIDDEN = {"weights_only", "return_predictions", "verbose", "model.help", "data.help"}
+SET_BY_SESSION = {"weights_only", "return_predictions", "verbose"}
+_HIDDEN = SET_BY_SESSION | {"model.help", "data.help"}  # `closing` shows the last two
 _TITLES = {"trainer": "Trainer", "model": "Model", "data": "Data", "ckpt_path": "Weights"}
 _EXAMPLES = """
 examples:
@@ -52,6 +52,7 @@ other commands, each with a --help of its own:
   python cli.py sweep FILE                search settings on validation
   python cli.py find_lr --config mlp      suggest a learning rate; find_batch_size: a batch size
   python cli.py reproduce --list          the claims of the report
+  python cli.py completion bash           complete words at a Tab; also zsh, fish
 """
 _MORE = f"""
 more:

@@ -293,6 +293,22 @@ def execute(
         raise stop.error from None
 
 
+class _Parsers(CIFAR10CLI):
+    """The command line, up to the point where it would parse a command."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        raise StopIteration({command: self.command_parser(command) for command in COMMANDS})
+
+
+def parsers() -> dict[str, LightningArgumentParser]:
+    """The parser of each command; nothing is parsed or run."""
+    try:
+        _command_line([], _Parsers)
+    except StopIteration as stop:
+        found: dict[str, LightningArgumentParser] = stop.value
+    return found
+
+
 def _command_line(args: ArgsType, kind: Callable[..., CIFAR10CLI]) -> CIFAR10CLI:
     return kind(
         Classifier,

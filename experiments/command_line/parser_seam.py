@@ -30,6 +30,15 @@ def groups_of(parser: ArgumentParser) -> list[tuple[Any, list[Action]]]:
     return [(group, group._group_actions) for group in parser._action_groups]
 
 
+def type_of(option: Action) -> Any:
+    """The type of an option that comes from a class or a type hint; None for another option.
+
+    Relies on: ``ActionTypeHint._typehint`` of jsonargparse.
+    When it is gone: a shell completes no values of such options.
+    """
+    return getattr(option, "_typehint", None)
+
+
 def set_option_type(option: Action, kind: Any) -> None:
     """Changes the type of an option that comes from a class.
 

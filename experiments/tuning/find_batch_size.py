@@ -6,6 +6,7 @@ of the highest speed, and keeps nothing but the plot. Another batch size needs a
 rate: find it with ``find_lr``.
 """
 
+import argparse
 import time
 from typing import Any
 
@@ -15,7 +16,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.memory import garbage_collection_cuda, is_oom_error
 
 from experiments.analysis import plots
-from experiments.tuning.finder import Finder, find, parser
+from experiments.tuning.finder import Finder, find, finder_parser
 
 _WARMUP = 3  # steps before the clock starts
 _SECONDS = 1.0  # of a measurement
@@ -110,12 +111,18 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: arguments without the program's name; default: those of the process.
     """
-    known = parser("find_batch_size", __doc__)
-    known.add_argument("--min_size", type=int, default=16, help="first size; default: 16")
+    known = parser()
     options, words = known.parse_known_args(args)
     if options.min_size < 1:
         known.error(f"--min_size must be at least 1, got {options.min_size}")
     find(SizeFinder, options, words, _MOST)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options; others are those of ``fit``."""
+    known = finder_parser("find_batch_size", __doc__)
+    known.add_argument("--min_size", type=int, default=16, help="first size; default: 16")
+    return known
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ rates, as Muon has, it changes the one of --model.lr.
 [1] L. N. Smith, Cyclical Learning Rates for Training Neural Networks, WACV 2017.
 """
 
+import argparse
 import math
 from typing import Any
 
@@ -18,7 +19,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from scipy.ndimage import gaussian_filter1d
 
 from experiments.analysis import plots
-from experiments.tuning.finder import Finder, find, parser
+from experiments.tuning.finder import Finder, find, finder_parser
 
 _DIVERGED = 4.0  # times the smallest loss: the ramp ends
 _CLEAR = 2.0  # times the noise of a batch: a smaller fall is none
@@ -138,10 +139,7 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: arguments without the program's name; default: those of the process.
     """
-    known = parser("find_lr", __doc__)
-    known.add_argument("--min_lr", type=float, default=1e-6, help="first rate; default: 1e-6")
-    known.add_argument("--max_lr", type=float, default=10.0, help="last rate; default: 10")
-    known.add_argument("--steps", type=int, default=200, help="number of rates; default: 200")
+    known = parser()
     options, words = known.parse_known_args(args)
     if not 0 < options.min_lr < options.max_lr < math.inf:
         known.error(f"--min_lr must be positive and below --max_lr, got {options.min_lr}, "
@@ -149,6 +147,15 @@ def main(args: list[str] | None = None) -> None:
     if options.steps < 10:
         known.error(f"--steps must be at least 10, got {options.steps}")
     find(RateFinder, options, words, options.steps + 1)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options; others are those of ``fit``."""
+    known = finder_parser("find_lr", __doc__)
+    known.add_argument("--min_lr", type=float, default=1e-6, help="first rate; default: 1e-6")
+    known.add_argument("--max_lr", type=float, default=10.0, help="last rate; default: 10")
+    known.add_argument("--steps", type=int, default=200, help="number of rates; default: 200")
+    return known
 
 
 if __name__ == "__main__":

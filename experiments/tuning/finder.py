@@ -81,7 +81,7 @@ class Finder(CIFAR10CLI):
         """
 
 
-def parser(program: str, description: str | None) -> argparse.ArgumentParser:
+def finder_parser(program: str, description: str | None) -> argparse.ArgumentParser:
     """The options of a finder; unknown ones are those of ``fit``."""
     found = OneLineParser(
         prog=f"cli.py {program}",

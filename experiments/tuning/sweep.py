@@ -328,7 +328,7 @@ def main(args: list[str] | None = None) -> None:
     """
     use_utf8()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    options, passed = _parser().parse_known_args(args)
+    options, passed = parser().parse_known_args(args)
     try:
         _search(options, passed)
     except (RunError, ValueError, OSError) as error:
@@ -468,18 +468,19 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(_USAGE_ERROR)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(
+def parser() -> argparse.ArgumentParser:
+    """The options; others are those of ``fit``."""
+    found = OneLineParser(
         prog="cli.py sweep",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", type=expand_home, help="the sweep, a YAML file")
-    parser.add_argument("--count", type=int, help="points in all; default: run_cap, or the grid")
-    parser.add_argument("--jobs", type=int, default=1, help="points trained at the same time")
-    parser.add_argument("--runs_dir", type=expand_home, help="default: runs/, and the file's name")
-    parser.add_argument("--test_winner", action="store_true", help="test the best point, once")
-    return parser
+    found.add_argument("file", type=expand_home, help="the sweep, a YAML file")
+    found.add_argument("--count", type=int, help="points in all; default: run_cap, or the grid")
+    found.add_argument("--jobs", type=int, default=1, help="points trained at the same time")
+    found.add_argument("--runs_dir", type=expand_home, help="default: runs/, and the file's name")
+    found.add_argument("--test_winner", action="store_true", help="test the best point, once")
+    return found
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from experiments.command_line.parser_seam import (
     groups_of,
     options_of,
     set_option_type,
+    type_of,
 )
 
 
@@ -54,6 +55,13 @@ def test_groups_of() -> None:
     found = {group.title: [o.dest for o in options] for group, options in groups_of(typed())}
     assert found["Some"] == ["grouped"], message
     assert any("limits.batches" in options for options in found.values()), message
+
+
+def test_type_of() -> None:
+    message = gone("type_of", "ActionTypeHint._typehint")
+    found = {option.dest: type_of(option) for option in options_of(typed())}
+    assert found["limits.batches"] == float | int, message
+    assert type_of(Action([], "plain")) is None, message
 
 
 def test_take_as() -> None:

@@ -1,0 +1,76 @@
+# Completes `cifar10` and `python cli.py` in bash and zsh. A Tab starts no Python.
+
+_cifar10_table() {  # sets reply to the words that may follow a command, or a flag of a command
+    case $1 in
+    # TABLE
+    *) reply= ;;
+    esac
+}
+
+_cifar10_add() {  # offers those words that begin with $cur; a name is data and is not expanded
+    local word
+    for word; do
+        [[ $word == "$cur"* ]] && printf -v word %q "$word" && COMPREPLY+=("$before$word")
+    done
+}
+
+_cifar10() {
+    local cur=${COMP_WORDS[COMP_CWORD]} flag=${COMP_WORDS[COMP_CWORD-1]} at=1 runs=runs
+    local before= command= reply= file i
+    COMPREPLY=()
+    if [[ ${COMP_WORDS[0]##*/} == python* ]]; then
+        at=2
+        [[ ${COMP_WORDS[1]##*/} == cli.py && $COMP_CWORD -gt 1 ]] || return 0
+    fi
+    [[ $COMP_CWORD -gt $at ]] && command=${COMP_WORDS[at]}
+    for ((i = at; i < COMP_CWORD; i++)); do
+        case ${COMP_WORDS[i]} in
+        --runs_dir) runs=${COMP_WORDS[i+1]} && [[ $runs == = ]] && runs=${COMP_WORDS[i+2]} ;;
+        --runs_dir=*) runs=${COMP_WORDS[i]#*=} ;;
+        esac
+    done
+    runs=${runs/#\~/$HOME}
+    if [[ $cur == = ]]; then  # bash splits --flag=value into three words
+        cur=
+    elif [[ $flag == = ]]; then
+        flag=${COMP_WORDS[COMP_CWORD-2]}
+    elif [[ $cur == --*=* ]]; then  # zsh does not
+        flag=${cur%%=*} before=${cur%%=*}= cur=${cur#*=}
+    elif [[ -z $command || $cur == -* ]]; then  # a command, or a flag
+        flag=
+        _cifar10_table "$command"
+        _cifar10_add $reply
+        return 0
+    fi
+    case $flag in -*) ;; *) flag= ;; esac
+    _cifar10_table "$command $flag"
+    _cifar10_add $reply
+    case $command$flag in
+    *--config | *-c)
+        for file in "$cur"*.yaml "$cur"*.yml; do [[ -f $file ]] && _cifar10_add "$file"; done
+        [[ $cur == */* ]] && for file in "$cur"*/; do [[ -d $file ]] && _cifar10_add "$file"; done ;;
+    *--ckpt_path)
+        for file in "$runs"/*/*.ckpt; do [[ -f $file ]] && _cifar10_add "$file"; done ;;
+    *--name | *--init_from | *--baseline | compare)
+        for file in "$runs/$cur"*/record.json; do
+            [[ -f $file ]] && file=${file%/*} && _cifar10_add "${file##*/}"
+        done ;;
+    esac
+    return 0
+}
+
+if [ -n "${ZSH_VERSION-}" ]; then
+    type compdef >/dev/null || { autoload -Uz compinit && compinit; }
+    autoload -Uz bashcompinit && bashcompinit
+    _cifar10_python() {  # other calls of Python are zsh's own
+        if [[ ${words[2]-} == *cli.py && $CURRENT -gt 2 ]]; then
+            _bash_complete -o default -F _cifar10
+        else
+            _python "$@"
+        fi
+    }
+    compdef _cifar10_python python python3
+else
+    complete -o bashdefault -o default -F _cifar10 python python3
+fi
+complete -o bashdefault -o default -F _cifar10 cifar10
