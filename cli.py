@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ _SLOW = {  # they import PyTorch
     "experiments.tuning.find_lr",
     "experiments.tuning.find_batch_size",
 }
+_OURS = ("custom_ops", "datamodules", "experiments", "lightning_modules", "reproduce")
 # Lightning, torchrun and SLURM write the rank of a process into these variables.
 _RANKS = ("LOCAL_RANK", "RANK", "SLURM_PROCID")
 
@@ -53,6 +55,7 @@ def main(args: "ArgsType" = None) -> None:
     if words[:1] == ["--version"]:
         print(f"cifar10-lightning {version('cifar10-lightning')}")
         return
+    _check_packages()
     if words and words[0] in _PROGRAMS:
         _run_program(_PROGRAMS[words[0]], words[1:])
         return
@@ -84,6 +87,19 @@ def _run_program(module: str, *arguments: object) -> None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is lost
         raise SystemExit(1) from None
+
+
+def _check_packages() -> None:
+    """Refuses another package in place of this project's, such as ``experiments`` in PYTHONPATH."""
+    for name in _OURS:
+        spec = find_spec(name)
+        place = Path((spec.submodule_search_locations or [str(spec.origin)])[0]) if spec else None
+        if place is None or place.resolve().parent != Path(__file__).resolve().parent:
+            _say(
+                f"error: {name} is {place}, not that of cifar10-lightning: rename it, or take its "
+                "folder out of PYTHONPATH"
+            )
+            raise SystemExit(2)
 
 
 def _say(line: str) -> None:

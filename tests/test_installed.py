@@ -67,3 +67,37 @@ def test_the_commands_for_a_tab(tmp_path: Path) -> None:
     )
     assert "-F _cifar10 cifar10" in done.stdout
     assert (tmp_path / ".config/fish/conf.d/cifar10.fish").read_text(encoding="utf-8") == script
+
+
+def run_as_installed(here: Path, words: list[str], *paths: Path) -> tuple[int, str]:
+    """Runs the command as its installed script does, with other folders searched first."""
+    code = f"import sys; sys.path[:1] = {[*map(str, paths), str(PROJECT)]}; from cli import main; "
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}main({words})"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("module", ["experiments/__init__", "datamodules/__init__", "reproduce"])
+def test_a_package_in_place_of_ours_is_named(module: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{module}.py"
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    code, said = run_as_installed(tmp_path, ["compare"], tmp_path)
+    place = path.parent if path.stem == "__init__" else path
+    assert (code, said.count("\n")) == (2, 1)
+    assert said.startswith(f"error: {place.stem} is {place}, not that of cifar10-lightning: rename")
+
+
+def test_folders_of_such_names_do_no_harm(tmp_path: Path) -> None:
+    """A folder without modules hides no package; the working directory is not searched."""
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments/__init__.py").touch()
+    (tmp_path / "path/datamodules").mkdir(parents=True)
+    words = ["compare", "--runs_dir", "no"]
+    code, said = run_as_installed(tmp_path, words, tmp_path / "path")
+    assert (code, said) == (2, "error: no runs: no is no folder; name another with --runs_dir\n")
