@@ -21,7 +21,10 @@ COMP_CWORD=$#
 _cifar10
 for word in "${COMPREPLY[@]}"; do printf '%s\\n' "$word"; done
 """
-COMMANDS = ["fit", "validate", "test", "predict", "export", "compare", "reproduce", "completion"]
+COMMANDS = [
+    *("fit", "validate", "test", "predict", "export", "compare", "reproduce"),
+    *("sweep", "find_lr", "find_batch_size", "completion"),
+]
 RUNS = ["mlp-s0", "mlp-s1"]
 CHECKPOINTS = ["runs/mlp-s0/best.ckpt", "runs/mlp-s1/best.ckpt"]
 
@@ -96,6 +99,8 @@ CASES: list[tuple[list[str], list[str]]] = [
     (["cifar10", "compare", "--format", "c"], ["csv"]),
     (["cifar10", "compare", "--baseline", "mlp-s1"], ["mlp-s1"]),
     (["cifar10", "reproduce", "--b"], ["--budget"]),
+    (["cifar10", "find_lr", "--min"], ["--min_lr"]),
+    (["cifar10", "sweep", "--trainer.prec"], ["--trainer.precision"]),
     (["cifar10", "completion", ""], ["bash", "zsh", "fish"]),
     (["/opt/bin/python3", "../cli.py", "va"], ["validate"]),
     (["python", "cli.py", "fit", "--model.norm", "layer_"], ["layer_native"]),
