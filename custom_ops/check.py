@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch.autograd import Function
 
-from custom_ops.faults import EXERCISES, SAMPLES, Array, Arrays, Exercise
+from custom_ops.faults import EXERCISES, SAMPLES, Array, Exercise
 
 _TOLERANCE = 1e-7
 
@@ -78,7 +78,7 @@ def _general(ours: Array, expected: Array) -> str | None:
     """Faults that any result may have: transposed, a constant factor, a sum for a mean."""
     if expected.ndim == 2 and _same(ours, expected.T):
         return f"it is transposed: {ours.shape}, and should be {expected.shape}"
-    if ours.shape != expected.shape:
+    if ours.shape != expected.shape or not np.isfinite(ours).all():
         return None
     if not ours.any():
         return "it is zero everywhere"
@@ -115,18 +115,20 @@ def check(module: ModuleType) -> Iterator[tuple[str, str, str]]:
 def _check_class(exercise: Exercise, name: str, kind: type) -> Iterator[tuple[str, str, str]]:
     title = exercise.name if name == exercise.name else f"{exercise.name} ({name})"
     run: Any = exercise.of_function if issubclass(kind, Function) else exercise.of_layer
+    found: list[tuple[str, Any]] = []
+    failed = ""
     try:
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found: Arrays = run(kind, exercise.inputs)
+            found.extend(run(kind, exercise.inputs))  # keeps what came before an error
     except NotImplementedError:
-        yield title, "", "not filled in yet"
-        return
+        failed = "not filled in yet"
     except (Exception, SystemExit) as error:  # whatever a student's code raises
-        yield title, "", f"it raises {_line(error)}"
-        return
-    for quantity, result in found.items():
+        failed = f"it raises {_line(error)}"
+    for quantity, result in found:
         yield title, quantity, verdict(exercise, quantity, result)
+    if failed:
+        yield title, "backward" if found else "", failed
 
 
 # ---- the command ---------------------------------------------------------------------------------

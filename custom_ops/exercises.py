@@ -104,4 +104,46 @@ class LayerNormFunction(Function):
         raise NotImplementedError
 
 
+class Conv2dModule:
+    """Y_sopq = b_o + Σ_cuv W_ocuv X_{s, c, tp + u - z, tq + v - z}, the kernel is not flipped.
+
+    X is (S, C, height, width), W (O, C, U, U), b (O,), Y (S, O, P, Q). t is the stride, and X is 0
+    in the z pixels around the image.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int
+    ) -> None:
+        self.stride, self.padding = stride, padding
+        self.params: dict[str, Array] = {
+            "weight": np.zeros((out_channels, in_channels, kernel_size, kernel_size)),
+            "bias": np.zeros(out_channels),
+        }
+        self.grads: dict[str, Array] = {}
+
+    def forward(self, x: Array) -> Array:
+        """Returns Y, (S, O, P, Q)."""
+        raise NotImplementedError
+
+    def backward(self, dout: Array) -> Array:
+        """Sets grads["weight"] and grads["bias"]; returns dL/dX, (S, C, height, width)."""
+        raise NotImplementedError
+
+
+class Conv2dFunction(Function):
+    """The same for PyTorch: ``Conv2dFunction.apply(x, weight, bias, stride, padding)``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int
+    ) -> Tensor:
+        """Returns Y; ``ctx.stride = stride`` keeps a number for `backward`."""
+        raise NotImplementedError
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        """Returns dL/dX, dL/dW, dL/db, and None for stride and padding."""
+        raise NotImplementedError
+
+
 _ = torch  # you will need it

@@ -5,7 +5,8 @@ For `custom_ops.check`. Shapes: S samples, M inputs, N outputs; all in float64.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,11 @@ import numpy.typing as npt
 import torch
 from torch.autograd import Function
 
+from custom_ops.convolution import Conv2dFunction, Geometry
+
 Array = npt.NDArray[np.float64]
 Arrays = dict[str, Array]
+Results = Iterator[tuple[str, Any]]  # of which quantity, what came out
 Faults = list[tuple[str, str, Array]]  # of which quantity, what is wrong, what one then gets
 
 SAMPLES = 5
@@ -33,8 +37,8 @@ class Exercise:
         inputs: by name; ``dout`` is dL/dY.
         expected: the right results, by name.
         faults: wrong results that are recognised.
-        of_layer: what a layer in NumPy gives.
-        of_function: what a `torch.autograd.Function` gives; None where there is none.
+        of_layer: what a layer in NumPy gives, the forward pass first.
+        of_function: the same of a `torch.autograd.Function`.
     """
 
     name: str
@@ -42,8 +46,8 @@ class Exercise:
     inputs: Arrays
     expected: Arrays
     faults: Faults
-    of_layer: Callable[[type, Arrays], Arrays]
-    of_function: Callable[[type[Function], Arrays], Arrays]
+    of_layer: Callable[[type, Arrays], Results]
+    of_function: Callable[[type[Function], Arrays], Results]
 
 
 def _names(*words: str) -> frozenset[str]:
@@ -79,46 +83,45 @@ def _gradient(layer: Any, name: str) -> Array:
     return array[0] if name == "bias" and array.ndim == 2 and len(array) == 1 else array
 
 
-def _with_parameters(*arguments: Any) -> Callable[[type, Arrays], Arrays]:
-    def run(kind: type, given: Arrays) -> Arrays:
+def _with_parameters(*arguments: Any) -> Callable[[type, Arrays], Results]:
+    def run(kind: type, given: Arrays) -> Results:
         parameters = {"weight": given["weight"], "bias": given["bias"]}
         layer = _layer(kind, parameters, *arguments)
-        y = copy.deepcopy(layer.forward(given["x"].copy()))
-        dx = layer.backward(given["dout"].copy())
-        return {
-            "forward": y,
-            _DX: dx,
-            _DW: _gradient(layer, "weight"),
-            _DB: _gradient(layer, "bias"),
-        }
+        yield "forward", copy.deepcopy(layer.forward(given["x"].copy()))
+        yield _DX, layer.backward(given["dout"].copy())
+        yield _DW, _gradient(layer, "weight")
+        yield _DB, _gradient(layer, "bias")
 
     return run
 
 
-def _without(kind: type, given: Arrays) -> Arrays:
+def _without(kind: type, given: Arrays) -> Results:
     layer: Any = kind()
-    y = copy.deepcopy(layer.forward(given["x"].copy()))
-    return {"forward": y, _DX: layer.backward(given["dout"].copy())}
+    yield "forward", copy.deepcopy(layer.forward(given["x"].copy()))
+    yield _DX, layer.backward(given["dout"].copy())
 
 
-def _loss(kind: type, given: Arrays) -> Arrays:
+def _loss(kind: type, given: Arrays) -> Results:
     layer: Any = kind()
     y, t = given["x"].copy(), given["t"].copy()
-    return {"forward": layer.forward(y, t), _DX: layer.backward(y, t)}
+    yield "forward", layer.forward(y, t)
+    yield _DX, layer.backward(y, t)
 
 
-def _function(*names: str, extra: tuple[Any, ...] = ()) -> Callable[..., Arrays]:
+def _function(
+    *names: str, extra: tuple[Any, ...] = ()
+) -> Callable[[type[Function], Arrays], Results]:
     """Applies a Function to inputs of these names; their gradients go by `_GRADIENTS`."""
 
-    def run(kind: type[Function], given: Arrays) -> Arrays:
+    def run(kind: type[Function], given: Arrays) -> Results:
         inputs = [torch.tensor(given[n]).requires_grad_(n != "t") for n in names]
         y: Any = kind.apply(*inputs, *extra)
+        yield "forward", y.detach().numpy()
         dout = torch.tensor(given["dout"]) if "dout" in given else torch.ones_like(y)
         wanted = [tensor for tensor in inputs if tensor.requires_grad]
         found = torch.autograd.grad(y, wanted, dout)
-        gradients = zip([n for n in names if n != "t"], found, strict=True)
-        results = {"forward": y.detach().numpy()}
-        return results | {_GRADIENTS[n]: gradient.numpy() for n, gradient in gradients}
+        for name, gradient in zip([n for n in names if n != "t"], found, strict=True):
+            yield _GRADIENTS[name], gradient.numpy()
 
     return run
 
@@ -166,11 +169,11 @@ def _elu() -> Exercise:
     return Exercise("ELU", _names("ELU"), given, expected, faults, _without, _function_of_elu)
 
 
-def _function_of_elu(kind: type[Function], given: Arrays) -> Arrays:
-    try:
-        return _function("x")(kind, given)
-    except TypeError:  # with alpha
-        return _function("x", extra=(1.0,))(kind, given)
+def _function_of_elu(kind: type[Function], given: Arrays) -> Results:
+    """With alpha, if `forward` takes one."""
+    inputs = len(inspect.signature(kind.forward).parameters)
+    inputs -= kind.setup_context is Function.setup_context  # otherwise, `forward` has no context
+    return _function("x", extra=(1.0,) if inputs > 1 else ())(kind, given)
 
 
 def _softmax() -> Exercise:
@@ -277,4 +280,107 @@ def _layer_norm() -> Exercise:
     )
 
 
-EXERCISES = (_linear(), _elu(), _softmax(), _cross_entropy(), _layer_norm())
+_KERNEL, _STRIDE, _ZEROS = 3, 2, 1
+
+
+def _windows(x: Array, stride: int = _STRIDE, zeros: int = _ZEROS) -> Array:
+    """What the kernel sees at each position (p, q): (S, C, P, Q, U, V)."""
+    around = ((0, 0), (0, 0), (zeros, zeros), (zeros, zeros))
+    views = np.lib.stride_tricks.sliding_window_view(np.pad(x, around), (_KERNEL, _KERNEL), (2, 3))
+    return views[:, :, ::stride, ::stride]
+
+
+def _added(windows: Array, size: tuple[int, int], stride: int = _STRIDE, add: bool = True) -> Array:
+    """Adds windows up where they come from, in the padded image of this size."""
+    padded = np.zeros((*windows.shape[:2], *size))
+    for p, q in np.ndindex(windows.shape[2:4]):
+        place = padded[:, :, stride * p :, stride * q :][..., :_KERNEL, :_KERNEL]
+        place[...] = windows[:, :, p, q] + (place if add else 0)
+    return padded
+
+
+def _conv2d() -> Exercise:
+    inputs, outputs, (height, width), (p, q) = 2, 3, (6, 7), (3, 4)
+    given = _drawn(
+        x=(_S, inputs, height, width),
+        weight=(outputs, inputs, _KERNEL, _KERNEL),
+        bias=(outputs,),
+        dout=(_S, outputs, p, q),
+    )
+    x, w, b, dout = (given[name] for name in ("x", "weight", "bias", "dout"))
+    padded = (height + 2 * _ZEROS, width + 2 * _ZEROS)
+    inside = (..., slice(_ZEROS, -_ZEROS), slice(_ZEROS, -_ZEROS))
+    flipped, swapped = w[..., ::-1, ::-1], w.swapaxes(2, 3)
+    reshaped = w.reshape(inputs, outputs, _KERNEL, _KERNEL).swapaxes(0, 1)
+
+    def forward(w: Array, stride: int = _STRIDE, zeros: int = _ZEROS) -> Array:
+        y: Array = np.einsum("scpquv,ocuv->sopq", _windows(x, stride, zeros), w)
+        return y + b[:, None, None]
+
+    def spread(w: Array, dout: Array = dout, **options: Any) -> Array:
+        return _added(np.einsum("ocuv,sopq->scpquv", w, dout), padded, **options)
+
+    def product(windows: Array, to: str = "ocuv") -> Array:
+        return np.asarray(np.einsum(f"sopq,scpquv->{to}", dout, windows))
+
+    y, dx, dw = forward(w), spread(w), product(_windows(x))
+    columns = _windows(x).transpose(0, 2, 3, 1, 4, 5).reshape(_S, p, q, -1)
+    by_rows = (columns @ w.reshape(-1, outputs) + b).transpose(0, 3, 1, 2)
+    expected = {"forward": y, _DX: dx[inside], _DW: dw, _DB: dout.sum((0, 2, 3))}
+    faults = [
+        ("forward", "b is not added", y - b[:, None, None]),
+        ("forward", "the kernel is flipped: that is the convolution of mathematics, here W is laid on X as it is", forward(flipped)),
+        ("forward", "rows and columns of the kernel are swapped", forward(swapped)),
+        ("forward", "the padding is forgotten", forward(w, zeros=0)),
+        ("forward", "the stride is ignored", forward(w, stride=1)),
+        ("forward", "stride and padding are ignored", forward(w, stride=1, zeros=0)),
+        ("forward", "W is reshaped to (C U V, O): reshape it to (O, C U V), then transpose", by_rows),
+        ("forward", "the channels are last: transpose (S, P, Q, O) to (S, O, P, Q)", y.transpose(0, 2, 3, 1)),
+        ("forward", "it is reshaped from (S, P, Q, O), which mixes channels and pixels: transpose", y.transpose(0, 2, 3, 1).reshape(y.shape)),
+        ("forward", "samples and channels are swapped: transpose (O, S, P, Q) to (S, O, P, Q)", y.swapaxes(0, 1)),
+        ("forward", "it is reshaped from (O, S, P, Q), which mixes samples and channels: transpose", y.swapaxes(0, 1).reshape(y.shape)),
+        (_DX, "the kernel is the wrong way round: flip it where you convolve dL/dY with it, and not where you add windows up", spread(flipped)[inside]),
+        (_DX, "rows and columns of the kernel are swapped", spread(swapped)[inside]),
+        (_DX, "W is reshaped to (C, O, U, V), which mixes its channels: transpose", spread(reshaped)[inside]),
+        (_DX, "windows overwrite each other: add what overlaps, with +=", spread(w, add=False)[inside]),
+        (_DX, "only the last output channel is in it: add over o", spread(w[-1:], dout[:, -1:])[inside]),
+        (_DX, "the gradient of the padding is not cut off", dx),
+        (_DX, "the padding is forgotten, or cut off below and to the right alone: cut it off at all four sides", dx[..., : -2 * _ZEROS, : -2 * _ZEROS]),
+        (_DX, "the padding is cut off above and to the left alone: cut it off at all four sides", dx[..., 2 * _ZEROS :, 2 * _ZEROS :]),
+        (_DX, "the stride is ignored: the windows are one pixel apart", spread(w, stride=1)[inside]),
+        (_DX, "the stride is ignored: put zeros between the elements of dL/dY", spread(w, stride=1)[..., 1 : p + 1, 1 : q + 1]),
+        (_DW, "the kernel is flipped", dw[..., ::-1, ::-1]),
+        (_DW, "rows and columns of the kernel are swapped", dw.swapaxes(2, 3)),
+        (_DW, "its channels are swapped: transpose (C, O, U, V) to (O, C, U, V)", dw.swapaxes(0, 1)),
+        (_DW, "it is reshaped from (C U V, O), which mixes its channels: transpose", dw.reshape(outputs, -1).T.reshape(dw.shape)),
+        (_DW, "it is not summed over the samples", product(_windows(x), "socuv")),
+        (_DW, "only the last sample is in it: add over s", np.einsum("opq,cpquv->ocuv", dout[-1], _windows(x)[-1])),
+        (_DW, "only the last position is in it: add over p and q", np.einsum("so,scuv->ocuv", dout[..., -1, -1], _windows(x)[:, :, -1, -1])),
+        (_DW, "the sum is over the kernel (u, v), not over the positions (p, q)", product(_windows(x), "ocpq")),
+        (_DW, "the stride is ignored: the windows are one pixel apart", product(_windows(x, 1)[:, :, :p, :q])),
+        (_DB, "it is not summed over samples and pixels", dout),
+        (_DB, "it is not summed over the pixels", dout.sum(0)),
+        (_DB, "it is not summed over the samples", dout.sum((2, 3))),
+        (_DB, "the sum is over the channels, not over the samples", dout.sum((1, 2, 3))),
+        (_DB, "the sum is over the channels, not over the pixels", dout.sum((0, 1))),
+        (_DB, "it is a mean over samples and pixels, not a sum", dout.mean((0, 2, 3))),
+    ]  # fmt: skip
+    return Exercise(
+        "Conv2d",
+        _names("Conv2d", "Conv", "Convolution"),
+        given,
+        expected,
+        faults,
+        _with_parameters(inputs, outputs, _KERNEL, _STRIDE, _ZEROS),
+        _function_of_conv2d,
+    )
+
+
+def _function_of_conv2d(kind: type[Function], given: Arrays) -> Results:
+    extra: tuple[Any, ...] = (_STRIDE, _ZEROS)
+    if issubclass(kind, Conv2dFunction):
+        extra = (Geometry((_STRIDE, _STRIDE), (_ZEROS, _ZEROS)),)
+    return _function("x", "weight", "bias", extra=extra)(kind, given)
+
+
+EXERCISES = (_linear(), _elu(), _softmax(), _cross_entropy(), _layer_norm(), _conv2d())

@@ -163,7 +163,7 @@ def test_the_checker_is_used_as_the_page_says(
     check.main(first)
     with pytest.raises(SystemExit, match="1"):
         check.main(second)
-    assert "0 of 6 right" in capsys.readouterr().out
+    assert "0 of 8 right" in capsys.readouterr().out
 
 
 BY_THEMSELVES = [words for words in commands_of("python cli.py") if words and "--name" not in words]

@@ -24,7 +24,13 @@ def results(**classes: type) -> dict[tuple[str, str], str]:
 def test_the_operators_of_this_project_are_right() -> None:
     layers = {name: getattr(numpy_ops, name) for name in ("Linear", "ELU", "Softmax")}
     layers["Linear"] = type("Linear", (numpy_ops.Linear,), {"__init__": in_float64})
-    functions = ("LinearFunction", "ELUFunction", "SoftmaxFunction", "CrossEntropyFunction")
+    functions = (
+        "LinearFunction",
+        "ELUFunction",
+        "SoftmaxFunction",
+        "CrossEntropyFunction",
+        "Conv2dFunction",
+    )
     found = results(
         **layers,
         CrossEntropyModule=numpy_ops.CrossEntropy,
@@ -32,7 +38,7 @@ def test_the_operators_of_this_project_are_right() -> None:
         CustomLayerNormManualFunction=Rows,
     )
     assert set(found.values()) == {""}
-    assert len(found) == 4 + 2 + 2 + 2 + 4 + 2 + 2 + 2 + 4
+    assert len(found) == 4 + 2 + 2 + 2 + 4 + 2 + 2 + 2 + 4 + 4
 
 
 def in_float64(self: numpy_ops.Linear, inputs: int, outputs: int) -> None:
@@ -187,7 +193,12 @@ def test_right_ones_of_a_student_are_right(kind: type) -> None:
         (ELU, {"dx": "dout * x"}, "dL/dX", "values differ, by up to"),
         (ELU, {"dx": "dout * np.nan"}, "dL/dX", "20 of 20 values are not finite"),
         (ELU, {"dx": "'no array'"}, "dL/dX", "it is a str, not an array of shape (5, 4)"),
-        (ELU, {"dx": "undefined"}, "", "it raises NameError: name 'undefined' is not defined"),
+        (
+            ELU,
+            {"dx": "undefined"},
+            "backward",
+            "it raises NameError: name 'undefined' is not defined",
+        ),
     ],
 )
 def test_a_fault_is_named(
@@ -208,7 +219,7 @@ def test_every_known_fault_is_one_and_is_told_apart() -> None:
 def test_the_exercises_are_to_be_filled_in() -> None:
     found = results(**vars(exercises))
     assert set(found.values()) == {"not filled in yet"}
-    assert len(found) == 6
+    assert len(found) == 8
 
 
 @pytest.mark.parametrize(
@@ -274,7 +285,7 @@ def test_a_file_is_written_and_checked(run: Run, tmp_path: Path) -> None:
     status, printed = run(str(path))
     assert status == 1
     assert printed.startswith("Linear (LinearModule)\n  all      not filled in yet\nELU (")
-    assert printed.endswith("\n0 of 6 right\n")
+    assert printed.endswith("\n0 of 8 right\n")
     text = path.read_text().replace(
         '"""Returns Y in the shape of X."""\n        raise NotImplementedError',
         '"""."""\n        self.x = x\n        return np.where(x > 0, x, np.expm1(x))',
@@ -286,7 +297,7 @@ def test_a_file_is_written_and_checked(run: Run, tmp_path: Path) -> None:
     path.write_text(text)
     status, printed = run(str(path))
     assert "ELU (ELUModule)\n  forward  right\n  dL/dX    right\n" in printed
-    assert printed.endswith("\n2 of 7 right\n")
+    assert printed.endswith("\n2 of 9 right\n")
     path.write_text("from custom_ops import ELUFunction\n")
     assert run(str(path)) == (
         0,
@@ -306,7 +317,7 @@ def test_a_place_that_can_not_be_written_is_one_line(run: Run, tmp_path: Path) -
     ("content", "message"),
     [
         (None, "is no Python file"),
-        ("x = 1", "has no class of a known name: CrossEntropy,"),
+        ("x = 1", "has no class of a known name: Conv, Conv2d,"),
         ("import nothing_there", "can't be run: ModuleNotFoundError: No module named"),
     ],
 )
