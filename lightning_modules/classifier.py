@@ -64,7 +64,7 @@ class _Shared:
 
 
 class Classifier(Evaluated, ABC):
-    """An image classifier trained with cross-entropy; subclasses give ``forward``.
+    """A classifier of normalised images (see `__call__`); subclasses give ``forward``.
 
     Logs ``train/loss`` and ``train/acc`` (means over the steps since the last entry, every
     ``trainer.log_every_n_steps``), ``val/loss``, ``val/acc``, ``test/loss`` and ``test/acc`` (means
@@ -131,7 +131,7 @@ class Classifier(Evaluated, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
-        """Computes logits ``(B, num_classes)`` from images ``(B, 3, 32, 32)``."""
+        """Computes logits ``(B, num_classes)`` from normalised images ``(B, 3, 32, 32)``."""
 
     def trainer_if_any(self) -> Trainer | None:
         """The trainer, or None if there is none yet: then `trainer` raises an error."""

@@ -82,7 +82,7 @@ class CNN(Classifier):
             self.layers.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Computes logits ``(B, num_classes)`` from images ``(B, 3, 32, 32)``."""
+        """Computes logits ``(B, num_classes)`` from normalised images ``(B, 3, 32, 32)``."""
         if self.channels_last:
             images = images.to(memory_format=torch.channels_last)
         logits: Tensor = self.layers(images)

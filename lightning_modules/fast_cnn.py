@@ -110,7 +110,7 @@ class FastCNN(Classifier):
             self.groups.compile()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Computes logits ``(B, num_classes)`` from images ``(B, 3, 32, 32)``."""
+        """Computes logits ``(B, num_classes)`` from normalised images ``(B, 3, 32, 32)``."""
         if self.channels_last:
             images = images.to(memory_format=torch.channels_last)
         bias = self.whiten.bias

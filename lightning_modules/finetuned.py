@@ -175,7 +175,7 @@ class FineTuned(Classifier):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Computes logits ``(B, num_classes)`` from images ``(B, 3, 32, 32)``."""
+        """Computes logits ``(B, num_classes)`` from normalised images ``(B, 3, 32, 32)``."""
         size = (self.image_size, self.image_size)
         large = F.interpolate(images, size, mode="bilinear", antialias=False)
         outputs = self.network(large.to(memory_format=torch.channels_last))

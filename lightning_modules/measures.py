@@ -176,6 +176,23 @@ class Evaluated(LightningModule):
         # In a dict, not as submodules, which would come first in every summary of the model.
         self._evaluations: dict[Stage, EvaluationSums] = {}
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls `forward` with normalised images, as the data modules give them.
+
+        Integers are refused. Pixels as floats, from 0 to 1 or to 255, look like normalised images:
+        their logits are wrong, without an error. `experiments.load` gives a model for pixels.
+
+        Raises:
+            TypeError: for images of integers, such as the pixels of a picture.
+        """
+        if args and isinstance(args[0], Tensor) and not args[0].is_floating_point():
+            raise TypeError(
+                f"{type(self).__name__} expected normalised images, floats (B, 3, 32, 32), got "
+                f"{str(args[0].dtype).removeprefix('torch.')}: predict pixels with "
+                "experiments.load(CHECKPOINT).predict(images), which normalises them"
+            )
+        return super().__call__(*args, **kwargs)
+
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Computes the logits ``(B, num_classes)`` of a validation batch."""
         return self.evaluate(batch[0])

@@ -69,7 +69,7 @@ class MLP(Classifier):
             _init_normal(self.layers, weight_std)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Computes logits ``(B, num_classes)`` from images ``(B, 3, 32, 32)``."""
+        """Computes logits ``(B, num_classes)`` from normalised images ``(B, 3, 32, 32)``."""
         logits: Tensor = self.layers(images)
         return logits
 

@@ -123,7 +123,7 @@ class NumPyMLP(Classifier):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Computes logits ``(B, num_classes)`` from images ``(B, 3, 32, 32)``.
+        """Computes logits ``(B, num_classes)`` from normalised images ``(B, 3, 32, 32)``.
 
         Raises:
             TypeError: when traced, because the trace would keep the output of one batch.

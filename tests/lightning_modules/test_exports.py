@@ -83,6 +83,17 @@ def test_torch_export_computes_the_same(kind: str) -> None:
     torch.testing.assert_close(export(model)(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", [*MODELS, "NumPyMLP"])
+def test_pixels_are_refused_by_a_model_alone(kind: str) -> None:
+    model = MODELS.get(kind, NumPyMLP)().eval()
+    pixels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    message = r"expected normalised images, floats .*, got uint8: .* experiments.load\(CHECKPOINT\)"
+    calls: list[Callable[[Tensor], Any]] = [model, model.evaluate]
+    for call in calls:
+        with pytest.raises(TypeError, match=f"^{type(model).__name__} {message}"):
+            call(pixels)
+
+
 @pytest.mark.parametrize("way", [script, trace, trace_around, fx])
 def test_numpy_is_not_traced(way: Callable[[Any], Any]) -> None:
     """A trace would hold the answer to one batch for ever."""
