@@ -30,15 +30,16 @@ from datamodules.files import ImageSet
 from experiments.checkpoints.evaluations import checkpoint_of
 from experiments.checkpoints.loading import (
     DATA_MODULES,
-    checkpoint_sha256,
     load_checkpoint,
     state_of_data,
+    weights_sha256,
 )
 from experiments.command_line.config_files import expand_home, use_utf8
 from experiments.command_line.own_modules import add_working_directory
 from experiments.command_line.parsing import ParserError, RunParser
 from experiments.errors import OneLineParser, RunError
-from experiments.inference import Predictor, load
+from experiments.inference import BATCH, Predictor, load
+from experiments.monitoring.summary import show
 from experiments.records.files import replacing
 from experiments.records.log import METRICS
 from experiments.records.reader import read_config
@@ -49,7 +50,6 @@ from lightning_modules import Classifier
 
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _ENDINGS = {"onnx": ".onnx", "torch_export": ".pt2"}
-_BATCH = 1000
 # How much a probability may differ by: sums in another order, in float32.
 _TOLERANCE = 1e-4
 
@@ -98,7 +98,6 @@ def export(
     form: str,
     output: Path,
     test: ImageSet,
-    facts: Mapping[str, Any],
     model_class: type[Classifier] | None = None,
 ) -> Verified:
     """Writes a model and verifies the file on the test set before it is put in its place.
@@ -108,32 +107,43 @@ def export(
         form: ``onnx`` or ``torch_export``.
         output: the file to write.
         test: the images to verify it with.
-        facts: more for its metadata.
         model_class: the class of the model, if it is not one of this project.
 
     Raises:
         RunError: if the model can't be exported, or the file does not compute the same.
     """
     loaded = load(checkpoint, model_class)
+    sha256 = weights_sha256(loaded.model)
     predictor = Predictor(loaded.model, loaded.normalizer, loaded.classes, "32-true")
-    images = torch.from_numpy(test.images)
-    expected = predictor.probabilities(images).numpy()
-    accuracy = float((expected.argmax(1) == test.labels).mean())
-    facts = {**facts, "labels": predictor.classes, "test_accuracy": accuracy}
+    expected = predictor.probabilities(torch.from_numpy(test.images)).numpy()
+    accuracy = _accuracy(expected, test)
+    facts = {
+        "checkpoint_sha256": sha256,
+        "source": checkpoint.name,
+        "labels": predictor.classes,
+        "test_accuracy": accuracy,
+        "test_images": len(test.labels),
+    }
     write, open_file = (_write_onnx, _open_onnx) if form == "onnx" else (_write_pt2, _open_pt2)
     program = _program(predictor)
     with replacing(output) as partial:
-        write(program, partial, {**facts, "test_images": len(test.labels)})
+        write(program, partial, facts)
         run = open_file(partial)
-        parts = np.array_split(test.images, range(_BATCH, len(test.images), _BATCH))
+        parts = np.array_split(test.images, range(BATCH, len(test.images), BATCH))
         found = np.concatenate([run(part) for part in parts])
-        verified = _compared(found, expected, test.labels)
-        if verified.accuracy != accuracy or verified.difference > _TOLERANCE:
+        difference = float(np.abs(found - expected).max())
+        verified = Verified(_accuracy(found, test), len(test.labels), difference)
+        if verified.accuracy != accuracy or difference > _TOLERANCE:
             raise RunError(
                 f"the file does not compute what the model does: accuracy {verified.accuracy:.4f}, "
-                f"the model {accuracy:.4f}; largest difference {verified.difference:.2g}"
+                f"the model {accuracy:.4f}; largest difference {difference:.2g}: take another "
+                "--format"
             )
     return verified
+
+
+def _accuracy(probabilities: np.ndarray[Any, Any], test: ImageSet) -> float:
+    return float((probabilities.argmax(1) == test.labels).mean())
 
 
 def _program(predictor: Predictor) -> Any:
@@ -147,13 +157,6 @@ def _program(predictor: Predictor) -> Any:
         reason = " ".join(str(error).split())[:200]
         kind = type(predictor.model).__name__
         raise RunError(f"{kind} can't be exported: {reason}") from error
-
-
-def _compared(
-    found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]
-) -> Verified:
-    accuracy = float((found.argmax(1) == labels).mean())
-    return Verified(accuracy, len(labels), float(np.abs(found - expected).max()))
 
 
 def _write_onnx(program: Any, path: Path, facts: Mapping[str, Any]) -> None:
@@ -212,12 +215,11 @@ def main(args: list[str] | None = None) -> None:
         _check_output(output)
         kind = _class_of(options.model_class)
         test = _test_set(checkpoint, options)
-        facts = {"checkpoint_sha256": checkpoint_sha256(checkpoint), "source": checkpoint.name}
-        verified = export(checkpoint, options.format, output, test, facts, kind)
+        verified = export(checkpoint, options.format, output, test, kind)
     except (RunError, DatasetError, ValueError, OverflowError, OSError) as error:
         _fail(str(error))
     size = output.stat().st_size / 2**20
-    print(
+    show(
         printable(
             f"wrote {output} ({size:.1f} MiB): test accuracy {verified.accuracy:.4f} on "
             f"{verified.images:,} images, as the model in float32; largest difference of a "
@@ -244,7 +246,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--ckpt_path", type=expand_home, help="a checkpoint instead")
     parser.add_argument("--format", choices=_ENDINGS, default="onnx")
     parser.add_argument("--output", type=expand_home, help="default: model.onnx or model.pt2 there")
-    parser.add_argument("--data_dir", type=expand_home, help="of the test set; default: the run's")
+    parser.add_argument(
+        "--data_dir",
+        "--data.data_dir",
+        type=expand_home,
+        help="of the test set; default: the run's",
+    )
     parser.add_argument("--model_class", help="MODULE.CLASS of a model that is not of this project")
     parser.add_argument(TRUST_FLAG, choices=("true", "false"), default="false")
     return parser
@@ -266,9 +273,8 @@ def _check_packages(form: str) -> None:
 
 def _source(options: argparse.Namespace) -> Path:
     if (options.name is None) == (options.ckpt_path is None):
-        raise RunError(
-            "export of which weights? Name a run with --name, or a file with --ckpt_path"
-        )
+        both = "not both" if options.name else "to say which weights to export"
+        raise RunError(f"pass --name RUN or --ckpt_path FILE, {both}")
     return Path(options.ckpt_path or options.runs_dir / options.name)
 
 
@@ -287,13 +293,13 @@ def _class_of(name: str | None) -> type[Classifier] | None:
     if name is None:
         return None
     module, _, kind = name.rpartition(".")
-    sys.path.insert(0, str(Path.cwd()))
+    add_working_directory([name])
     try:
         found = getattr(importlib.import_module(module), kind)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise RunError(f"--model_class {name}: {error}") from error
+    except Exception as error:  # whatever a user's module raises
+        raise RunError(f"--model_class {name}: {error}; name it as MODULE.CLASS") from error
     if not (isinstance(found, type) and issubclass(found, Classifier)):
-        raise RunError(f"--model_class {name} does not derive from lightning_modules.Classifier")
+        raise RunError(f"--model_class {name}: derive it from lightning_modules.Classifier")
     return found
 
 

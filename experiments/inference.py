@@ -26,16 +26,15 @@ from experiments.errors import RunError
 from lightning_modules import Classifier
 
 Images = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
-_BATCH = 1000  # images at once, as in `cli.py predict`
-_MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-_TRUE: dict[str, torch.dtype] = {
+BATCH = 1000  # images at once, as in `cli.py predict`
+# Lightning's words for precisions, with the dtype of the weights, or of autocast.
+_TRUE = {
+    "32-true": torch.float32,
     "64-true": torch.float64,
     "bf16-true": torch.bfloat16,
     "16-true": torch.float16,
 }
-
-
-_PRECISIONS = {"32-true", *_MIXED, *_TRUE}
+_MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class Predictor:
     def probabilities(self, images: Tensor) -> Tensor:
         """Class probabilities, float32 ``(N, classes)``, of uint8 images ``(N, 3, 32, 32)``."""
         found = []
-        for batch in torch.split(images, _BATCH):
+        for batch in torch.split(images, BATCH):
             inputs = self.normalizer(batch.to(self.device)).to(self.dtype)
             with self._autocast():
                 found.append(self.model.predict_step((inputs,), 0).float().cpu())
@@ -149,8 +148,15 @@ def load(
         raise RunError(f"{path} does not fit {kind.__name__}: {reason}") from error
     check_model(path, content, model)
     names, precision = state["label_names"], content.get("precision", "32-true")
-    if len(names) != model.num_classes or precision not in _PRECISIONS:
-        raise RunError(f"{path} has {len(names)} names of classes and the precision {precision}")
+    if len(names) != model.num_classes:
+        raise RunError(
+            f"{path} names {len(names)} of {model.num_classes} classes: name another checkpoint"
+        )
+    if precision not in {*_TRUE, *_MIXED}:
+        known = ", ".join([*_TRUE, *_MIXED])
+        raise RunError(
+            f"{path} was trained in {precision}, and load knows {known}: use cli.py predict instead"
+        )
     model.load_state_dict(content["state_dict"])
     return Predictor(model, normalizer, names, precision, device)
 
@@ -173,12 +179,10 @@ def _collect(images: Images | Sequence[Images]) -> list[tuple[str, np.ndarray[An
     if isinstance(images, Image.Image):
         return [("", pixels_of(images))]
     if isinstance(images, Tensor):
-        if images.dtype != torch.uint8:
-            raise TypeError(_NOT_PIXELS.format(str(images.dtype).removeprefix("torch.")))
-        many = images if images.ndim == 4 else images.unsqueeze(0)
-        return _of_arrays(many.movedim(1, -1).cpu().numpy() if many.ndim == 4 else many.numpy())
+        _check_pixels(images)  # NumPy lacks some dtypes
+        return _of_arrays((images.movedim(-3, -1) if images.ndim > 2 else images).cpu().numpy())
     if isinstance(images, np.ndarray):
-        return _of_arrays(images if images.ndim == 4 else images[None])
+        return _of_arrays(images)
     if isinstance(images, list | tuple):
         return [picture for image in images for picture in _collect(image)]
     raise TypeError(
@@ -187,18 +191,21 @@ def _collect(images: Images | Sequence[Images]) -> list[tuple[str, np.ndarray[An
     )
 
 
-_NOT_PIXELS = (
-    "predict expected uint8 pixels from 0 to 255, got {}: convert them, as by "
-    "(images * 255).round().astype('uint8') from 0 to 1; they are normalised here"
-)
+def _check_pixels(images: np.ndarray[Any, Any] | Tensor) -> None:
+    dtype = str(images.dtype).removeprefix("torch.")
+    if dtype != "uint8":
+        raise TypeError(
+            f"predict expected uint8 pixels from 0 to 255, got {dtype}: convert them, as by "
+            "(images * 255).round().astype('uint8') from 0 to 1; they are normalised here"
+        )
 
 
 def _of_arrays(images: np.ndarray[Any, Any]) -> list[tuple[str, np.ndarray[Any, Any]]]:
-    if images.dtype != np.uint8:
-        raise TypeError(_NOT_PIXELS.format(str(images.dtype).removeprefix("torch.")))
-    if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:]:
+    _check_pixels(images)
+    if images.ndim not in (3, 4) or images.shape[-1] != 3 or 0 in images.shape[-3:]:
         raise ValueError(
-            f"predict expected an array (H, W, 3) or a tensor (3, H, W), got {images.shape[1:]} "
+            f"predict expected an array (H, W, 3) or a tensor (3, H, W), got {images.shape} "
             "with channels last: convert to RGB"
         )
-    return [("", pixels_of(Image.fromarray(image))) for image in images]
+    many = images if images.ndim == 4 else images[None]
+    return [("", pixels_of(Image.fromarray(image))) for image in many]

@@ -61,7 +61,8 @@ ROOMS: dict[str, set[str]] = {
     "wandb_report": set[str](),
     "inference": {"errors", "checkpoints"},
     "fitting": {"identity", "records", "command_line"},
-    "export": {"errors", "texts", "records", "checkpoints", "command_line", "inference"},
+    "export": {"errors", "texts", "records", "checkpoints", "monitoring", "command_line"}
+    | {"inference"},
     "completion": {"errors", "identity", "monitoring", "command_line"},
     "__init__": {"errors", "records", "monitoring", "fitting", "inference"},
 }

@@ -2,7 +2,9 @@
 
 import json
 import re
+import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,8 @@ from cli import main
 from datamodules.files import read_test
 from datamodules.sources import synthetic_folder
 from experiments import export, load
-from tests.conftest import IMAGES, Cli, mark_slow
+from experiments.checkpoints.loading import checkpoint_sha256
+from tests.conftest import IMAGES, PROJECT, Cli, mark_slow
 
 KINDS = {
     "batch": ["--model=MLP", "--model.hidden_units=[8]", "--model.norm=batch"],
@@ -69,18 +72,24 @@ def test_the_file_computes_what_the_model_does(
         expected = model.probabilities(torch.from_numpy(test.images[:count])).numpy()
         np.testing.assert_allclose(found, expected, atol=exact)
     assert json.loads(facts["labels"]) == model.classes
+    assert facts["checkpoint_sha256"] == checkpoint_sha256(run / "best.ckpt")
     accuracy = float((found.argmax(1) == test.labels).mean())
     assert float(facts["test_accuracy"]) == accuracy
 
 
-def test_a_checkpoint_alone_needs_the_test_set(fit: Cli, data_dir: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_alone_needs_the_test_set(
+    fit: Cli, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     alone = shutil.copy(fit(*KINDS["batch"]).path / "best.ckpt", tmp_path / "alone.ckpt")
     official = data_dir / "cifar-10-batches-py"
     assert not official.exists()
     words = ["export", f"--ckpt_path={alone}", "--format=torch_export"]
-    with pytest.raises(SystemExit) as failed:
-        main([*words, f"--data_dir={data_dir}"])
-    assert failed.value.code == 2
+    for flag in ("--data_dir", "--data.data_dir"):  # the error names the second
+        with pytest.raises(SystemExit) as failed:
+            main([*words, f"{flag}={data_dir}"])
+        assert failed.value.code == 2
+        assert "CIFAR-10 not found" in (line := capsys.readouterr().err)
+        assert "with --data.data_dir" in line
     assert not (tmp_path / "model.pt2").exists()
 
 
@@ -95,8 +104,8 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "error: export of which weights? Name a run"),
-        (["--name=x", "--ckpt_path=y"], "error: export of which weights?"),
+        ([], "error: pass --name RUN or --ckpt_path FILE, to say which weights to export"),
+        (["--name=x", "--ckpt_path=y"], "error: pass --name RUN or --ckpt_path FILE, not both"),
         (["--name=nothing"], "is no checkpoint and no run"),
         (["--name=x", "--format=tflite"], "invalid choice: 'tflite'"),
         (["--nmae=x"], "unrecognized arguments: --nmae=x"),
@@ -182,7 +191,8 @@ def test_a_class_of_ones_own_is_named(
     words = ["--name=run", f"--runs_dir={run.parent}", "--format=torch_export"]
     assert "or --model_class MODULE.CLASS" in refused(words, capsys)
     assert "no attribute" in refused([*words, "--model_class=mine_of_export.Yours"], capsys)
-    assert "does not derive from" in refused([*words, "--model_class=json.JSONDecoder"], capsys)
+    assert "name it as MODULE.CLASS" in refused([*words, "--model_class=Mine"], capsys)
+    assert "derive it from" in refused([*words, "--model_class=json.JSONDecoder"], capsys)
     main(["export", *words, "--model_class=mine_of_export.Mine"])
     assert (run / "model.pt2").is_file()
 
@@ -239,3 +249,16 @@ def test_a_run_whose_configuration_names_no_data_is_one_line(
         (run / "config.yaml").write_text(f"{data}\nseed_everything: 1\n", encoding="utf-8")
         capsys.readouterr()
         assert "data" in refused(words, capsys)
+
+
+assert sys.path[0] != str(tmp_path)  # a file there hides no library
+
+
+@pytest.mark.slow
+def test_nobody_needs_to_listen(fit: Cli) -> None:
+    run = fit(*KINDS["batch"]).path
+    words = ["export", "--name=run", f"--runs_dir={run.parent}", "--format=torch_export"]
+    command = shlex.join([sys.executable, "cli.py", *words])
+    done = subprocess.run(f"{command} > /dev/full", shell=True, cwd=PROJECT, check=False)
+    assert done.returncode == 0
+    assert (run / "model.pt2").is_file()

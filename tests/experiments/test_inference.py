@@ -108,6 +108,7 @@ def test_a_run_in_the_working_directory_goes_by_its_name(
         (torch.zeros(3, 4, 4, dtype=torch.bfloat16), TypeError, "uint8 pixels .* got bfloat16"),
         (torch.zeros(3, 4, 4, requires_grad=True), TypeError, "uint8 pixels .* got float32"),
         (np.zeros((0, 7, 3), np.uint8), ValueError, "expected an array"),
+        (np.zeros((1, 1, 7, 7, 3), np.uint8), ValueError, "expected an array"),
     ],
 )
 def test_other_images_are_refused(
@@ -152,8 +153,8 @@ def too_wide(content: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (one_name, "has 1 names of classes"),
-        (odd_precision, "and the precision zz"),
+        (one_name, "names 1 of 10 classes: name another checkpoint"),
+        (odd_precision, "trained in zz, and load knows 32-true, .*: use cli.py predict"),
         (no_settings, "best.ckpt"),
         (too_wide, "does not fit MLP: "),
         (other_class, r"the class Mine, .*: pass it, load\(..., model_class=Mine\)"),
