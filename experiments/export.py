@@ -216,7 +216,10 @@ def main(args: list[str] | None = None) -> None:
         kind = _class_of(options.model_class)
         test = _test_set(checkpoint, options)
         verified = export(checkpoint, options.format, output, test, kind)
-    except (RunError, DatasetError, ValueError, OverflowError, OSError) as error:
+    except DatasetError as error:  # its cause lacks the remedies of a fit
+        found = error.__cause__ if isinstance(error.__cause__, DatasetError) else error
+        _fail(f"no test set to verify the file with: {found}; name its folder with --data_dir")
+    except (RunError, ValueError, OverflowError, OSError) as error:
         _fail(str(error))
     size = output.stat().st_size / 2**20
     show(
