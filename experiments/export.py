@@ -29,7 +29,10 @@ from datamodules import CIFAR10DataModule, DatasetError
 from datamodules.files import ImageSet
 from experiments.checkpoints.evaluations import checkpoint_of
 from experiments.checkpoints.loading import (
+    BEST,
     DATA_MODULES,
+    LAST,
+    find_checkpoint,
     load_checkpoint,
     state_of_data,
     weights_sha256,
@@ -210,7 +213,7 @@ def main(args: list[str] | None = None) -> None:
     options = parser().parse_args(args)
     try:
         _check_packages(options.format)
-        checkpoint = checkpoint_of(_source(options))
+        checkpoint = _checkpoint(options)
         output = options.output or checkpoint.with_name("model" + _ENDINGS[options.format])
         _check_output(output)
         kind = _class_of(options.model_class)
@@ -246,7 +249,9 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--name", help="name of the run, whose chosen checkpoint is exported")
     parser.add_argument("--runs_dir", type=expand_home, default=Path("runs"))
-    parser.add_argument("--ckpt_path", type=expand_home, help="a checkpoint instead")
+    parser.add_argument(
+        "--ckpt_path", type=expand_home, help="a checkpoint; with --name: best or last"
+    )
     parser.add_argument("--format", choices=_ENDINGS, default="onnx")
     parser.add_argument("--output", type=expand_home, help="default: model.onnx or model.pt2 there")
     parser.add_argument(
@@ -274,11 +279,16 @@ def _check_packages(form: str) -> None:
         )
 
 
-def _source(options: argparse.Namespace) -> Path:
-    if (options.name is None) == (options.ckpt_path is None):
-        both = "not both" if options.name else "to say which weights to export"
-        raise RunError(f"pass --name RUN or --ckpt_path FILE, {both}")
-    return Path(options.ckpt_path or options.runs_dir / options.name)
+def _checkpoint(options: argparse.Namespace) -> Path:
+    """The checkpoint of ``--name`` and ``--ckpt_path``, as in the other commands."""
+    if options.name is None and options.ckpt_path is None:
+        raise RunError("pass --name RUN or --ckpt_path FILE, to say which weights to export")
+    if options.name is None:
+        return checkpoint_of(options.ckpt_path)
+    run, which = options.runs_dir / options.name, str(options.ckpt_path or "")
+    if which and which not in {BEST, LAST}:
+        raise RunError(f"pass --name RUN or --ckpt_path {which}, not both")
+    return find_checkpoint(run, which) if which else checkpoint_of(run)
 
 
 def _check_output(output: Path) -> None:

@@ -102,6 +102,18 @@ def test_a_checkpoint_alone_needs_the_test_set(
     assert not (tmp_path / "model.pt2").exists()
 
 
+def test_the_last_weights_of_a_run_without_validation(
+    fit: Cli, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit(*KINDS["channel"], "--data.val_size=0").path
+    capsys.readouterr()
+    words = ["--name=run", f"--runs_dir={run.parent}", "--format=torch_export"]
+    assert "it has last, see --ckpt_path" in refused(words, capsys)
+    main(["export", *words, "--ckpt_path=last"])
+    _, facts = in_torch(run / "model.pt2", np.zeros((1, 3, 32, 32), np.uint8))
+    assert facts["source"] == "last.ckpt"
+
+
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as failed:
         main(["export", *words])
@@ -114,7 +126,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     ("words", "message"),
     [
         ([], "error: pass --name RUN or --ckpt_path FILE, to say which weights to export"),
-        (["--name=x", "--ckpt_path=y"], "error: pass --name RUN or --ckpt_path FILE, not both"),
+        (["--name=x", "--ckpt_path=y"], "error: pass --name RUN or --ckpt_path y, not both"),
         (["--name=nothing"], "is no checkpoint and no run"),
         (["--name=x", "--format=tflite"], "invalid choice: 'tflite'"),
         (["--nmae=x"], "unrecognized arguments: --nmae=x"),
@@ -204,6 +216,7 @@ def test_a_class_of_ones_own_is_named(
     assert "derive it from" in refused([*words, "--model_class=json.JSONDecoder"], capsys)
     main(["export", *words, "--model_class=mine_of_export.Mine"])
     assert (run / "model.pt2").is_file()
+    assert sys.path[0] != str(tmp_path)  # a file there hides no library
 
 
 OWN_DATA = '''
@@ -258,9 +271,6 @@ def test_a_run_whose_configuration_names_no_data_is_one_line(
         (run / "config.yaml").write_text(f"{data}\nseed_everything: 1\n", encoding="utf-8")
         capsys.readouterr()
         assert "data" in refused(words, capsys)
-
-
-assert sys.path[0] != str(tmp_path)  # a file there hides no library
 
 
 @pytest.mark.slow
