@@ -170,11 +170,15 @@ class CIFAR10CLI(CommandLine):
     def _parse(self, parser: LightningArgumentParser, arguments: list[str]) -> Namespace:
         """Parses with the parser of the command: the outer parser would check everything again."""
         # Only the outer parser prints a configuration.
-        prints = any(word.startswith("--print_config") for word in arguments)
-        if prints or not arguments or {arguments[0]} != self._commands:
+        asked = [word for word in arguments if word.startswith("--print_config")]
+        if not arguments or {arguments[0]} != self._commands:
             return parser.parse_args(arguments)
-        command = arguments[0]
-        parsed = self.command_parser(command).parse_args(arguments[1:])
+        command, *words = (word for word in arguments if word not in asked)
+        parsed = self.command_parser(command).parse_args(words)
+        if asked:
+            classes = self._classes_of(parsed)
+            counted = [f"--model.num_classes={classes}"] if classes else []
+            return parser.parse_args([command, *words, *counted, *asked])
         outer = {"config": None, "subcommand": command, command: parsed}
         return Namespace(**outer)  # type: ignore[no-untyped-call]
 
@@ -192,21 +196,22 @@ class CIFAR10CLI(CommandLine):
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer; reports their errors as usage errors."""
         with user_errors():
-            self._count_classes()
-            check_lightning(self.config[self.config.subcommand].trainer)
+            config = self.config[self.config.subcommand]
+            if classes := self._classes_of(config):
+                config.model.init_args.num_classes = classes
+            check_lightning(config.trainer)
             super().instantiate_classes()
 
-    def _count_classes(self) -> None:
-        """Sets the number of classes to that of the data, unless a flag or a config gives it."""
-        config = self.config[self.config.subcommand]
+    def _classes_of(self, config: Namespace) -> int | None:
+        """The number of classes of the data; None if a flag or a config gives it, or none does."""
         data, model = config.data, config.model.get("init_args")
         known = model is not None and model.get("num_classes") is not None
         count = getattr(pydoc.locate(data.class_path), "count_classes", None)
         if not known or count is None or any("num_classes" in text for text in self._texts):
-            return
+            return None
         settings = data.get("init_args")
-        if classes := count(**(settings.as_dict() if settings else {})):
-            model.num_classes = classes
+        classes: int | None = count(**(settings.as_dict() if settings else {}))
+        return classes
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer with this project's bar and checkpoint, unless they are disabled."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import yaml
 
 from cli import main
 from experiments.errors import UsageError
@@ -109,3 +110,10 @@ def test_a_config_file_may_say_another_number(
     config = tmp_path / "own.yaml"
     config.write_text("model: {class_path: MLP, init_args: {num_classes: 20}}", encoding="utf-8")
     assert classes_of(f"--config={config}", "--data=CIFAR100DataModule") == 20
+
+
+def test_a_printed_config_has_the_classes_of_its_data(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--model=MLP", "--data=CIFAR100DataModule", "--print_config"])
+    assert end.value.code in {0, None}
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["num_classes"] == 100
