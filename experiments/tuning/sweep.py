@@ -41,6 +41,7 @@ from filelock import FileLock, Timeout
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from experiments import compare
 from experiments.command_line.config_files import expand_home, use_utf8
@@ -54,18 +55,13 @@ from experiments.records.record import RECORD
 from experiments.records.runs import Run, flat, read_run
 from experiments.texts import printable
 from experiments.tuning.commands import run_command
-from experiments.tuning.sweep_file import Sweep, read_sweep
+from experiments.tuning.sweep_file import Sweep, check_flags, read_sweep
 
 _STUDY = "sweep.db"
 _LOGS = "logs"
 _FAILED = "failed"  # marks a point that has no value, as after a training that diverged
 _USAGE_ERROR = 2  # the status of a command that could not start
 _SHOWN = 10  # lines of the comparison
-# Flags that the sweep gives to its fits itself.
-_OWN_FLAGS = {
-    *("name", "runs_dir", "resume", "overwrite", "seed_everything", "test_after_fit"),
-    *("ckpt_path", "init_from"),
-}
 
 
 class Pruning:
@@ -266,15 +262,23 @@ def open_study(sweep: Sweep, folder: Path, words: Sequence[str]) -> optuna.Study
         words: flags for every fit.
 
     Raises:
-        RunError: if the folder has the study of another sweep.
+        RunError: if the folder has the study of another sweep, or runs of none.
     """
-    study = optuna.create_study(
-        storage=f"sqlite:///{folder / _STUDY}",
-        study_name="sweep",
-        direction="maximize" if sweep.is_maximised else "minimize",
-        pruner=_pruner(sweep),
-        load_if_exists=True,
-    )
+    if not (folder / _STUDY).exists() and any(folder.glob(f"*/{RECORD}")):
+        raise RunError(f"{folder} has runs of no sweep: name another folder with --runs_dir")
+    try:
+        study = optuna.create_study(
+            storage=f"sqlite:///{folder / _STUDY}",
+            study_name="sweep",
+            direction="maximize" if sweep.is_maximised else "minimize",
+            pruner=_pruner(sweep),
+            load_if_exists=True,
+        )
+    except SQLAlchemyError as error:
+        raise RunError(
+            f"{folder / _STUDY} can't be used ({str(error).splitlines()[0]}): name another folder "
+            "with --runs_dir"
+        ) from error
     asked = {**asdict(sweep), "space": {k: repr(v) for k, v in sweep.space.items()}, "count": None}
     settings = {flat_key(key): value for key, value in flags_of([*sweep.words, *words])}
     asked["words"] = {key: value for key, value in settings.items() if kind_of(key).group}
@@ -393,8 +397,7 @@ def _flags(passed: list[str]) -> list[str]:
     flags = flags_of(passed)
     if passed and not passed[0].startswith("-"):
         raise ValueError(f"{passed[0]!r} is no option; name one file")
-    if own := sorted(_OWN_FLAGS & {key for key, _ in flags}):
-        raise ValueError(f"leave --{own[0]} out: the sweep sets it for each run")
+    check_flags(key for key, _ in flags)
     return [f"--{key}={value}" if value else f"--{key}" for key, value in flags]
 
 

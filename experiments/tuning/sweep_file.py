@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,15 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from experiments.identity import as_flag
+from experiments.identity import as_flag, experiment_of, flags_of
 from experiments.records.reader import read_config
 
 SEEDS = "seed_everything"
+# Flags that a sweep gives to its fits itself.
+_OWN_FLAGS = {
+    *("name", "runs_dir", "resume", "overwrite", SEEDS, "test_after_fit", "ckpt_path"),
+    "init_from",
+}
 _METHODS = ("grid", "random", "bayes")
 _KEYS = {
     *("program", "project", "entity", "name", "description", "method", "metric", "parameters"),
@@ -98,13 +103,24 @@ def _sweep(content: Mapping[str, Any]) -> Sweep:
     goal = _one_of("metric.goal", goal or "minimize", ("minimize", "maximize"))
     parameters = {str(key): value for key, value in content["parameters"].items()}
     seeds = _seeds(parameters.pop(SEEDS, {"value": 42}))
+    words, halving = _words(content.get("command")), _halving(content.get("early_terminate"))
+    check_flags([*parameters, *(key for key, _ in flags_of(words))])
     space = {key: distribution(key, options) for key, options in parameters.items()}
     ranges = [key for key, found in space.items() if isinstance(found, FloatDistribution)]
     if method == "grid" and ranges:
         raise ValueError(f"{ranges[0]}: a grid needs values, not a range; or choose method random")
-    words, halving = _words(content.get("command")), _halving(content.get("early_terminate"))
     count = None if content.get("run_cap") is None else _positive("run_cap", content["run_cap"])
     return Sweep(method, name, goal == "maximize", space, seeds, words, halving, count)
+
+
+def check_flags(keys: Iterable[str]) -> None:
+    """Refuses flags that a sweep sets for each run.
+
+    Raises:
+        ValueError: naming the first one.
+    """
+    if own := sorted(_OWN_FLAGS & {*keys}):
+        raise ValueError(f"leave {own[0]} out: the sweep sets it for each run")
 
 
 def _listed(names: Any) -> str:
@@ -152,7 +168,9 @@ def distribution(key: str, options: Any) -> BaseDistribution:
         values = options.get("values", [options.get("value")])
         if not isinstance(values, list) or not values:
             raise ValueError(f"{key}: values must be a list, got {values}")
-        return CategoricalDistribution(list(dict.fromkeys(map(as_flag, values))))
+        choices = list(dict.fromkeys(map(as_flag, values)))
+        _check_names(key, choices)
+        return CategoricalDistribution(choices)
     low, high = (_number(key, name, options.get(name)) for name in ("min", "max"))
     if not low < high:
         raise ValueError(f"{key}: min must be below max, got {low} and {high}")
@@ -170,6 +188,15 @@ def distribution(key: str, options: Any) -> BaseDistribution:
         f"{key}: distribution {kind} from {low} to {high} is not known here: take one of "
         f"{_DISTRIBUTIONS}"
     )
+
+
+def _check_names(key: str, choices: Sequence[str]) -> None:
+    """Refuses values that would give two runs the same name."""
+    first: dict[str, str] = {}
+    for choice in choices:
+        other = first.setdefault(experiment_of(["fit", f"--{key}={choice}"]), choice)
+        if other != choice:
+            raise ValueError(f"{key}: runs of {other!r} and {choice!r} would have the same name")
 
 
 def _number(key: str, name: str, value: Any) -> int | float:
@@ -191,8 +218,6 @@ def _words(command: Any) -> list[str]:
         raise ValueError("command: expected ${program}, fit, flags and ${args}")
     if macros := [word for word in rest if "${" in word]:
         raise ValueError(f"command: {macros[0]} is not known here: leave it out")
-    if tests := [word for word in rest if word.startswith("--test_after_fit")]:
-        raise ValueError(f"command: leave {tests[0]} out: the test set is not for choosing")
     return rest[1:]
 
 

@@ -117,7 +117,7 @@ def test_bad_input_is_one_line(
     with pytest.raises(SystemExit) as end:
         main([program, "--model=MLP", "--model.weight_std=0", *synthetic, *flags])
     assert end.value.code == 2
-    error = capsys.readouterr().err
+    error = capsys.readouterr().err.removeprefix("loading PyTorch and Lightning\n")
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert message in error

@@ -170,8 +170,8 @@ def test_a_point_that_diverges_does_not_end_the_search(sweep: Command, tmp_path:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--name=x"], "leave --name out: the sweep sets it for each run"),
-        (["--test_after_fit=true"], "leave --test_after_fit out"),
+        (["--name=x"], "leave name out: the sweep sets it for each run"),
+        (["--test_after_fit=true"], "leave test_after_fit out"),
         (["--jobs=0"], "--jobs must be at least 1, got 0"),
         (["--count=0"], "--count must be at least 1, got 0"),
         (["--count=many"], "argument --count: invalid int value: 'many'"),
@@ -188,6 +188,33 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert refused.err.startswith("error: ") and refused.err.count("\n") == 1
     assert message in refused.err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"parameters": {"name": {"values": ["a", "b"]}}},
+        {"command": ["${program}", "fit", "--model=MLP", "--runs_dir=x", "${args}"]},
+    ],
+)
+def test_what_the_sweep_sets_can_be_no_flag_of_its_file(
+    changes: dict[str, Any], sweep: Command, tmp_path: Path
+) -> None:
+    refused = sweep(write(tmp_path / "sweep.yaml", **changes))
+    assert (refused.status, refused.out) == (2, "")
+    assert "out: the sweep sets it for each run" in refused.err
+
+
+def test_a_folder_with_other_files_is_left_alone(sweep: Command, tmp_path: Path) -> None:
+    file = write(tmp_path / "sweep.yaml")
+    (tmp_path / "runs/other/run").mkdir(parents=True)
+    (tmp_path / "runs/other/run/record.json").write_text("{}")
+    assert "has runs of no sweep" in sweep(file, "--runs_dir=runs/other").err
+    (tmp_path / "runs/damaged").mkdir()
+    (tmp_path / "runs/damaged/sweep.db").write_text("no database\n" * 100)
+    damaged = sweep(file, "--runs_dir=runs/damaged")
+    assert (damaged.status, damaged.out) == (2, "")
+    assert "sweep.db can't be used" in damaged.err
 
 
 def test_a_random_search_needs_a_number_of_points(sweep: Command, tmp_path: Path) -> None:
