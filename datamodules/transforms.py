@@ -185,13 +185,21 @@ class Normalizer:
                 f"the checkpoint's state of a CIFAR10DataModule {wrong}: it is damaged or not of "
                 "this project, take another checkpoint"
             )
-        trained_on = state_dict["normalization"]
-        if trained_on != self.kind:
-            raise ValueError(
-                f"the checkpoint was trained with normalization {trained_on}, but "
-                f"{self.kind} is asked for; set --data.normalization {trained_on}"
-            )
+        check_normalization(state_dict["normalization"], self.kind)
         self.statistics = {k: v.float() for k, v in state_dict["statistics"].items()}
+
+
+def check_normalization(trained_on: str, asked: str) -> None:
+    """Refuses images on another scale than a model was trained on.
+
+    Raises:
+        ValueError: naming the flag.
+    """
+    if trained_on != asked:
+        raise ValueError(
+            f"the checkpoint was trained with normalization {trained_on}, but {asked} is asked "
+            f"for; set --data.normalization {trained_on}"
+        )
 
 
 def statistics(

@@ -9,6 +9,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from datamodules import CIFAR10DataModule
+from datamodules.transforms import check_normalization
 from experiments.checkpoints.evaluations import checkpoint_of, chosen_checkpoint
 from experiments.checkpoints.loading import (
     BEST,
@@ -20,6 +21,7 @@ from experiments.checkpoints.loading import (
     find_checkpoint,
     load_checkpoint,
     newest_checkpoint,
+    state_of_data,
     state_sha256,
     training_settings,
 )
@@ -214,37 +216,36 @@ def _set_up(data: CIFAR10DataModule, command: str) -> None:
         data.setup()
 
 
+def _read(path: Path, model: Classifier) -> tuple[dict[str, Any], Weights]:
+    """Reads a checkpoint of this model, and describes it."""
+    identity, content = file_identity(path), load_checkpoint(path)
+    check_model(path, content, model)
+    sha256, step = state_sha256(content["state_dict"]), int(content["global_step"])
+    return content, Weights(path, sha256, step, entries_of(content), identity)
+
+
 def _load(
     checkpoint: Path, cli: "CommandLine", command: str, settings: dict[str, Any], resumes: bool
 ) -> Weights:
     """Checks that a checkpoint fits model, training and data, and describes it."""
-    identity = file_identity(checkpoint)
-    content = load_checkpoint(checkpoint)
-    check_model(checkpoint, content, cli.model)
+    content, weights = _read(checkpoint, cli.model)
     if command == "fit":
         check_training(checkpoint, content, settings)
     if (name := type(cli.datamodule).__qualname__) in content:
         cli.datamodule.load_state_dict(content[name])
     if command == "fit" and not resumes:
         check_progress(checkpoint, content, cli.trainer, cli.datamodule)
-    sha256, step = state_sha256(content["state_dict"]), int(content["global_step"])
-    return Weights(checkpoint, sha256, step, entries_of(content), identity)
+    return weights
 
 
 def _initialize(model: Classifier, data: CIFAR10DataModule, config: Namespace) -> Weights:
-    """Gives a model the weights of ``--init_from``."""
+    """Gives a model the weights of ``--init_from``; the data may be another, not its scale."""
     path = checkpoint_of(Path(config.init_from), Path(config.runs_dir))
-    identity, content = file_identity(path), load_checkpoint(path)
-    check_model(path, content, model)
-    theirs = content.get(type(data).__qualname__, {}).get("normalization", data.normalization)
-    if theirs != data.normalization:
-        raise ValueError(
-            f"{path} was trained with normalization {theirs}, but {data.normalization} is asked "
-            f"for; set --data.normalization {theirs}"
-        )
+    content, weights = _read(path, model)
+    _, trained_on = state_of_data(path, content)
+    check_normalization(trained_on["normalization"], data.normalization)
     model.load_state_dict(content["state_dict"])
-    step = int(content["global_step"])
-    return Weights(path, state_sha256(content["state_dict"]), step, None, identity)
+    return weights
 
 
 def _asked_for(config: Namespace, command: str) -> Path | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from experiments.analysis.groups import group_runs
 from experiments.checkpoints.loading import checkpoint_sha256
@@ -97,3 +98,16 @@ def test_what_can_not_be_taken_is_one_line(
     limits = ["--trainer.max_steps=4", f"--runs_dir={runs}", "--name=new"]
     assert message in error_of(["fit", *TINY, *synthetic, *limits, *given])
     assert not (runs / "new").exists()
+
+
+def test_other_data_must_be_on_the_same_scale(
+    source: Path, runs: Path, tmp_path: Path, error_of: Callable[[list[str]], str]
+) -> None:
+    for number in range(10):
+        (folder := tmp_path / "pictures" / f"class {number}").mkdir(parents=True)
+        for name in ("a", "b"):
+            Image.new("RGB", (32, 32), (number, 0, 0)).save(folder / f"{name}.png")
+    data = ["--data=ImageFolderDataModule", f"--data.data_dir={tmp_path / 'pictures'}"]
+    small = ["--data.batch_size=2", "--data.val_size=2", "--trainer.max_steps=1"]
+    start = [f"--init_from={source}", f"--runs_dir={runs}", "--data.normalization=channel"]
+    assert "set --data.normalization mean_image" in error_of(["fit", *TINY, *data, *small, *start])
