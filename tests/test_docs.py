@@ -247,6 +247,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Iterator
         zygote.close()
 
 
+@pytest.mark.slow
 def test_search_settings(reader: Reader) -> None:
     runs = reader("search-settings")
     assert (runs.parent / "find_lr.png").is_file()
