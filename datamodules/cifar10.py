@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +14,7 @@ from datamodules.batches import BatchSource, DeviceDataModule, Splits
 from datamodules.files import (
     CIFAR10,
     CIFAR100,
+    DatasetError,
     ImageSet,
     OfficialSet,
     is_synthetic,
@@ -162,6 +164,7 @@ class CIFAR10DataModule(DeviceDataModule):
         if val is None:
             parts = stratified_split(train.labels, self.val_size, self.split_seed)
             train, val = (subset(train, part) for part in parts)
+        self.val_size = len(val.labels)  # a folder of validation images has its own number
         self.take(train, val, names)
         self.train_dataloader()  # raises if the batch size leaves no batch
 
@@ -175,14 +178,21 @@ class CIFAR10DataModule(DeviceDataModule):
         found = (self._folder, self.official)
         return Splits(read_train(*found), None, read_test(*found), read_label_names(*found))
 
-    def read_test_set(self) -> ImageSet:
+    def read_test_set(self, label_names: Sequence[str]) -> ImageSet:
         """Finds the data and reads its test images, without a split or statistics.
 
+        Args:
+            label_names: the classes that the data must have.
+
         Raises:
-            DatasetError: for a missing or corrupted file.
+            DatasetError: for a missing or corrupted file, or for other classes.
         """
         self.prepare_data()
-        return self.read().test
+        found = self.read()
+        if [*label_names] != [*found.label_names]:
+            known, theirs = ", ".join(label_names), ", ".join(found.label_names)
+            raise DatasetError(f"{self.data_dir} has the classes {theirs}; the model knows {known}")
+        return found.test
 
     # ---- batches ----------------------------------------------------------------------------
 
@@ -291,7 +301,9 @@ def stratified_split(
     """
     total = len(labels)
     if not 0 <= val_size < total:
-        raise ValueError(f"val_size must be 0 to {total - 1}, got {val_size}")
+        raise ValueError(
+            f"val_size must be 0 to {total - 1}, got {val_size}: pass --data.val_size {total // 10}"
+        )
     order = np.random.default_rng(seed).permutation(total)
     # Sorted by class, every class is one block; evenly spaced picks take the same share of each.
     by_class = order[np.argsort(labels[order], kind="stable")]

@@ -59,7 +59,7 @@ class ImageFolderDataModule(CIFAR10DataModule):
             DatasetError: if a folder is missing or empty, or a picture can't be read.
         """
         names = class_names(self.data_dir)
-        if not (self.data_dir / "train").is_dir():
+        if not self.has_test:
             whole = _read(self.data_dir, names)
             size = max(1, round(self.test_share * len(whole.labels)))
             rest, test = stratified_split(whole.labels, size, self.split_seed)
@@ -67,6 +67,11 @@ class ImageFolderDataModule(CIFAR10DataModule):
         train, test_set = (_read(self.data_dir / part, names) for part in ("train", "test"))
         folder = self.data_dir / "val"
         return Splits(train, _read(folder, names) if folder.is_dir() else None, test_set, names)
+
+    @property
+    def has_test(self) -> bool:
+        """Whether the test images have a folder of their own."""
+        return (self.data_dir / "train").is_dir()
 
 
 def class_names(data_dir: Path) -> list[str]:
@@ -78,6 +83,8 @@ def class_names(data_dir: Path) -> list[str]:
     folder = data_dir / "train" if (data_dir / "train").is_dir() else data_dir
     names = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
     names = [name for name in names if not name.startswith(".")]
+    if strange := [name for name in names if not name.isprintable()]:
+        raise DatasetError(f"{folder} has a class {strange[0]!r}: rename it, with letters alone")
     if len(names) < 2:
         found = f"has the folders {', '.join(names) or 'none'}" if folder.is_dir() else "is missing"
         raise DatasetError(
@@ -96,7 +103,7 @@ def _read(folder: Path, names: list[str]) -> ImageSet:
         missing, more = sorted(set(names) - there), sorted(there - set(names))
         reason = f"no {', '.join(missing)}" if missing else f"also {', '.join(more)}"
         raise DatasetError(f"{folder} has {reason}: expected the classes {', '.join(names)}")
-    parts = [read_images(folder / name) for name in names]
+    parts = [read_images(folder / name, "fill the folder, or remove it") for name in names]
     labels = np.repeat(np.arange(len(names)), [len(part.names) for part in parts])
     files = [
         f"{name}/{file}" for name, part in zip(names, parts, strict=True) for file in part.names

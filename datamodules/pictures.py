@@ -24,8 +24,12 @@ _TURNS = {
 }
 
 
-def read_images(folder: Path) -> ImageSet:
+def read_images(folder: Path, remedy: str = "check --data.predict_dir") -> ImageSet:
     """Reads an image file, or all below a folder, as 32x32 RGB, rotated by the EXIF orientation.
+
+    Args:
+        folder: the file or folder.
+        remedy: what to do if it has no images, for the message.
 
     Returns:
         The images, sorted by name, with label -1.
@@ -40,8 +44,8 @@ def read_images(folder: Path) -> ImageSet:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in known)
     paths = [path for path in paths if not path.is_dir()]
     if not paths:
-        found = "holds no image files" if folder.is_dir() else "is no folder"
-        raise DatasetError(f"nothing to predict: {folder} {found}; check --data.predict_dir")
+        found = "holds no image files" if folder.is_dir() else "is no file and no folder"
+        raise DatasetError(f"{folder} {found}: {remedy}")
     images = np.stack([_read_image(path) for path in paths])
     names = [str(path.relative_to(folder)) for path in paths]
     return ImageSet(images, np.full(len(paths), -1, dtype=np.int64), names)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datamodules import CIFAR10DataModule, DatasetError
+from datamodules import CIFAR10DataModule, DatasetError, ImageFolderDataModule
 from datamodules.files import ImageSet
 from experiments.checkpoints.evaluations import checkpoint_of
 from experiments.checkpoints.loading import (
@@ -330,7 +330,14 @@ def _test_set(checkpoint: Path, options: argparse.Namespace) -> ImageSet:
         parsed.data.init_args.data_dir = str(options.data_dir)
     data: CIFAR10DataModule = parser.instantiate_classes(parsed).data
     data.download = False
-    return data.read_test_set()
+    is_alone = not (checkpoint.parent / CONFIG).is_file()
+    if is_alone and isinstance(data, ImageFolderDataModule) and not data.has_test:
+        raise RunError(
+            f"{data.data_dir} has no test/, and which images were not trained on is in the "
+            "configuration of the run: export the run, with --name"
+        )
+    _, state = state_of_data(checkpoint, load_checkpoint(checkpoint))
+    return data.read_test_set(state["label_names"])
 
 
 def _data_of(checkpoint: Path, options: argparse.Namespace) -> Any:

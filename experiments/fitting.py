@@ -11,7 +11,7 @@ def fit(*configs: str, flags: Mapping[str, Any] | None = None, **options: Any) -
     """Trains as ``cli.py fit`` does: with record, checkpoints, W&B and exact resume.
 
         >>> from experiments import fit
-        >>> run = fit("mlp", flags={"model.lr": 0.01}, name="my-mlp", test_after_fit=True)
+        >>> run = fit("mlp", name="my-mlp", test_after_fit=True)
         >>> run.summary["test/acc"]
         0.4879
 
@@ -26,6 +26,7 @@ def fit(*configs: str, flags: Mapping[str, Any] | None = None, **options: Any) -
     Raises:
         UsageError: for a flag or a value that is wrong; the message is one line.
         RunError: if the run can't be trained as asked.
+        FloatingPointError: if the training diverges.
         ValueError: for Lightning's ``fast_dev_run``, which keeps no run.
     """
     from experiments.command_line.interface import execute  # noqa: PLC0415 - takes seconds

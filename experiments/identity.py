@@ -195,9 +195,19 @@ def changes_between(before: Mapping[str, Any], config: Mapping[str, Any]) -> dic
     }
 
 
-def setting_mismatches(config: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Describes the settings of a run that differ from those of a claim, or from the default."""
-    asked = {**_IMPLIED_SETTINGS, **asked}
+def setting_mismatches(
+    config: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    implied: Mapping[str, Any] = _IMPLIED_SETTINGS,
+) -> list[str]:
+    """Describes the settings of a run that differ from those asked for.
+
+    Args:
+        config: of the run, flat.
+        asked: settings, flat.
+        implied: values of settings that are not asked for.
+    """
+    asked = {**implied, **asked}
     if asked.get("trainer.precision") is None:  # the run chose it for its hardware
         asked.pop("trainer.precision", None)
     return [

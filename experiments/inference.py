@@ -174,7 +174,7 @@ def _known_class(path: Path, name: str) -> type[Classifier]:
 def _collect(images: Images | Sequence[Images]) -> list[tuple[str, np.ndarray[Any, Any]]]:
     """Pictures as uint8 ``(3, 32, 32)``, each with the name of its file."""
     if isinstance(images, str | Path) and str(images):
-        found = read_images(Path(images).expanduser())
+        found = read_images(Path(images).expanduser(), "name a picture, or a folder of pictures")
         return list(zip(found.names, found.images, strict=True))
     if isinstance(images, Image.Image):
         return [("", pixels_of(images))]

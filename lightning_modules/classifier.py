@@ -83,7 +83,7 @@ class Classifier(Evaluated, ABC):
     logged too.
 
     Attributes:
-        num_classes: see above.
+        num_classes: number of classes.
         takes_half_precision: whether the model learns equally well in mixed precision, so that a
             command may choose it if it is faster.
         step_figures: values that callbacks add to the next log entry, by name.

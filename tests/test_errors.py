@@ -269,12 +269,36 @@ def test_an_unknown_model_names_the_known(refused: Callable[..., str]) -> None:
 
 _PLAIN = """
 from pytorch_lightning import LightningModule
-from torch import nn
-from lightning_modules import Classifier
+from lightning_modules import MLP, Classifier
 
 
 class Plain(LightningModule):
     pass
+
+
+class Seven(MLP):
+    def forward(self, images):
+        return images.new_zeros(len(images), 7)
+
+
+class Pair(Seven):
+    def forward(self, images):
+        return images, images
+
+
+class Breaks(Seven):
+    def forward(self, images):
+        return images @ images.new_zeros(5, 5)
+
+
+class Evaluates(Seven):
+    def validation_step(self, batch, batch_idx):
+        pass
+
+
+class Two(Seven):
+    def configure_optimizers(self):
+        return [], []
 
 
 class OwnRate(Classifier):
@@ -302,6 +326,23 @@ def test_a_module_that_is_no_classifier_is_told_what_to_change(
     assert f"{name} does not derive from lightning_modules.Classifier" in message
     for change in ("super().__init__(**kwargs)", "forward return logits", "training_step may stay"):
         assert change in message
+
+
+@pytest.mark.usefixtures("own_models")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Seven", r"Seven.forward returns \(2, 7\) .*: let it return logits \(B, 10\)"),
+        ("Pair", "Pair.forward returns tuple"),
+        ("Breaks", "Breaks.forward fails on .2, 3, 32, 32.: mat1 and mat2"),
+        ("Evaluates", "Evaluates.validation_step: leave it out, or override evaluate"),
+        ("Two", "configure_optimizers must return one optimizer"),
+    ],
+)
+def test_a_model_that_can_not_be_trained_is_told_before(
+    name: str, message: str, refused: Callable[..., str]
+) -> None:
+    assert re.search(message, refused(f"--model=plain_models.{name}"))
 
 
 @pytest.mark.usefixtures("own_models")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from datamodules import CIFAR10DataModule, CIFAR100DataModule, ImageFolderDataModule
 from experiments.errors import RunError
@@ -54,7 +55,8 @@ def find_checkpoint(run: Path, which: str) -> Path:
     path = run / f"{which}.ckpt"
     if not path.is_file():
         others = sorted(found.stem for found in run.glob("*.ckpt"))
-        known = f"it has {', '.join(others)}, see --ckpt_path" if others else "it has none"
+        name = f"pass --ckpt_path {others[-1]}, or name {run / others[-1]}.ckpt" if others else ""
+        known = f"it has {', '.join(others)}: {name}" if others else "it has none"
         raise RunError(f"{run} has no checkpoint {path.name}: {known}")
     return path
 
@@ -232,6 +234,11 @@ def training_settings(model: LightningModule) -> dict[str, Any]:
     except ValueError as error:  # torch names no key
         raise ValueError(f"model.optimizer: {error}") from error
     plan = made if isinstance(made, dict) else {"optimizer": made}
+    if not isinstance(plan.get("optimizer"), Optimizer):
+        raise ValueError(
+            "configure_optimizers must return one optimizer, or a dict with it as 'optimizer' and "
+            "a schedule as 'lr_scheduler': change it, or leave it out"
+        )
     optimizer, schedule = plan["optimizer"], plan.get("lr_scheduler")
     if not math.isfinite(optimizer.defaults.get("lr", 0.0)):
         raise ValueError(f"model.lr must be finite, got {optimizer.defaults['lr']}")

@@ -1,5 +1,6 @@
 """LightningCLI for runs: parses a command, builds data, model and trainer, and executes it."""
 
+import contextlib
 import logging
 import pydoc
 import shlex
@@ -31,7 +32,7 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from datamodules import CIFAR10DataModule
+from datamodules import CIFAR10DataModule, DatasetError
 from experiments.checkpoints.saving import best_checkpoint
 from experiments.command_line.config_files import check_encodings, expand_homes, texts_of, use_utf8
 from experiments.command_line.help import COMMANDS, DESCRIPTION
@@ -176,8 +177,10 @@ class CIFAR10CLI(CommandLine):
         command, *words = (word for word in arguments if word not in asked)
         parsed = self.command_parser(command).parse_args(words)
         if asked:
-            classes = self._classes_of(parsed)
-            counted = [f"--model.num_classes={classes}"] if classes else []
+            counted = []
+            with contextlib.suppress(DatasetError):  # a folder may be filled later
+                if classes := self._classes_of(parsed):
+                    counted = [f"--model.num_classes={classes}"]
             return parser.parse_args([command, *words, *counted, *asked])
         outer = {"config": None, "subcommand": command, command: parsed}
         return Namespace(**outer)  # type: ignore[no-untyped-call]

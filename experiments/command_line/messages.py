@@ -25,7 +25,7 @@ _SEED = "expected an integer from 0 to 2^32 - 1"
 _REWORDED = (
     (
         'expected "subcommand" to be one of',
-        "which command? fit, validate, test or predict; see --help",
+        "which command? fit, validate, test or predict, export, compare, sweep ...; see --help",
     ),
     (
         "You selected an invalid accelerator name",

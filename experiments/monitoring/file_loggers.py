@@ -141,8 +141,11 @@ class RunTensorBoardLogger(FileLogger):
 
     def log_picture(self, key: str, path: Path, step: int) -> None:
         """Writes a picture, at its size."""
-        if self._writer is not None:
-            with Image.open(path) as picture:
+        if self._writer is None:
+            return
+        # A picture of another person's run may be anything: other formats may start programs.
+        with contextlib.suppress(OSError, ValueError, SyntaxError):
+            with Image.open(path, formats=["PNG"]) as picture:
                 pixels = np.asarray(picture.convert("RGB"))
             self._writer.add_image(key, pixels, step, dataformats="HWC")
 

@@ -10,17 +10,19 @@ import warnings
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 import yaml
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import EarlyStopping, StochasticWeightAveraging
-from torch import nn
+from torch import Tensor, nn
 
 from datamodules import CIFAR10DataModule
 from experiments.checkpoints.loading import schedule_of
 from experiments.errors import RunError
 from experiments.lightning_seam import averaging_start, checks_at_epoch_end
 from experiments.session.stopping import time_limit
+from lightning_modules import Classifier
 from lightning_modules.schedules import steps_of_fit
 
 _log = logging.getLogger(__name__)
@@ -251,6 +253,38 @@ def check_averaging(trainer: Trainer, model: nn.Module, data: CIFAR10DataModule)
         problem = "averages when the last epoch is over; leave EarlyStopping out"
     if problem:
         raise ValueError(f"trainer.callbacks: StochasticWeightAveraging {problem}")
+
+
+def check_own_model(model: Classifier) -> None:
+    """Refuses a user's own model that does not return logits, or evaluates itself.
+
+    Raises:
+        ValueError: naming the method and the remedy.
+    """
+    kind = type(model)
+    if kind.__module__.partition(".")[0] == Classifier.__module__.partition(".")[0]:
+        return
+    for step in ("validation_step", "test_step"):
+        if getattr(kind, step) is not getattr(Classifier, step):
+            raise ValueError(f"{kind.__name__}.{step}: leave it out, or override evaluate: "
+                             "Classifier evaluates the logits of forward")  # fmt: skip
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        model.eval()
+        try:
+            logits = model(model.example_input_array)
+        except Exception as error:  # whatever a user's model raises
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"{kind.__name__}.forward fails on (2, 3, 32, 32): {reason}"
+            ) from error
+        finally:
+            model.train()
+    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if found != (2, model.num_classes):
+        raise ValueError(
+            f"{kind.__name__}.forward returns {found} for two images: let it return logits "
+            f"(B, {model.num_classes})"
+        )
 
 
 def apply_precision(trainer: Trainer, model: LightningModule) -> None:

@@ -36,6 +36,7 @@ from experiments.session.checks import (
     check_averaging,
     check_devices,
     check_fit,
+    check_own_model,
     check_progress,
     check_validation,
     read_back,
@@ -168,6 +169,7 @@ def prepare(cli: "CommandLine", command: str, experiment: str) -> Prepared:
     if ours != theirs:
         raise ValueError(f"model.num_classes is {ours}, but the data has {theirs} classes")
     if command == "fit":
+        check_own_model(model)
         cli.trainer.callbacks.append(TrainingSettings(settings))  # type: ignore[attr-defined]
     parser = cli.command_parser(command)
     kept = config.clone()

@@ -65,7 +65,7 @@ class SizeFinder(Finder):
         """
         speeds, end = self._speeds()
         if not speeds:
-            raise ValueError(f"a batch of {self.options.min_size} {end}: pass a smaller --min_size")
+            raise ValueError(f"no size can be measured, because {end}: pass a smaller --min_size")
         highest = max(speeds.values())
         found = min(size for size, speed in speeds.items() if speed >= _NEAR * highest)
         figure, ax = self.draw("speed of training by batch size")

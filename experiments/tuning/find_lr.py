@@ -21,6 +21,7 @@ from scipy.ndimage import gaussian_filter1d
 from experiments.analysis import plots
 from experiments.tuning.finder import Finder, find, finder_parser
 
+_MOST_STEPS = 100_000
 _DIVERGED = 4.0  # times the smallest loss: the ramp ends
 _CLEAR = 2.0  # times the noise of a batch: a smaller fall is none
 _SMOOTHED = 0.025  # standard deviation of the smoothing, as a part of all steps
@@ -62,6 +63,8 @@ class Ramp(Callback):
         batch_idx: int,
     ) -> None:
         """Keeps the loss; ends the ramp if the training diverges."""
+        if not outputs:
+            raise ValueError("training_step returns no loss, so that there is nothing to measure")
         loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
         if math.isfinite(loss):
             self.losses.append(loss)
@@ -144,8 +147,8 @@ def main(args: list[str] | None = None) -> None:
     if not 0 < options.min_lr < options.max_lr < math.inf:
         known.error(f"--min_lr must be positive and below --max_lr, got {options.min_lr}, "
                     f"{options.max_lr}")  # fmt: skip
-    if options.steps < 10:
-        known.error(f"--steps must be at least 10, got {options.steps}")
+    if not 10 <= options.steps <= _MOST_STEPS:
+        known.error(f"--steps must be 10 to {_MOST_STEPS}, got {options.steps}")
     find(RateFinder, options, words, options.steps + 1)
 
 

@@ -29,7 +29,7 @@ _FLAGS = [
     *("--trainer.callbacks=null", "--trainer.limit_val_batches=0", "--trainer.max_time=null"),
     *("--trainer.max_epochs=-1", "--trainer.min_steps=null", "--trainer.min_epochs=null"),
     # The classifier ends a fit at a log entry with a loss that is not finite; a finder goes on.
-    "--trainer.log_every_n_steps=1000000000",
+    *("--trainer.log_every_n_steps=1000000000", "--trainer.fast_dev_run=false"),
 ]
 _WITHOUT = {"ckpt_path", "resume", "name", "overwrite"}
 
@@ -112,7 +112,11 @@ def find(kind: type[Finder], options: argparse.Namespace, words: Sequence[str], 
 
 
 def _check(options: argparse.Namespace, words: Sequence[str]) -> None:
-    if not options.plot.parent.is_dir() or options.plot.suffix.lower() != ".png":
+    if (
+        not options.plot.parent.is_dir()
+        or options.plot.is_dir()
+        or options.plot.suffix.lower() != ".png"
+    ):
         raise ValueError(f"--plot must name a PNG file in a folder that exists: {options.plot}")
     if wrong := sorted(_WITHOUT & {key for key, _ in flags_of(words)}):
         raise ValueError(f"leave --{wrong[0]} out: a finder keeps no run")

@@ -15,9 +15,11 @@ stopped, and finds more points if --count is larger. At its end, the runs are co
 
 import argparse
 import contextlib
+import hashlib
 import itertools
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -38,15 +40,29 @@ except ModuleNotFoundError:
     raise SystemExit(2) from None
 
 from filelock import FileLock, Timeout
-from optuna.distributions import CategoricalDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import Trial, TrialState
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from experiments import compare
 from experiments.command_line.config_files import expand_home, use_utf8
 from experiments.errors import OneLineParser, RunError
-from experiments.identity import as_flag, experiment_of, flags_of, flat_key, kind_of
+from experiments.identity import (
+    as_flag,
+    experiment_of,
+    experiment_settings,
+    flags_of,
+    flat_key,
+    kind_of,
+    setting_mismatches,
+)
 from experiments.process.signals import Phase, Stopped, StopSignals
 from experiments.records.curves import CHOSEN_BY
 from experiments.records.files import remove_folder, writing
@@ -171,20 +187,35 @@ class Searcher:
                 self._say(name, f"stopped early after {pruning.seen} validations", started)
                 return
             run = read_run(self.folder / name)
+            self._check(run, trial.params)
             value = value_of(run, self.sweep.metric)
-            if value is None:
+            if value is None:  # the training diverged
                 trial.set_user_attr(_FAILED, True)
                 self.study.tell(trial, state=TrialState.FAIL)
-                self._say(name, run.note or f"{run.status}, no {self.sweep.metric}", started)
+                self._say(name, run.note, started)
                 return
             values.append(value)
         self.study.tell(trial, fmean(values))
         self._say(self.name_of(trial.params), f"{self.sweep.metric} {mean_of(values)}", started)
 
+    def _check(self, run: Run, parameters: Mapping[str, Any]) -> None:
+        """Refuses a run that does not judge a point.
+
+        Raises:
+            RunError: if it was killed, or is not of this sweep, or has not been validated.
+        """
+        asked = {flat_key(k): parse_yaml(str(value)) for k, value in parameters.items()}
+        if differs := setting_mismatches(run.config, asked, {}):
+            raise RunError(f"{run.path} is another run ({'; '.join(differs)}): move it away")
+        if run.status not in {"finished", "failed"}:
+            raise RunError(f"{run.name} was stopped ({run.status}): type the same command again")
+        if run.status == "finished" and value_of(run, self.sweep.metric) is None:
+            raise RunError(f"{run.name} has no {self.sweep.metric}: let it validate, as with "
+                           "--trainer.val_check_interval")  # fmt: skip
+
     def name_of(self, parameters: Mapping[str, Any], seed: int | None = None) -> str:
         """The name of a point, or of its run with a seed."""
-        of_point = experiment_of(["fit", *flags_for(parameters)])
-        name = f"{self.folder.name}-{of_point}"
+        name = f"{self.folder.resolve().name}-{point_name(parameters)}"
         return name if seed is None else f"{name}-s{seed}"
 
     def _fit(self, parameters: Mapping[str, Any], seed: int, pruning: Pruning | None) -> None:
@@ -207,7 +238,8 @@ class Searcher:
         name = self.name_of(parameters, seed)
         log = self.folder / _LOGS / f"{name}.txt"
         own = [f"--seed_everything={seed}", f"--name={name}", f"--runs_dir={self.folder}"]
-        words = ["fit", *self.words, *flags_for(parameters), *own, "--resume=true"]
+        own += ["--resume=true", "--test_after_fit=false"]
+        words = ["fit", *self.words, *flags_for(parameters), *own]
         status = run_command(words, log, signal_for_it)
         is_elsewhere = status == 1 and read_run(self.folder / name).status == "running"
         if status == _USAGE_ERROR or is_elsewhere:
@@ -232,6 +264,17 @@ def flags_for(parameters: Mapping[str, Any]) -> list[str]:
     return [f"--{key}={as_flag(value)}" for key, value in parameters.items()]
 
 
+def point_name(parameters: Mapping[str, Any]) -> str:
+    """A name that no other point of a sweep has: its flags, with a hash if they do not tell all."""
+    flags = flags_for(parameters)
+    name = experiment_of(["fit", *flags])
+    told = {key.rpartition(".")[2] for key in parameters if kind_of(flat_key(key)).name}
+    is_plain = all(re.fullmatch(r"[\w.+-]+", str(value)) for value in parameters.values())
+    if is_plain and len(told) == len(parameters):
+        return name
+    return f"{name}-{hashlib.sha256(' '.join(flags).encode()).hexdigest()[:6]}"
+
+
 def value_of(run: Run, metric: str) -> float | None:
     """The best value of a metric in a finished run; None for another run, or without a value."""
     step = run.best_step(metric)
@@ -253,13 +296,13 @@ def last_line(log: Path) -> str:
 # ---- the study -----------------------------------------------------------------------------------
 
 
-def open_study(sweep: Sweep, folder: Path, words: Sequence[str]) -> optuna.Study:
+def open_study(sweep: Sweep, folder: Path, config: str) -> optuna.Study:
     """Opens the study of a folder, or creates it; points that were being trained come again.
 
     Args:
         sweep: what to search.
         folder: of the runs.
-        words: flags for every fit.
+        config: identifies the settings that all points share, see `check_points`.
 
     Raises:
         RunError: if the folder has the study of another sweep, or runs of none.
@@ -268,20 +311,19 @@ def open_study(sweep: Sweep, folder: Path, words: Sequence[str]) -> optuna.Study
         raise RunError(f"{folder} has runs of no sweep: name another folder with --runs_dir")
     try:
         study = optuna.create_study(
-            storage=f"sqlite:///{folder / _STUDY}",
+            storage=URL.create("sqlite", database=str(folder / _STUDY)).render_as_string(),
             study_name="sweep",
             direction="maximize" if sweep.is_maximised else "minimize",
             pruner=_pruner(sweep),
             load_if_exists=True,
         )
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, RuntimeError) as error:
         raise RunError(
             f"{folder / _STUDY} can't be used ({str(error).splitlines()[0]}): name another folder "
             "with --runs_dir"
         ) from error
     asked = {**asdict(sweep), "space": {k: repr(v) for k, v in sweep.space.items()}, "count": None}
-    settings = {flat_key(key): value for key, value in flags_of([*sweep.words, *words])}
-    asked["words"] = {key: value for key, value in settings.items() if kind_of(key).group}
+    asked |= {"words": None, "config": config}
     if study.user_attrs.setdefault("sweep", asked) != json.loads(json.dumps(asked)):
         raise RunError(f"{folder} has another sweep: name another folder with --runs_dir")
     study.set_user_attr("sweep", asked)
@@ -351,12 +393,12 @@ def _search(options: argparse.Namespace, passed: list[str]) -> None:
     if options.jobs > 1:  # the jobs share the cores
         threads = max(1, (os.cpu_count() or 1) // options.jobs)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    check_point(sweep, words)
+    config = check_points(sweep, words)
     folder: Path = options.runs_dir or Path("runs") / options.file.stem
     is_new = not folder.exists()
     try:
         with _only_search(folder):
-            searcher = Searcher(sweep, open_study(sweep, folder, words), folder, words, count)
+            searcher = Searcher(sweep, open_study(sweep, folder, config), folder, words, count)
             seeds = ", ".join(map(str, sweep.seeds))
             print(
                 printable(f"{count} points, each with seeds {seeds}; runs in {folder}"), flush=True
@@ -369,27 +411,54 @@ def _search(options: argparse.Namespace, passed: list[str]) -> None:
         raise
 
 
-def check_point(sweep: Sweep, words: Sequence[str]) -> None:
-    """Parses the flags of one point, before anything is written.
+def check_points(sweep: Sweep, words: Sequence[str]) -> str:
+    """Parses flags with every listed value once, before anything is written.
 
     Args:
         sweep: what to search.
         words: flags for every fit, besides those of the sweep.
 
+    Returns:
+        A hash of the settings that all points share.
+
     Raises:
         RunError: for a wrong flag, or a fit without validation.
     """
-    point = optuna.create_study(sampler=RandomSampler(0)).ask(dict(sweep.space)).params
-    asked = ["fit", *sweep.words, *words, *flags_for(point), "--print_config"]
+    listed = {key: values_of(kind) for key, kind in sweep.space.items()}
+    most = max(map(len, listed.values()), default=1)
+    for number in range(most):
+        point = {key: values[number % len(values)] for key, values in listed.items()}
+        config = _parsed(["fit", *sweep.words, *words, *flags_for(point), "--print_config"])
+        if config.get("data.val_size") == 0:
+            raise RunError(
+                f"data.val_size is 0, and there is no {sweep.metric}: hold images out, as with "
+                "--data.val_size 5000"
+            )
+    swept = {flat_key(key) for key in sweep.space}
+    shared = {k: v for k, v in experiment_settings(config).items() if k not in swept}
+    return hashlib.sha256(json.dumps(shared, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def values_of(kind: BaseDistribution) -> Sequence[Any]:
+    """The listed values of a parameter, or both ends of its range."""
+    if isinstance(kind, CategoricalDistribution):
+        return kind.choices
+    assert isinstance(kind, IntDistribution | FloatDistribution)
+    return kind.low, kind.high
+
+
+def _parsed(words: Sequence[str]) -> dict[str, Any]:
+    """The configuration of a command, flat.
+
+    Raises:
+        RunError: for a wrong flag.
+    """
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.txt"
-        if run_command(asked, log, lambda: None):
+        if run_command(words, log, lambda: None):
             raise RunError(last_line(log))
         # The first line is the command.
-        config = flat(parse_yaml(log.read_text(encoding="utf-8").partition("\n")[2]))
-    if config.get("data.val_size") == 0:
-        raise RunError(f"data.val_size is 0, and there is no {sweep.metric}: hold images out, as "
-                       "with --data.val_size 5000")  # fmt: skip
+        return flat(parse_yaml(log.read_text(encoding="utf-8").partition("\n")[2]))
 
 
 def _flags(passed: list[str]) -> list[str]:
@@ -418,6 +487,9 @@ def _only_search(folder: Path) -> Iterator[None]:
     """Makes the folder, and refuses a second search in it at the same time."""
     with writing(folder, "name another folder with --runs_dir"):
         (folder / _LOGS).mkdir(parents=True, exist_ok=True)
+    for entry in (folder / _LOGS, *folder.glob(f"{_STUDY}*"), *(folder / _LOGS).iterdir()):
+        if entry.is_symlink():
+            raise RunError(f"{entry} is a symbolic link: remove it")
     lock = FileLock(folder / f"{_STUDY}.lock", blocking=False)
     try:
         with lock:

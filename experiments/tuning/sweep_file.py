@@ -14,15 +14,16 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from experiments.identity import as_flag, experiment_of, flags_of
+from experiments.identity import as_flag, flags_of
 from experiments.records.reader import read_config
 
 SEEDS = "seed_everything"
 # Flags that a sweep gives to its fits itself.
 _OWN_FLAGS = {
     *("name", "runs_dir", "resume", "overwrite", SEEDS, "test_after_fit", "ckpt_path"),
-    "init_from",
+    *("init_from", "print_config", "trainer.fast_dev_run", "trust_run"),
 }
+_MOST_POINTS = 10_000  # of a grid
 _METHODS = ("grid", "random", "bayes")
 _KEYS = {
     *("program", "project", "entity", "name", "description", "method", "metric", "parameters"),
@@ -96,7 +97,7 @@ def _sweep(content: Mapping[str, Any]) -> Sweep:
     method = _one_of("method", content.get("method"), _METHODS)
     metric = content.get("metric") or {}
     name, goal = (metric.get(key) if isinstance(metric, dict) else None for key in ("name", "goal"))
-    if name not in {"val/acc", "val/loss"}:
+    if name not in ("val/acc", "val/loss"):
         raise ValueError(
             f"metric.name must be val/acc or val/loss, got {name}: the test set is not for choosing"
         )
@@ -107,10 +108,21 @@ def _sweep(content: Mapping[str, Any]) -> Sweep:
     check_flags([*parameters, *(key for key, _ in flags_of(words))])
     space = {key: distribution(key, options) for key, options in parameters.items()}
     ranges = [key for key, found in space.items() if isinstance(found, FloatDistribution)]
+    if method == "grid" and (points := math.prod(map(_choices, space.values()))) > _MOST_POINTS:
+        raise ValueError(
+            f"the grid has {points:,} points, at most {_MOST_POINTS:,}: use fewer values"
+        )
     if method == "grid" and ranges:
         raise ValueError(f"{ranges[0]}: a grid needs values, not a range; or choose method random")
     count = None if content.get("run_cap") is None else _positive("run_cap", content["run_cap"])
     return Sweep(method, name, goal == "maximize", space, seeds, words, halving, count)
+
+
+def _choices(kind: BaseDistribution) -> int:
+    """The number of values, 1 for a range of numbers."""
+    if isinstance(kind, IntDistribution):
+        return kind.high - kind.low + 1
+    return len(kind.choices) if isinstance(kind, CategoricalDistribution) else 1
 
 
 def check_flags(keys: Iterable[str]) -> None:
@@ -143,9 +155,13 @@ def _seeds(options: Any) -> list[int]:
     """The seeds of a point: ``value`` or ``values``."""
     given = options if isinstance(options, dict) else {}
     seeds = given.get("values", [given.get("value")])
-    if not isinstance(seeds, list) or not all(type(seed) is int and seed >= 0 for seed in seeds):
+    if not isinstance(seeds, list) or not all(_is_seed(seed) for seed in seeds):
         raise ValueError(f"{SEEDS}: give the seeds as values, such as [0, 1, 2], got {options}")
     return list(dict.fromkeys(seeds))
+
+
+def _is_seed(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**32
 
 
 def distribution(key: str, options: Any) -> BaseDistribution:
@@ -168,9 +184,7 @@ def distribution(key: str, options: Any) -> BaseDistribution:
         values = options.get("values", [options.get("value")])
         if not isinstance(values, list) or not values:
             raise ValueError(f"{key}: values must be a list, got {values}")
-        choices = list(dict.fromkeys(map(as_flag, values)))
-        _check_names(key, choices)
-        return CategoricalDistribution(choices)
+        return CategoricalDistribution(list(dict.fromkeys(map(as_flag, values))))
     low, high = (_number(key, name, options.get(name)) for name in ("min", "max"))
     if not low < high:
         raise ValueError(f"{key}: min must be below max, got {low} and {high}")
@@ -188,15 +202,6 @@ def distribution(key: str, options: Any) -> BaseDistribution:
         f"{key}: distribution {kind} from {low} to {high} is not known here: take one of "
         f"{_DISTRIBUTIONS}"
     )
-
-
-def _check_names(key: str, choices: Sequence[str]) -> None:
-    """Refuses values that would give two runs the same name."""
-    first: dict[str, str] = {}
-    for choice in choices:
-        other = first.setdefault(experiment_of(["fit", f"--{key}={choice}"]), choice)
-        if other != choice:
-            raise ValueError(f"{key}: runs of {other!r} and {choice!r} would have the same name")
 
 
 def _number(key: str, name: str, value: Any) -> int | float:
@@ -233,5 +238,5 @@ def _halving(options: Any) -> Halving | None:
     if "min_iter" in options:
         return Halving(_positive("early_terminate.min_iter", options["min_iter"]), factor)
     last = _positive("early_terminate.max_iter", options.get("max_iter"))
-    rungs = _positive("early_terminate.s", options.get("s", 1))
+    rungs = min(_positive("early_terminate.s", options.get("s", 1)), 32)  # 2^32 validations
     return Halving(max(1, last // factor**rungs), factor)

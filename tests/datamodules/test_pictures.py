@@ -51,7 +51,7 @@ def test_broken_picture_is_named(tmp_path: Path, suffix: str, keep: float) -> No
         read_images(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "found"), [("", "holds no image"), ("none", "is no folder")])
+@pytest.mark.parametrize(("name", "found"), [("", "holds no image"), ("none", "is no file and no")])
 def test_nothing_to_predict_is_an_error(tmp_path: Path, name: str, found: str) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(DatasetError, match=f"{found}.*--data.predict_dir"):

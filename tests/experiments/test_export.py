@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cli import main
 from datamodules.files import read_test
@@ -108,7 +109,7 @@ def test_the_last_weights_of_a_run_without_validation(
     run = fit(*KINDS["channel"], "--data.val_size=0").path
     capsys.readouterr()
     words = ["--name=run", f"--runs_dir={run.parent}", "--format=torch_export"]
-    assert "it has last, see --ckpt_path" in refused(words, capsys)
+    assert "it has last: pass --ckpt_path last, or name " in refused(words, capsys)
     main(["export", *words, "--ckpt_path=last"])
     _, facts = in_torch(run / "model.pt2", np.zeros((1, 3, 32, 32), np.uint8))
     assert facts["source"] == "last.ckpt"
@@ -281,3 +282,30 @@ def test_nobody_needs_to_listen(fit: Cli) -> None:
     done = subprocess.run(f"{command} > /dev/full", shell=True, cwd=PROJECT, check=False)
     assert done.returncode == 0
     assert (run / "model.pt2").is_file()
+
+
+def pictures(folder: Path, names: str) -> Path:
+    """A folder with six pictures of each class."""
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for number in range(6):
+            Image.new("RGB", (32, 32), (ord(name), number, 0)).save(folder / name / f"{number}.png")
+    return folder
+
+
+def test_the_test_images_have_the_classes_of_the_model_and_are_not_its_training_images(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = pictures(tmp_path / "abc", "abc")
+    flags = ["--data=ImageFolderDataModule", f"--data.data_dir={data}", "--data.batch_size=4"]
+    flags += ["--data.val_size=0"]
+    limits = ["--trainer.max_steps=2", "--trainer.accelerator=cpu", "--trainer.logger=false"]
+    main(["fit", "--model=MLP", *flags, *limits, f"--runs_dir={runs}", "--name=run"])
+    capsys.readouterr()
+    words = ["--format=torch_export", f"--runs_dir={runs}"]
+    other = pictures(tmp_path / "bcd", "bcd")
+    line = refused([*words, "--name=run", "--ckpt_path=last", f"--data_dir={other}"], capsys)
+    assert "has the classes b, c, d; the model knows a, b, c" in line
+    alone = shutil.copy(runs / "run/last.ckpt", tmp_path / "alone.ckpt")
+    line = refused([*words, f"--ckpt_path={alone}", f"--data_dir={data}"], capsys)
+    assert "export the run, with --name" in line

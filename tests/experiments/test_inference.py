@@ -99,7 +99,7 @@ def test_a_run_in_the_working_directory_goes_by_its_name(
         (torch.zeros(3, 32, 32), TypeError, "expected uint8 pixels .*, got float32"),
         (np.zeros((3, 32, 32), np.uint8), ValueError, r"array \(H, W, 3\) .*, got \(3, 32, 32\)"),
         (torch.zeros(32, 32, dtype=torch.uint8), ValueError, "expected an array"),
-        ("nothing.png", DatasetError, "nothing to predict"),
+        ("nothing.png", DatasetError, "is no file and no folder: name a picture"),
         ([], ValueError, "no images"),
         ("", TypeError, "a path, a PIL image, an array, a tensor or a list of these, got ''"),
         (None, TypeError, "or a list of these, got None"),

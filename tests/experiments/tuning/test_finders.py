@@ -94,7 +94,7 @@ def test_the_suggestion_is_where_the_loss_falls_fastest() -> None:
     ("words", "message"),
     [
         (["find_lr", "--min_lr=1", "--max_lr=0.1"], "--min_lr must be positive and below --max_lr"),
-        (["find_lr", "--steps=3"], "--steps must be at least 10, got 3"),
+        (["find_lr", "--steps=3"], "--steps must be 10 to 100000, got 3"),
         (["find_lr", "--plot=no/rates.png"], "--plot must name a PNG file in a folder that exists"),
         (["find_lr", "--plot=rates.pdf"], "--plot must name a PNG file"),
         (["find_lr", "--name=x"], "leave --name out: a finder keeps no run"),

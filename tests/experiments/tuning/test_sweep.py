@@ -1,5 +1,6 @@
 """Local sweeps as their users start them: ``python cli.py sweep FILE``."""
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import yaml
 
 from cli import main
 from experiments.records.runs import Run, read_run
+from experiments.tuning.sweep import point_name
 from tests.conftest import PROJECT, SHORT
 
 
@@ -215,6 +217,37 @@ def test_a_folder_with_other_files_is_left_alone(sweep: Command, tmp_path: Path)
     damaged = sweep(file, "--runs_dir=runs/damaged")
     assert (damaged.status, damaged.out) == (2, "")
     assert "sweep.db can't be used" in damaged.err
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"data.synthetic_images": "200"}, {"data.synthetic_images": "300"}),  # not in names
+        ({"model.norm": "a b"}, {"model.norm": "a_b"}),
+        ({"model.a.size": "1", "model.b.size": "2"}, {"model.a.size": "2", "model.b.size": "1"}),
+    ],
+)
+def test_no_two_points_share_a_name(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert point_name(one) != point_name(other)
+    assert point_name({"model.lr": 0.1, "model.norm": "none"}) == "lr_0.1-norm_none"
+
+
+def test_a_search_with_other_settings_of_a_config_is_another(
+    sweep: Command, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "norms.yaml", parameters={"model.norm": {"values": ["none", "batch"]}})
+    for name, units in (("a", 5), ("b", 6)):
+        config = {"model": {"class_path": "MLP", "init_args": {"hidden_units": [units]}}}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    assert sweep(file, "--count=1", "--config=a.yaml").status == 0
+    assert "has another sweep" in sweep(file, "--count=2", "--config=b.yaml").err
+    record = tmp_path / "runs/norms/norms-norm_none-s42/record.json"
+    assert json.loads(record.read_text())["status"] == "finished"
+    record.write_text(record.read_text().replace('"finished"', '"running"'))  # as after kill -9
+    (tmp_path / "runs/norms/logs/norms-norm_batch-s42.txt").symlink_to(tmp_path / "mine.txt")
+    linked = sweep(file, "--count=2", "--config=a.yaml")
+    assert "norms-norm_batch-s42.txt is a symbolic link: remove it" in linked.err
+    assert not (tmp_path / "mine.txt").exists()
 
 
 def test_a_random_search_needs_a_number_of_points(sweep: Command, tmp_path: Path) -> None:
