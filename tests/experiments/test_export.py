@@ -58,7 +58,8 @@ CASES = [(kind, form) for kind in KINDS for form in FILES]
 @pytest.mark.parametrize(
     ("kind", "form"),
     mark_slow(
-        CASES, except_for=[("batch", "onnx"), ("layer", "torch_export"), ("FastCNN", "onnx")]
+        CASES,
+        except_for=[("batch", "onnx"), ("layer", "torch_export"), ("FastCNN", "torch_export")],
     ),
 )
 def test_the_file_computes_what_the_model_does(

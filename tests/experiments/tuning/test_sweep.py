@@ -104,6 +104,7 @@ def test_a_grid_is_trained_compared_and_tested_once(sweep: Command, tmp_path: Pa
     assert sorted(with_test) == [f"norms-norm_{winner}-s{seed}" for seed in (0, 1)]
 
 
+@pytest.mark.slow
 def test_weak_points_stop_early_and_a_stopped_search_goes_on(
     sweep: Command, synthetic: list[str], tmp_path: Path
 ) -> None:
