@@ -165,6 +165,10 @@ class DeviceDataModule(LightningDataModule):
         self._train, self._val, self._label_names = train, val, label_names
         self.normalizer.learn(train.images)
 
+    def fingerprint(self) -> str | None:
+        """A hash of images and labels, if they are not verified files; after `setup`."""
+        return None
+
     @property
     def is_set_up(self) -> bool:
         """Whether the data set has been read."""

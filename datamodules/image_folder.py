@@ -1,5 +1,6 @@
 """Images of your own: a folder with a folder for each class."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,13 @@ class ImageFolderDataModule(CIFAR10DataModule):
         train, test_set = (_read(self.data_dir / part, names) for part in ("train", "test"))
         folder = self.data_dir / "val"
         return Splits(train, _read(folder, names) if folder.is_dir() else None, test_set, names)
+
+    def fingerprint(self) -> str | None:
+        """The SHA-256 of all images and labels."""
+        digest = hashlib.sha256()
+        for part in (self.train_set, self.val_set, self.test_set):
+            digest.update(part.images.tobytes() + part.labels.tobytes())
+        return digest.hexdigest()
 
     @property
     def has_test(self) -> bool:

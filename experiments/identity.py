@@ -58,6 +58,9 @@ TABLE: tuple[tuple[str, Kind], ...] = (
     (r"data(\.(source|synthetic_images))?", Kind(name=False, figures=True, validation=True)),
     (r"data\.(val_size|split_seed)|trainer\.(limit_val|overfit)_batches", Kind(validation=True)),
     (r"trainer\.callbacks", Kind(claim=False)),  # every claim sets its own callbacks
+    # Of a user's own: the code of a model and the pictures of folders, by hashes.
+    (r"model_code", Kind(name=False, figures=True)),
+    (r"pictures", Kind(name=False, figures=True, validation=True)),
     # Settings that only affect training, and then the network; a name has its class in front.
     (r"model\.(optimizer|lr_scheduler|lr_interval|label_smoothing)(\..*)?", Kind()),
     (r"model\..*|data\.normalization|trainer\.precision", Kind(figures=True)),

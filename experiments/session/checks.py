@@ -255,6 +255,11 @@ def check_averaging(trainer: Trainer, model: nn.Module, data: CIFAR10DataModule)
         raise ValueError(f"trainer.callbacks: StochasticWeightAveraging {problem}")
 
 
+def is_of_project(kind: type[Classifier]) -> bool:
+    """Whether a model is of this project, not a user's own."""
+    return kind.__module__.partition(".")[0] == Classifier.__module__.partition(".")[0]
+
+
 def check_own_model(model: Classifier) -> None:
     """Refuses a user's own model that does not return logits, or evaluates itself.
 
@@ -262,7 +267,7 @@ def check_own_model(model: Classifier) -> None:
         ValueError: naming the method and the remedy.
     """
     kind = type(model)
-    if kind.__module__.partition(".")[0] == Classifier.__module__.partition(".")[0]:
+    if is_of_project(kind):
         return
     for step in ("validation_step", "test_step"):
         if getattr(kind, step) is not getattr(Classifier, step):

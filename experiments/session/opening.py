@@ -35,6 +35,7 @@ from experiments.session.resuming import (
     note_unused,
 )
 
+_OWN_INPUTS = ("model_code", "pictures")  # fields of a record, see `own_inputs`
 _RUN_VARIABLE = "CIFAR10_LIGHTNING_RUN"  # passes the name of a run to its other processes
 
 
@@ -138,7 +139,7 @@ class OpenRun:
             if self.is_over:
                 note_unused(changes_between(before, asked))
                 return record
-        changes = changes_between(before, asked)
+        changes = changes_between(before, asked) | self._changed_inputs(record)
         note_changes(changes)
         step = weights.step if weights else 0
         anew = is_best_anew(record.path, step, changes, limits_changed(before, asked))
@@ -219,7 +220,17 @@ class OpenRun:
             "predict": data.predict_dataloader,
         }[stage]
         ours = {**flat(self.prepared.resolved), f"trainer.{limit}": getattr(trainer, limit)}
-        return differences(stage, ours, config_before(record), len(loader()))
+        found = differences(stage, ours, config_before(record), len(loader()))
+        return found | self._changed_inputs(record)
+
+    def _changed_inputs(self, record: RunRecord) -> dict[str, Any]:
+        """Code of a user's own model and own pictures that are not the run's, by their hashes."""
+        known = {key: record.fields.get(key) for key in _OWN_INPUTS}
+        return {
+            key: [before, self._facts[key]]
+            for key, before in known.items()
+            if before is not None and self._facts.get(key, before) != before
+        }
 
 
 def _place_of(prepared: Prepared) -> tuple[Path, bool]:

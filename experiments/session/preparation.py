@@ -1,5 +1,8 @@
 """Checks a command completely before anything is written."""
 
+import contextlib
+import hashlib
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +42,7 @@ from experiments.session.checks import (
     check_own_model,
     check_progress,
     check_validation,
+    is_of_project,
     read_back,
     written_config,
 )
@@ -130,11 +134,25 @@ class Prepared:
             "seed": int(self.config.seed_everything),  # W&B would convert a `Seed` to a string
             "data": self.data.resolved_source,
         }
+        facts |= own_inputs(self.model, self.data)
         if self.data.is_set_up:
             sets = {"train": self.data.train_set, "val": self.data.val_set}
             sets["test"] = self.data.test_set
             facts["images"] = {name: len(images.labels) for name, images in sets.items()}
         return facts
+
+
+def own_inputs(model: Classifier, data: CIFAR10DataModule) -> dict[str, str]:
+    """Hashes of what a configuration can't tell: the code of a user's own model, own pictures."""
+    found = {}
+    kind = type(model)
+    if not is_of_project(kind):
+        with contextlib.suppress(OSError, TypeError):  # a class of a notebook has no file
+            code = Path(inspect.getfile(kind)).read_bytes()
+            found["model_code"] = hashlib.sha256(code).hexdigest()[:12]
+    if data.is_set_up and (pictures := data.fingerprint()):
+        found["pictures"] = pictures[:12]
+    return found
 
 
 def prepare(cli: "CommandLine", command: str, experiment: str) -> Prepared:

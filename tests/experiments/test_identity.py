@@ -86,6 +86,8 @@ NOT_IN_A_CONFIGURATION = {
     "print_config": "group resume claim",
     "run.data": "",  # of W&B's
     "trainer.max_time.hours": "name claim",
+    "model_code": "group resume claim figures",  # a field of the record, as the next
+    "pictures": "group resume claim figures validation",
     "model.weights": "name group resume claim figures",
     "model.lr_scheduler.start": OTHERS,
     "data.data_dirs": OTHERS,
