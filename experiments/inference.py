@@ -194,18 +194,22 @@ def _collect(images: Images | Sequence[Images]) -> list[tuple[str, np.ndarray[An
 def _check_pixels(images: np.ndarray[Any, Any] | Tensor) -> None:
     dtype = str(images.dtype).removeprefix("torch.")
     if dtype != "uint8":
+        to = ".to(torch.uint8)" if isinstance(images, Tensor) else ".astype('uint8')"
+        how = f"images{to}" if "int" in dtype else f"(images * 255).round(){to} if they are 0 to 1"
         raise TypeError(
-            f"predict expected uint8 pixels from 0 to 255, got {dtype}: convert them, as by "
-            "(images * 255).round().astype('uint8') from 0 to 1; they are normalised here"
+            f"predict expected uint8 pixels from 0 to 255, got {dtype}: convert them with {how}; "
+            "they are normalised here"
         )
 
 
 def _of_arrays(images: np.ndarray[Any, Any]) -> list[tuple[str, np.ndarray[Any, Any]]]:
     _check_pixels(images)
     if images.ndim not in (3, 4) or images.shape[-1] != 3 or 0 in images.shape[-3:]:
+        is_turned = images.ndim in (3, 4) and images.shape[-3] == 3
+        remedy = "move the channels to the end with np.moveaxis(images, -3, -1)"
         raise ValueError(
             f"predict expected an array (H, W, 3) or a tensor (3, H, W), got {images.shape} "
-            "with channels last: convert to RGB"
+            f"with channels last: {remedy if is_turned else 'convert to RGB'}"
         )
     many = images if images.ndim == 4 else images[None]
     return [("", pixels_of(Image.fromarray(image))) for image in many]

@@ -96,7 +96,9 @@ def test_a_run_in_the_working_directory_goes_by_its_name(
     ("images", "error", "message"),
     [
         (np.zeros((32, 32, 3), np.float32), TypeError, "expected uint8 pixels .*, got float32"),
-        (torch.zeros(3, 32, 32), TypeError, "expected uint8 pixels .*, got float32"),
+        (torch.zeros(3, 32, 32), TypeError, r"got float32: .*\.to\(torch.uint8\) if they are 0 to"),
+        (np.zeros((32, 32, 3), np.int64), TypeError, r"with images\.astype\('uint8'\);"),
+        (np.zeros((3, 32, 32), np.uint8), ValueError, "move the channels to the end"),
         (np.zeros((3, 32, 32), np.uint8), ValueError, r"array \(H, W, 3\) .*, got \(3, 32, 32\)"),
         (torch.zeros(32, 32, dtype=torch.uint8), ValueError, "expected an array"),
         ("nothing.png", DatasetError, "is no file and no folder: name a picture"),
