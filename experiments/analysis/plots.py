@@ -50,7 +50,7 @@ def accuracy_per_class(confusion: npt.NDArray[np.int64]) -> list[float]:
 
 
 def curves(
-    entries: Iterable[Mapping[str, Any]], path: Path, title: str, label_smoothing: float = 0.0
+    entries: Iterable[Mapping[str, Any]], path: Path, title: str, training_loss: str = ""
 ) -> None:
     """Draws loss and accuracy over steps, as in the report's figures.
 
@@ -58,15 +58,15 @@ def curves(
         entries: the record's metrics, each with ``step``.
         path: the PNG to write.
         title: the figure's title.
-        label_smoothing: of the training loss. With it, the training loss is another measure than
-            the cross-entropy of an evaluation, and has a plot of its own.
+        training_loss: what it is, if it is another measure than the cross-entropy of an
+            evaluation; it then has a plot of its own.
     """
     entries = list(entries)
     trained, *evaluated = _PARTS
     drawn = [("loss", LOSS, [*_PARTS]), ("acc", ACCURACY, [*_PARTS])]
-    if label_smoothing:
-        smoothed = f"training loss: cross-entropy (nats),\nlabel smoothing {label_smoothing:g}"
-        drawn[:1] = [("loss", smoothed, [trained]), ("loss", LOSS, evaluated)]
+    if training_loss:
+        label = f"training loss: {training_loss}"
+        drawn[:1] = [("loss", label, [trained]), ("loss", LOSS, evaluated)]
     figure, axes = panels(len(drawn), title)
     for ax, (metric, label, parts) in zip(axes, drawn, strict=True):
         values = [_draw(ax, entries, part, metric) for part in parts]

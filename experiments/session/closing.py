@@ -14,6 +14,7 @@ from experiments.records.record import Status
 from experiments.session.checks import note_without_validation
 from experiments.session.opening import OpenRun
 from experiments.session.preparation import Prepared
+from lightning_modules import Classifier
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +52,15 @@ def say_how_to_go_on(
     )
 
 
+def _training_loss(model: Classifier) -> str:
+    """What the training loss is, if it is not the cross-entropy of an evaluation."""
+    kind, step = type(model), type(model).training_step
+    if step.__module__.partition(".")[0] != Classifier.__module__.partition(".")[0]:
+        return f"that of {kind.__name__}.training_step"
+    smoothing = model.label_smoothing
+    return f"cross-entropy (nats),\nlabel smoothing {smoothing:g}" if smoothing else ""
+
+
 def close(
     prepared: Prepared,
     run: OpenRun,
@@ -72,8 +82,8 @@ def close(
         _save_evaluation(run, report)
     if prepared.command != "predict":
         title = f"Loss and accuracy of {record.name}"
-        smoothing = prepared.model.label_smoothing
-        plots.curves(record.metrics(), record.path / "curves.png", title, smoothing)
+        loss = _training_loss(prepared.model)
+        plots.curves(record.metrics(), record.path / "curves.png", title, loss)
     if prepared.is_fit:
         record.fields["weights"] = weights_of(record.path)
         record.save()  # reads the evaluations of other processes

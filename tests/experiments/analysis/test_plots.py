@@ -75,7 +75,9 @@ def test_curves_say_what_they_show_and_of_which_weights(
 def test_a_smoothed_training_loss_has_an_axis_of_its_own(
     tmp_path: Path, figure: Callable[[], Figure]
 ) -> None:
-    plots.curves(ENTRIES, tmp_path / "curves.png", "a run", label_smoothing=0.2)
+    plots.curves(
+        ENTRIES, tmp_path / "curves.png", "a run", "cross-entropy (nats),\nlabel smoothing 0.2"
+    )
     assert measures_of(figure()) == [
         ("training loss: cross-entropy (nats),\nlabel smoothing 0.2", 1),
         ("cross-entropy (nats)", 2),

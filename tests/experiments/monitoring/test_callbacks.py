@@ -157,7 +157,7 @@ def test_pictures_say_what_they_show_and_of_which_weights(
 
     def note(*args: Any) -> None:
         (path,) = [arg for arg in args if isinstance(arg, Path)]
-        (titles[path.name],) = [arg for arg in args if isinstance(arg, str)]
+        titles[path.name] = next(arg for arg in args if isinstance(arg, str))
         draw_a_dot(path)
 
     for picture in PICTURES:
