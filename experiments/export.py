@@ -17,7 +17,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -96,33 +96,26 @@ class Verified(NamedTuple):
     difference: float
 
 
-def export(
-    checkpoint: Path,
-    form: str,
-    output: Path,
-    test: ImageSet,
-    model_class: type[Classifier] | None = None,
-) -> Verified:
+def export(loaded: Predictor, source: str, form: str, output: Path, test: ImageSet) -> Verified:
     """Writes a model and verifies the file on the test set before it is put in its place.
 
     Args:
-        checkpoint: of a model of this project.
+        loaded: the trained model, as `load` gives it.
+        source: the name of its checkpoint, for the metadata.
         form: ``onnx`` or ``torch_export``.
         output: the file to write.
         test: the images to verify it with.
-        model_class: the class of the model, if it is not one of this project.
 
     Raises:
         RunError: if the model can't be exported, or the file does not compute the same.
     """
-    loaded = load(checkpoint, model_class)
     sha256 = weights_sha256(loaded.model)
     predictor = Predictor(loaded.model, loaded.normalizer, loaded.classes, "32-true")
     expected = predictor.probabilities(torch.from_numpy(test.images)).numpy()
     accuracy = _accuracy(expected, test)
     facts = {
         "checkpoint_sha256": sha256,
-        "source": checkpoint.name,
+        "source": source,
         "labels": predictor.classes,
         "test_accuracy": accuracy,
         "test_images": len(test.labels),
@@ -216,9 +209,9 @@ def main(args: list[str] | None = None) -> None:
         checkpoint = _checkpoint(options)
         output = options.output or checkpoint.with_name("model" + _ENDINGS[options.format])
         _check_output(output)
-        kind = _class_of(options.model_class)
-        test = _test_set(checkpoint, options)
-        verified = export(checkpoint, options.format, output, test, kind)
+        loaded = load(checkpoint, _class_of(options.model_class))
+        test = _test_set(checkpoint, options, loaded.classes)
+        verified = export(loaded, checkpoint.name, options.format, output, test)
     except DatasetError as error:  # its cause lacks the remedies of a fit
         found = error.__cause__ if isinstance(error.__cause__, DatasetError) else error
         _fail(f"no test set to verify the file with: {found}; name its folder with --data_dir")
@@ -316,7 +309,7 @@ def _class_of(name: str | None) -> type[Classifier] | None:
     return found
 
 
-def _test_set(checkpoint: Path, options: argparse.Namespace) -> ImageSet:
+def _test_set(checkpoint: Path, options: argparse.Namespace, classes: Sequence[str]) -> ImageSet:
     """The test set of the data that a model was trained on, in its folder or in ``--data_dir``."""
     parser = RunParser()
     parser.add_lightning_class_args(CIFAR10DataModule, "data", subclass_mode=True)
@@ -336,8 +329,7 @@ def _test_set(checkpoint: Path, options: argparse.Namespace) -> ImageSet:
             f"{data.data_dir} has no test/, and which images were not trained on is in the "
             "configuration of the run: export the run, with --name"
         )
-    _, state = state_of_data(checkpoint, load_checkpoint(checkpoint))
-    return data.read_test_set(state["label_names"])
+    return data.read_test_set(classes)
 
 
 def _data_of(checkpoint: Path, options: argparse.Namespace) -> Any:
