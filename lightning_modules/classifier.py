@@ -72,15 +72,15 @@ class Classifier(Evaluated, ABC):
     it does not change the metrics of the fit. Sums stay on the device between log entries: no
     training step waits for the device.
 
+    A subclass may have a ``training_step`` of its own. If that calls `note`, ``train/acc`` is
+    logged too.
+
     Args:
         num_classes: number of classes, the size of the logits.
         optimizer: makes the optimiser from the parameters.
         lr_scheduler: makes the learning-rate schedule from the optimiser; none by default.
         lr_interval: the unit of the schedule: optimiser steps or epochs.
         label_smoothing: share of the target that the training loss spreads over all classes.
-
-    A subclass may have a ``training_step`` of its own. If that calls `note`, ``train/acc`` is
-    logged too.
 
     Attributes:
         num_classes: number of classes.

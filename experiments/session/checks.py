@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -255,9 +256,9 @@ def check_averaging(trainer: Trainer, model: nn.Module, data: CIFAR10DataModule)
         raise ValueError(f"trainer.callbacks: StochasticWeightAveraging {problem}")
 
 
-def is_of_project(kind: type[Classifier]) -> bool:
-    """Whether a model is of this project, not a user's own."""
-    return kind.__module__.partition(".")[0] == Classifier.__module__.partition(".")[0]
+def is_of_project(part: Callable[..., Any]) -> bool:
+    """Whether the class or the method of a model is of this project, not a user's own."""
+    return part.__module__.partition(".")[0] == Classifier.__module__.partition(".")[0]
 
 
 def check_own_model(model: Classifier) -> None:

@@ -11,7 +11,7 @@ from experiments.monitoring.callbacks import EvaluationReport
 from experiments.monitoring.loggers import run_loggers
 from experiments.monitoring.summary import program, show, summary_table
 from experiments.records.record import Status
-from experiments.session.checks import note_without_validation
+from experiments.session.checks import is_of_project, note_without_validation
 from experiments.session.opening import OpenRun
 from experiments.session.preparation import Prepared
 from lightning_modules import Classifier
@@ -54,9 +54,8 @@ def say_how_to_go_on(
 
 def _training_loss(model: Classifier) -> str:
     """What the training loss is, if it is not the cross-entropy of an evaluation."""
-    kind, step = type(model), type(model).training_step
-    if step.__module__.partition(".")[0] != Classifier.__module__.partition(".")[0]:
-        return f"that of {kind.__name__}.training_step"
+    if not is_of_project(type(model).training_step):
+        return f"that of {type(model).__name__}.training_step"
     smoothing = model.label_smoothing
     return f"cross-entropy (nats),\nlabel smoothing {smoothing:g}" if smoothing else ""
 

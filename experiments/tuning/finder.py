@@ -112,11 +112,8 @@ def find(kind: type[Finder], options: argparse.Namespace, words: Sequence[str], 
 
 
 def _check(options: argparse.Namespace, words: Sequence[str]) -> None:
-    if (
-        not options.plot.parent.is_dir()
-        or options.plot.is_dir()
-        or options.plot.suffix.lower() != ".png"
-    ):
-        raise ValueError(f"--plot must name a PNG file in a folder that exists: {options.plot}")
+    plot: Path = options.plot
+    if not plot.parent.is_dir() or plot.is_dir() or plot.suffix.lower() != ".png":
+        raise ValueError(f"--plot must name a PNG file in a folder that exists: {plot}")
     if wrong := sorted(_WITHOUT & {key for key, _ in flags_of(words)}):
         raise ValueError(f"leave --{wrong[0]} out: a finder keeps no run")

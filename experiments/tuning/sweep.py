@@ -71,7 +71,7 @@ from experiments.records.record import RECORD
 from experiments.records.runs import Run, flat, read_run
 from experiments.texts import printable
 from experiments.tuning.commands import run_command
-from experiments.tuning.sweep_file import Sweep, check_flags, read_sweep
+from experiments.tuning.sweep_file import Sweep, check_flags, grid_size, read_sweep
 
 _STUDY = "sweep.db"
 _LOGS = "logs"
@@ -478,7 +478,7 @@ def _count(sweep: Sweep, options: argparse.Namespace) -> int:
         if count is None:
             raise ValueError(f"{sweep.method} search: give the number of points with --count")
         return int(count)
-    whole = len(grid(sweep))
+    whole = grid_size(sweep.space)
     return min(count, whole) if count else whole
 
 

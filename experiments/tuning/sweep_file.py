@@ -108,7 +108,7 @@ def _sweep(content: Mapping[str, Any]) -> Sweep:
     check_flags([*parameters, *(key for key, _ in flags_of(words))])
     space = {key: distribution(key, options) for key, options in parameters.items()}
     ranges = [key for key, found in space.items() if isinstance(found, FloatDistribution)]
-    if method == "grid" and (points := math.prod(map(_choices, space.values()))) > _MOST_POINTS:
+    if method == "grid" and (points := grid_size(space)) > _MOST_POINTS:
         raise ValueError(
             f"the grid has {points:,} points, at most {_MOST_POINTS:,}: use fewer values"
         )
@@ -116,6 +116,11 @@ def _sweep(content: Mapping[str, Any]) -> Sweep:
         raise ValueError(f"{ranges[0]}: a grid needs values, not a range; or choose method random")
     count = None if content.get("run_cap") is None else _positive("run_cap", content["run_cap"])
     return Sweep(method, name, goal == "maximize", space, seeds, words, halving, count)
+
+
+def grid_size(space: Mapping[str, BaseDistribution]) -> int:
+    """The number of points of a grid."""
+    return math.prod(map(_choices, space.values()))
 
 
 def _choices(kind: BaseDistribution) -> int:
