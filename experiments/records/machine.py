@@ -96,6 +96,27 @@ def peak_gflops(hardware: Mapping[str, Any], precision: object, on_gpu: bool) ->
     return float(found) if found is not None and is_number(found) and found > 0 else None
 
 
+def calibration_words(hardware: Mapping[str, Any]) -> str:
+    """What a machine does at most, in words; empty without a calibration.
+
+    Args:
+        hardware: of a record.
+    """
+    measured = hardware.get("calibration")
+    if not isinstance(measured, Mapping):
+        return ""
+    units = {"fp32_gflops": "GFLOP/s in float32", "bf16_gflops": "GFLOP/s in bfloat16"}
+    units["copy_gb_s"] = "GB/s of memory"
+    devices = {"": "", "gpu_": "on the GPU "}
+    found = [
+        f"{device}{value:,.0f} {unit}"
+        for prefix, device in devices.items()
+        for key, unit in units.items()
+        if is_number(value := measured.get(f"{prefix}{key}"))
+    ]
+    return f"at most {', '.join(found)}" if found else ""
+
+
 # ---- parts --------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from experiments.records import machine
-from experiments.records.machine import SWITCH, hardware, machine_name, peak_gflops
+from experiments.records.machine import (
+    SWITCH,
+    calibration_words,
+    hardware,
+    machine_name,
+    peak_gflops,
+)
 from tests.conftest import Cli
 
 CPUINFO = """\
@@ -111,3 +117,11 @@ def test_the_peak_is_that_of_device_and_precision() -> None:
     assert peak_gflops(parts, "16-mixed", on_gpu=True) == 8.0
     assert peak_gflops(parts, "32-true", on_gpu=True) is None
     assert peak_gflops({"calibration": "fast"}, None, on_gpu=False) is None
+
+
+def test_a_calibration_in_words() -> None:
+    figures = {"fp32_gflops": 217.9, "bf16_gflops": 983.9, "gpu_copy_gb_s": 3000.0}
+    assert calibration_words({"calibration": figures}) == (
+        "at most 218 GFLOP/s in float32, 984 GFLOP/s in bfloat16, on the GPU 3,000 GB/s of memory"
+    )
+    assert calibration_words({}) == calibration_words({"calibration": {"a": "b"}}) == ""
