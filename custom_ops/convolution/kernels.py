@@ -25,14 +25,14 @@ _LIBRARY.define(
 )
 _SAME_3X3 = ((1, 1), (1, 1), (1, 1))  # stride, padding and dilation
 # Below, transforms cost more than the products they save: measured, see docs/convolution.md.
-_FEWEST_CHANNELS = 16
+_FEWEST_PRODUCTS = {torch.bfloat16: 1536, torch.float32: 4096}  # input times output channels
 _FEWEST_TILES = 256
-_SMALLEST_IMAGE = 3  # pixels
+_SMALLEST_IMAGE = 2  # pixels
 
 _tried = False
 
 
-def suits(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+def suits(x: Tensor, weight: Tensor, geometry: Geometry, dtype: torch.dtype | None = None) -> bool:
     """Whether `winograd` computes this convolution faster than PyTorch does, by shapes alone.
 
     It never depends on a measurement, so that a run can be repeated to the last digit.
@@ -41,19 +41,20 @@ def suits(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
         x: X, (N, C, H, W).
         weight: g, (K, C, U, V).
         geometry: stride, padding and so on.
+        dtype: what X will be converted to, as by autocast; default: that of X.
     """
-    g = geometry
+    g, dtype = geometry, dtype or x.dtype
     same = (g.stride, g.padding, g.dilation) == _SAME_3X3 and g.groups == 1 and g.extra == (0, 0)
     if not same or x.ndim != 4 or weight.shape[2:] != (3, 3):
         return False
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+    if x.device.type != "cpu" or dtype not in _FEWEST_PRODUCTS:
         return False
     images, channels, height, width = x.shape
     tiles = images * ((height + 1) // 2) * ((width + 1) // 2)
     return (
-        min(channels, len(weight)) >= _FEWEST_CHANNELS
+        channels * len(weight) >= _FEWEST_PRODUCTS[dtype]
         and min(height, width) >= _SMALLEST_IMAGE
-        and tiles >= _FEWEST_TILES
+        and tiles >= max(_FEWEST_TILES, channels, len(weight))
         and x.is_contiguous(memory_format=torch.channels_last)
     )
 

@@ -1,6 +1,10 @@
 """Convolution as a module."""
 
+import torch
 from torch import Tensor, nn
+from torch.compiler import is_exporting
+from torch.jit import is_tracing
+from torch.overrides import has_torch_function
 
 from custom_ops.convolution import kernels
 from custom_ops.convolution.formula import Geometry
@@ -25,14 +29,25 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Returns Y."""
-        if self._is_plain() and kernels.suits(input, self.weight, self._geometry()):
+        if self._suits(input):
             return conv2d(input, self.weight, self.bias, padding=1)
         return super().forward(input)
 
-    def _is_plain(self) -> bool:
-        return self.padding_mode == "zeros" and not isinstance(self.padding, str)
+    def __prepare_scriptable__(self) -> nn.Conv2d:
+        """What TorchScript compiles instead: PyTorch's convolution, with the same parameters."""
+        native = nn.Conv2d.__new__(nn.Conv2d)
+        native.__dict__.update(self.__dict__)
+        return native
 
-    def _geometry(self) -> Geometry:
-        stride, dilation = self.stride, self.dilation
-        padding = (int(self.padding[0]), int(self.padding[1]))
-        return Geometry((stride[0], stride[1]), padding, (dilation[0], dilation[1]), self.groups)
+    def _suits(self, x: Tensor) -> bool:
+        # A model that is recorded, for a file or by `torch.fx`, must run without this project.
+        if is_tracing() or is_exporting() or has_torch_function((x,)):
+            return False
+        if self.padding_mode != "zeros" or isinstance(self.padding, str):
+            return False
+        stride, padding, dilation = (
+            (int(pair[0]), int(pair[1])) for pair in (self.stride, self.padding, self.dilation)
+        )
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+        geometry = Geometry(stride, padding, dilation, self.groups)
+        return kernels.suits(x, self.weight, geometry, dtype)
