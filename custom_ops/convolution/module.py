@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_exporting
-from torch.jit import is_tracing
 from torch.overrides import has_torch_function
 
 from custom_ops.convolution import kernels
@@ -41,7 +40,8 @@ class Conv2d(nn.Conv2d):
 
     def _suits(self, x: Tensor) -> bool:
         # A model that is recorded, for a file or by `torch.fx`, must run without this project.
-        if is_tracing() or is_exporting() or has_torch_function((x,)):
+        recorded = torch.jit.is_tracing() or is_exporting()  # type: ignore[attr-defined, no-untyped-call]
+        if recorded or has_torch_function((x,)):
             return False
         if self.padding_mode != "zeros" or isinstance(self.padding, str):
             return False

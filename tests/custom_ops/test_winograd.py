@@ -191,9 +191,10 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
 @pytest.mark.parametrize("isa", ["-mavx2 -mfma -mf16c", "-mavx2", "-msse2", "-mavx512f -mfma"])
 def test_other_instruction_sets_compute_the_same(isa: str, tmp_path: Path) -> None:
-    tests = ("agree_with_the_truth", "past_the_cache", "a_chunk_holds", "no_digit", "any_layout")
+    tests = ("agree_with_the_truth", "past_the_cache", "a_chunk_holds", "any_layout")
+    chosen = " or ".join((*tests, "(no_digit and float32)"))  # bfloat16 is PyTorch's there
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", __file__, "-k", " or ".join(tests)],
+        [sys.executable, "-m", "pytest", "-q", __file__, "-k", chosen],
         env={**os.environ, "CXX": "g++", "CUSTOM_OPS_ISA": isa, "XDG_CACHE_HOME": str(tmp_path)},
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -341,11 +342,11 @@ def test_what_is_recorded_needs_no_kernel_of_this_project(way: str) -> None:
     recorded: Any
     if way == "export":
         program = torch.export.export(module, (x,))
-        assert "custom_ops" not in str(program)
+        assert "custom_ops." not in str(program.graph)
         recorded = program.module()
     elif way == "trace":
-        recorded = torch.jit.trace(module, x)
-        assert "custom_ops" not in str(recorded.graph)
+        recorded = torch.jit.trace(module, x)  # type: ignore[no-untyped-call]
+        assert "custom_ops::" not in str(recorded.inlined_graph)
     elif way == "script":
         recorded = torch.jit.script(module)
     else:
