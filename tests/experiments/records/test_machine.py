@@ -35,7 +35,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.delenv(SWITCH)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(machine, "_PATIENCE_S", 0.0)
-    monkeypatch.setattr(machine, "_SIDE", {"cpu": 64})
+    monkeypatch.setattr(machine, "_SIDE", {"cpu": (4, 8)})
     monkeypatch.setattr(machine, "_COPIED", {"cpu": 2**16})
     return tmp_path / "cifar10-lightning"
 
