@@ -5,7 +5,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -32,7 +32,7 @@ def timer(device: str) -> Callable[[Callable[[], object], int], float]:
 
 
 def measure(
-    measured: list[tuple[str, str, Callable[[], object]]], device: str, rounds: int
+    measured: Sequence[tuple[str, str, Callable[[], object]]], device: str, rounds: int
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Times calls in turn, in another order each round.
 
