@@ -15,6 +15,8 @@ from typing import Any
 # The short key of the learning rate, and its key in configurations.
 LEARNING_RATE = "model.lr"
 LEARNING_RATE_LONG = "model.init_args.optimizer.init_args.lr"
+# The seed of everything: here, and as other projects call it.
+SEEDS = ("seed_everything", "seed", "random_seed", "random_state", "manual_seed")
 MAX_TIME = "trainer.max_time"  # ``stopped_by`` begins with it if this limit stopped the run
 
 
@@ -47,7 +49,7 @@ TABLE: tuple[tuple[str, Kind], ...] = (
     (r"runs_dir|test_after_fit|data\.data_dir|trainer\.logger.*|run\..*", _CIRCUMSTANCE),
     (r"data\.download|trainer\.(default_root_dir|enable_.*)", Kind(name=False, group=False)),
     # Seeds; the name of a run ends in the seed of everything.
-    (r"seed_everything", Kind(name=False, group=False)),
+    ("|".join(SEEDS), Kind(name=False, group=False)),
     (r"data\.seed", Kind(group=False)),
     # A resumed run may have higher limits.
     (r"trainer\.max_(steps|epochs)", Kind(resume=False)),

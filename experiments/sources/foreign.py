@@ -1,0 +1,187 @@
+"""What the readers of other tools share: they make a `Run` of settings and measured values.
+
+Metrics keep the names that they have there. The configuration is flat; a seed under one of its
+usual names is the seed of the run. Keys that begin with ``run.`` hold fields of a record, as
+`experiments.WandbLogger` and `experiments.export_runs` write them.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.identity import SEEDS
+from experiments.records.reader import check_record, parse_json
+from experiments.records.runs import Run, flat
+from experiments.texts import shortened
+
+MOST_POINTS = 1_000_000  # values of one run, or of one file with many runs
+FACTS = "run"  # the key of a configuration under which fields of a record are kept
+_LONGEST_NOTE = 1_000  # characters
+_LONGEST_NAME = 250
+_MOST_SETTINGS = 10_000
+_NOT_FINITE = {"NaN", "Infinity", "-Infinity"}  # in JSON, as W&B and trackio write it
+_WORDS = {"True": True, "False": False, "None": None}  # as Python prints them
+
+
+class Point(NamedTuple):
+    """A measured value.
+
+    Attributes:
+        metric: its name.
+        step: of the training; None if it is not known.
+        value: a number; other values are left out.
+        seconds: since the start of the run; None if it is not known.
+    """
+
+    metric: str
+    step: int | None
+    value: Any
+    seconds: float | None = None
+
+
+def entries_of(points: Iterable[Point]) -> list[dict[str, Any]]:
+    """Log entries, one for each step, in the order of the steps; of two values the later counts.
+
+    Raises:
+        ValueError: if there are too many.
+    """
+    found: dict[int | None, dict[str, Any]] = {}
+    for count, (metric, step, value, seconds) in enumerate(points, 1):
+        if count > MOST_POINTS:
+            raise ValueError(f"it has more than {MOST_POINTS:,} values")
+        if is_value(value):
+            entry = found.setdefault(step, {"step": step})
+            entry[metric] = finite(value)
+            if seconds is not None and math.isfinite(seconds):
+                entry.setdefault("seconds", round(seconds, 3))
+    return [found[step] for step in sorted(found, key=lambda step: (step is not None, step or 0))]
+
+
+def is_value(value: Any) -> bool:
+    """Whether a value is a number, also one that is not finite."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number or (isinstance(value, str) and value in _NOT_FINITE)
+
+
+def finite(value: Any) -> float | int | None:
+    """A number; None if it is not finite, as in a log of this project."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def step_of(value: Any) -> int | None:
+    """A step as an integer; None if it is none, or larger than any training."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**53:
+        return None
+    return int(value) if value == int(value) else None
+
+
+def setting_of(text: str) -> Any:
+    """The value of a setting that is kept as text: ``0.1``, ``True``, ``[1, 2]``, ``sgd``."""
+    if text in _WORDS:
+        return _WORDS[text]
+    try:
+        return parse_json(text)
+    except ValueError:
+        return text
+
+
+def as_text(value: Any) -> str:
+    """A setting as text, of which `setting_of` makes the same value again."""
+    if isinstance(value, str) and setting_of(value) == value:
+        return value
+    return json.dumps(value, default=str)
+
+
+def date_of(seconds: float) -> str | None:
+    """A time as in a record; None if it is none.
+
+    Args:
+        seconds: since 1970.
+    """
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+    except (OverflowError, OSError, TypeError, ValueError):
+        return None
+
+
+def broken(path: Path, note: str, source: str, name: str = "") -> Run:
+    """A run that can't be read."""
+    shown = shortened(name or path.name, _LONGEST_NAME)
+    return Run(shown, path, "unreadable", note=shortened(note, _LONGEST_NOTE), source=source)
+
+
+def run_of(
+    name: str,
+    path: Path,
+    source: str,
+    settings: Mapping[str, Any],
+    entries: list[dict[str, Any]],
+    status: str = "unknown",
+    note: str = "",
+    **fields: Any,
+) -> Run:
+    """A run of another tool.
+
+    Args:
+        name: its name there.
+        path: its file or folder; two runs must not share it.
+        source: the tool.
+        settings: its configuration, possibly nested.
+        entries: its log.
+        status: as in a record, if it is known.
+        note: a problem, in one line.
+        fields: more fields of a record; `summary` is completed by the last values of the log.
+
+    Raises:
+        ValueError: if the types are not those of a record, or if there are too many settings.
+    """
+    config = flat(settings)
+    if len(config) > _MOST_SETTINGS:
+        raise ValueError(f"it has more than {_MOST_SETTINGS:,} settings")
+    facts = {k.removeprefix(f"{FACTS}."): v for k, v in config.items() if k.startswith(f"{FACTS}.")}
+    name, note = shortened(str(name), _LONGEST_NAME), shortened(note, _LONGEST_NOTE)
+    weights = {"weights_sha256": facts.get("started_from.weights_sha256")}
+    known = {
+        "seed": _take_seed(config),
+        "data": _text(facts.get("data")),
+        "started_from": weights,
+        "resumed": facts.get("resumed"),
+        "job_type": _text(facts.get("job_type")),
+        **{key: value for key, value in fields.items() if value is not None},
+        "summary": _last_values(entries) | _figures(fields.get("summary") or {}),
+    }
+    check_record({**known, "name": name})
+    status = shortened(_text(facts.get("status")) or status, 20)
+    note = note or shortened(_text(facts.get("note")) or "", _LONGEST_NOTE)
+    return Run(name, path, status, known, config, entries, note, source)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _take_seed(config: dict[str, Any]) -> int | None:
+    """The seed; one under a nested key gets its usual name, so that it separates no runs."""
+    nested = [key for key in config if key.rpartition(".")[2] in SEEDS and key != "data.seed"]
+    found = next((key for key in SEEDS if key in config), nested[0] if len(nested) == 1 else None)
+    seed = config.get(found) if found else None
+    if not isinstance(seed, int) or isinstance(seed, bool) or abs(seed) >= 2**63:
+        return None
+    if found not in SEEDS:
+        config[str(found).rpartition(".")[2]] = config.pop(str(found))
+    return seed
+
+
+def _last_values(entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    last: dict[str, Any] = {}
+    for entry in entries:
+        last.update(entry)
+    return {key: value for key, value in last.items() if key not in {"step", "seconds", "epoch"}}
+
+
+def _figures(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """A summary, flat, in which what is no finite number of a figure is missing."""
+    return {k: finite(v) if is_value(v) else v for k, v in flat(summary).items()}

@@ -1,0 +1,114 @@
+"""Reads runs of trackio, which keeps a SQLite file for each project, without trackio.
+
+The project is the setting ``trackio.project``, the group ``trackio.group``. Measurements of the
+hardware are left out. A run has no status there.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from experiments.identity import file_word
+from experiments.records.files import reason_of
+from experiments.records.reader import parse_json
+from experiments.records.runs import Run, flat
+from experiments.sources.databases import Database
+from experiments.sources.foreign import MOST_POINTS, Point, broken, entries_of, run_of, step_of
+
+SOURCE = "trackio"
+_OWN = ("_Username", "_Created", "_Group")  # settings of trackio's own
+
+
+def is_trackio(database: Database) -> bool:
+    """Whether a database has the tables of trackio."""
+    return database.has("metrics", "run_name", "step", "metrics")
+
+
+def read_tables(path: Path, database: Database) -> list[Run]:
+    """Reads the runs of a database of trackio.
+
+    Raises:
+        ValueError: if there are too many values.
+    """
+    settings = {
+        _key(run, name): (name, _object(config))
+        for run, name, config in database.rows("configs", "run_id", "run_name", "config")
+    }
+    points, names, bad = _points(database)
+    found = []
+    for number, key in enumerate(dict.fromkeys([*names, *settings])):
+        name, config = settings.get(key, (names.get(key, key), {}))
+        place = path / (file_word(str(key)) or f"run{number}")
+        note = f"{bad[key]} of its entries can't be read" if bad[key] else ""
+        try:
+            found.append(_run(str(name), place, path.stem, config, points[key], note))
+        except (ValueError, TypeError) as error:
+            found.append(broken(place, f"it can't be read: {reason_of(error)}", SOURCE, str(name)))
+    return found
+
+
+def _key(run: Any, name: Any) -> Any:
+    return name if run is None else run  # old files have names alone
+
+
+def _run(
+    name: str, place: Path, project: str, config: dict[str, Any], points: list[Point], note: str
+) -> Run:
+    created, group = config.get("_Created"), config.get("_Group")
+    shown = {key: value for key, value in config.items() if key not in _OWN}
+    shown |= {f"{SOURCE}.project": project}
+    shown |= {f"{SOURCE}.group": group} if isinstance(group, str) else {}
+    return run_of(
+        name,
+        place,
+        SOURCE,
+        shown,
+        entries_of(points),
+        note=note,
+        group=group if isinstance(group, str) else None,
+        started=created if isinstance(created, str) else None,
+    )
+
+
+def _points(database: Database) -> tuple[Mapping[Any, list[Point]], dict[Any, Any], dict[Any, int]]:
+    """The values of each run, its name, and how many of its entries can't be read."""
+    points: dict[Any, list[Point]] = defaultdict(list)
+    names: dict[Any, Any] = {}
+    began: dict[Any, float] = {}
+    bad: dict[Any, int] = defaultdict(int)
+    columns = ("run_id", "run_name", "timestamp", "step", "metrics")
+    count = 0
+    for run, name, timestamp, step, metrics in database.rows("metrics", *columns, order="id"):
+        key = _key(run, name)
+        names.setdefault(key, name)
+        entry = _object(metrics)
+        bad[key] += not entry
+        at = _time(timestamp)
+        if at is not None:
+            began.setdefault(key, at)
+        for metric, value in flat(entry).items():
+            count += 1
+            if count > MOST_POINTS:
+                raise ValueError(f"it has more than {MOST_POINTS:,} values")
+            seconds = None if at is None else at - began[key]
+            points[key].append(Point(metric, step_of(step), value, seconds))
+    return points, names, bad
+
+
+def _object(content: Any) -> dict[str, Any]:
+    """The object in a cell, which is JSON as text or as bytes; empty if it is none."""
+    try:
+        text = content.decode() if isinstance(content, bytes) else str(content)
+        found = parse_json(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _time(text: Any) -> float | None:
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
