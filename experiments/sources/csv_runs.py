@@ -49,18 +49,8 @@ def settings_in(folder: Path) -> tuple[dict[str, Any], str]:
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
-            empty = name == _SETTINGS[-1] and not _has_content(folder / name)
-            note = f"{name} can't be read: {reason_of(error)}; its settings are left out"
-            return {}, "" if empty else note
+            return {}, f"{name} can't be read: {reason_of(error)}; its settings are left out"
     return {}, ""
-
-
-def _has_content(path: Path) -> bool:
-    """Whether a file has more than ``{}``, which Lightning writes for a run without settings."""
-    try:
-        return path.stat().st_size > len("null\n...\n")
-    except OSError:
-        return False
 
 
 class _Table:

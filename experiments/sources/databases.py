@@ -22,6 +22,7 @@ _HEADER = b"SQLite format 3\x00"
 _PATIENCE_S = 20  # for one file
 _MOST_ROWS = 2_000_000  # of one table
 _LARGEST_VALUE = 2**24  # bytes
+_LARGEST_TABLE = 2**28  # bytes of text; a column may be computed, and larger than the file
 _TRIES = 5
 _WITH_LOG = 2  # byte 18 of a file that has a write-ahead log
 
@@ -60,7 +61,7 @@ class Database:
             order: columns to sort by, with commas.
 
         Raises:
-            ValueError: if there are too many rows.
+            ValueError: if there are too many rows, or too much text.
         """
         there = self.columns.get(table, set())
         if not there:
@@ -68,9 +69,13 @@ class Database:
         chosen = ", ".join(f'"{column}"' if column in there else "NULL" for column in columns)
         sort = f" ORDER BY {order}" if order else ""
         cursor = self._connection.execute(f'SELECT {chosen} FROM "{table}"{sort}')
+        size = 0
         for count, row in enumerate(cursor, 1):
             if count > _MOST_ROWS:
                 raise ValueError(f"its table {table} has more than {_MOST_ROWS:,} rows")
+            size += sum(len(value) for value in row if isinstance(value, str | bytes))
+            if size > _LARGEST_TABLE:
+                raise ValueError(f"its table {table} has more than {_LARGEST_TABLE:,} bytes")
             yield row
 
 
