@@ -57,6 +57,7 @@ ROOMS: dict[str, set[str]] = {
     | {"session"},
     "reproduction": {"texts", "identity", "records", "analysis"},
     "compare": {"errors", "texts", "records", "analysis", "sources", "command_line"},
+    "export_runs": {*_BASE, "records", "sources", "command_line"},
     "tuning": {"errors", "texts", "identity", "process", "records", "analysis", "session"}
     | {"command_line", "compare"},
     "wandb_report": set[str](),

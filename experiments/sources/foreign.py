@@ -19,6 +19,10 @@ from experiments.texts import shortened
 
 MOST_POINTS = 1_000_000  # values of one run, or of one file with many runs
 FACTS = "run"  # the key of a configuration under which fields of a record are kept
+KEPT_FACTS = (
+    *("status", "note", "data", "job_type", "group", "notes", "tags", "started", "seconds"),
+    *("git", "versions", "images", "started_from", "resumed", "stopped_by", "best_since"),
+)
 _LONGEST_NOTE = 1_000  # characters
 _LONGEST_NAME = 250
 _MOST_SETTINGS = 10_000
@@ -107,6 +111,14 @@ def date_of(seconds: float) -> str | None:
         return None
 
 
+def time_of(date: Any) -> float | None:
+    """The seconds since 1970 of a date as text; None if it is none."""
+    try:
+        return datetime.fromisoformat(date).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
 def broken(path: Path, note: str, source: str, name: str = "") -> Run:
     """A run that can't be read."""
     shown = shortened(name or path.name, _LONGEST_NAME)
@@ -141,26 +153,55 @@ def run_of(
     config = flat(settings)
     if len(config) > _MOST_SETTINGS:
         raise ValueError(f"it has more than {_MOST_SETTINGS:,} settings")
-    facts = {k.removeprefix(f"{FACTS}."): v for k, v in config.items() if k.startswith(f"{FACTS}.")}
-    name, note = shortened(str(name), _LONGEST_NAME), shortened(note, _LONGEST_NOTE)
-    weights = {"weights_sha256": facts.get("started_from.weights_sha256")}
+    facts = _facts(config)
+    status, note = facts.pop("status", status), facts.pop("note", note)
     known = {
+        **facts,
         "seed": _take_seed(config),
-        "data": _text(facts.get("data")),
-        "started_from": weights,
-        "resumed": facts.get("resumed"),
-        "job_type": _text(facts.get("job_type")),
         **{key: value for key, value in fields.items() if value is not None},
         "summary": _last_values(entries) | _figures(fields.get("summary") or {}),
     }
+    name, note = shortened(str(name), _LONGEST_NAME), shortened(str(note), _LONGEST_NOTE)
     check_record({**known, "name": name})
-    status = shortened(_text(facts.get("status")) or status, 20)
-    note = note or shortened(_text(facts.get("note")) or "", _LONGEST_NOTE)
-    return Run(name, path, status, known, config, entries, note, source)
+    return Run(name, path, shortened(str(status), 20), known, config, entries, note, source)
 
 
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+def labels(source: str, settings: Mapping[str, Any], **found: Any) -> dict[str, str]:
+    """Settings for what a tool says beside them, such as the group: ``wandb.group``.
+
+    This project writes there what the name and the command say already; such labels are left out.
+    """
+    if any(key == FACTS or key.startswith(f"{FACTS}.") for key in settings):
+        return {}
+    return {f"{source}.{k}": label for k, label in found.items() if label and _is_text(label)}
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a record in a configuration; others may mean anything by ``run``."""
+    tree: dict[str, Any] = {}
+    for key, value in config.items():
+        above, _, rest = key.partition(".")
+        field, _, inner = rest.partition(".")
+        if above == FACTS and field in KEPT_FACTS and not (inner and field in ("status", "note")):
+            if inner:
+                tree.setdefault(field, {})[inner] = value
+            else:
+                tree[field] = value
+    return {field: value for field, value in tree.items() if _fits(field, value)}
+
+
+def _fits(field: str, value: Any) -> bool:
+    if field in {"status", "note", "group", "notes"}:
+        return isinstance(value, str)
+    try:
+        check_record({"summary": {}, field: value})
+    except ValueError:
+        return False
+    return value is not None
 
 
 def _take_seed(config: dict[str, Any]) -> int | None:

@@ -7,7 +7,7 @@ experiments are left out.
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from experiments.records.reader import LARGEST_CONFIG, LARGEST_LOG, read_config
 from experiments.records.runs import Run
 from experiments.sources.databases import Database
 from experiments.sources.foreign import (
+    FACTS,
     MOST_POINTS,
     Point,
     broken,
     date_of,
     entries_of,
+    labels,
     run_of,
     setting_of,
     step_of,
@@ -210,7 +212,9 @@ def _made(
     note: str,
 ) -> Run:
     settings = {key: setting_of(value) for key, value in parameters.items()}
-    settings |= _labels(experiment, tags.items())
+    settings |= {key: setting_of(tags[key]) for key in tags if key.startswith(f"{FACTS}.")}
+    said = {key: tags.get(key) for key in ("group", "job_type")}
+    settings |= labels(SOURCE, settings, experiment=experiment, **said)
     known = {label: tags[tag] for tag, label in _TAGS.items() if tag in tags}
     commit = known.pop("commit", None)
     return run_of(
@@ -224,17 +228,6 @@ def _made(
         started=date_of(began / 1000) if began is not None else None,
         git={"commit": commit} if commit else None,
         group=tags.get("group"),
-        tags={key: value for key, value in tags.items() if not key.startswith("mlflow.")},
+        job_type=tags.get("job_type"),
         **known,
     )
-
-
-def _labels(experiment: Any, tags: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """The settings by which MLflow's runs are told apart, and fields of a record in tags."""
-    found = {f"{SOURCE}.experiment": str(experiment)} if experiment else {}
-    for key, value in tags:
-        if key in {"group", "job_type"}:
-            found[f"{SOURCE}.{key}"] = value
-        elif key.startswith("run."):
-            found[key] = setting_of(value)
-    return found

@@ -13,13 +13,13 @@ from typing import Any
 from experiments.records.files import open_regular, reason_of
 from experiments.records.reader import parse_json
 from experiments.records.runs import Run
-from experiments.sources.foreign import MOST_POINTS, broken, run_of
+from experiments.sources.foreign import FACTS, MOST_POINTS, broken, run_of
 
 SOURCE = "parquet"
 RUNS_FILE, METRICS_FILE = "runs.parquet", "metrics.parquet"
 MARK = b"experiments.export_runs"  # a key of the file's own metadata
 FORMAT = b"1"
-RUN_COLUMNS = ("run", "name", "status", "note", "config", "summary", "fields")
+RUN_COLUMNS = ("run", "name", "config", "summary", "fields")
 METRIC_COLUMNS = ("run", "entry", "step", "seconds", "metric", "value")
 _MOST_RUNS = 10_000
 _AT_ONCE = 10_000  # rows
@@ -77,8 +77,6 @@ def _entries(path: Path, reader: Any) -> dict[Any, dict[Any, dict[str, Any]]]:
 def _run(folder: Path, row: dict[str, Any], entries: dict[Any, dict[Any, dict[str, Any]]]) -> Run:
     number = int(row["run"])
     logged = [entry for _, entry in sorted(entries[number].items())]
-    fields = {**parse_json(row["fields"]), "summary": parse_json(row["summary"])}
-    name, place = str(row["name"]), folder / str(number)
-    status, note = row["status"] or "unknown", row["note"] or ""
-    config = parse_json(row["config"])
-    return run_of(name, place, SOURCE, config, logged, status, note, **fields)
+    settings = {**parse_json(row["config"]), FACTS: parse_json(row["fields"])}
+    name, summary = str(row["name"]), parse_json(row["summary"])
+    return run_of(name, folder / str(number), SOURCE, settings, logged, summary=summary)

@@ -6,7 +6,6 @@ hardware are left out. A run has no status there.
 
 from collections import defaultdict
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,17 @@ from experiments.records.files import reason_of
 from experiments.records.reader import parse_json
 from experiments.records.runs import Run, flat
 from experiments.sources.databases import Database
-from experiments.sources.foreign import MOST_POINTS, Point, broken, entries_of, run_of, step_of
+from experiments.sources.foreign import (
+    FACTS,
+    MOST_POINTS,
+    Point,
+    broken,
+    entries_of,
+    labels,
+    run_of,
+    step_of,
+    time_of,
+)
 
 SOURCE = "trackio"
 _OWN = ("_Username", "_Created", "_Group")  # settings of trackio's own
@@ -33,10 +42,11 @@ def read_tables(path: Path, database: Database) -> list[Run]:
         ValueError: if there are too many values.
     """
     settings = {
-        _key(run, name): (name, _object(config))
+        _key(run, name): (name, _object(config) or {})
         for run, name, config in database.rows("configs", "run_id", "run_name", "config")
     }
-    points, names, bad = _points(database)
+    begun = {key: time_of(_started(config)) for key, (_, config) in settings.items()}
+    points, names, bad = _points(database, {k: at for k, at in begun.items() if at is not None})
     found = []
     for number, key in enumerate(dict.fromkeys([*names, *settings])):
         name, config = settings.get(key, (names.get(key, key), {}))
@@ -58,8 +68,7 @@ def _run(
 ) -> Run:
     created, group = config.get("_Created"), config.get("_Group")
     shown = {key: value for key, value in config.items() if key not in _OWN}
-    shown |= {f"{SOURCE}.project": project}
-    shown |= {f"{SOURCE}.group": group} if isinstance(group, str) else {}
+    shown |= labels(SOURCE, shown, project=project, group=group)
     return run_of(
         name,
         place,
@@ -68,11 +77,20 @@ def _run(
         entries_of(points),
         note=note,
         group=group if isinstance(group, str) else None,
-        started=created if isinstance(created, str) else None,
+        started=_started(config) or (created if isinstance(created, str) else None),
     )
 
 
-def _points(database: Database) -> tuple[Mapping[Any, list[Point]], dict[Any, Any], dict[Any, int]]:
+def _started(config: Mapping[str, Any]) -> Any:
+    """The start of a run that was exported: trackio's own is the time of the export."""
+    facts = config.get(FACTS)
+    started = facts.get("started") if isinstance(facts, Mapping) else None
+    return started if time_of(started) is not None else None
+
+
+def _points(
+    database: Database, begun: Mapping[Any, float]
+) -> tuple[Mapping[Any, list[Point]], dict[Any, Any], dict[Any, int]]:
     """The values of each run, its name, and how many of its entries can't be read."""
     points: dict[Any, list[Point]] = defaultdict(list)
     names: dict[Any, Any] = {}
@@ -84,11 +102,11 @@ def _points(database: Database) -> tuple[Mapping[Any, list[Point]], dict[Any, An
         key = _key(run, name)
         names.setdefault(key, name)
         entry = _object(metrics)
-        bad[key] += not entry
-        at = _time(timestamp)
+        bad[key] += entry is None
+        at = time_of(timestamp)
         if at is not None:
-            began.setdefault(key, at)
-        for metric, value in flat(entry).items():
+            began.setdefault(key, begun.get(key, at))
+        for metric, value in flat(entry or {}).items():
             count += 1
             if count > MOST_POINTS:
                 raise ValueError(f"it has more than {MOST_POINTS:,} values")
@@ -97,18 +115,11 @@ def _points(database: Database) -> tuple[Mapping[Any, list[Point]], dict[Any, An
     return points, names, bad
 
 
-def _object(content: Any) -> dict[str, Any]:
-    """The object in a cell, which is JSON as text or as bytes; empty if it is none."""
+def _object(content: Any) -> dict[str, Any] | None:
+    """The object in a cell, which is JSON as text or as bytes; None if it is none."""
     try:
         text = content.decode() if isinstance(content, bytes) else str(content)
         found = parse_json(text)
     except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _time(text: Any) -> float | None:
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except (TypeError, ValueError, OverflowError):
         return None
+    return found if isinstance(found, dict) else None

@@ -23,7 +23,16 @@ from experiments.identity import MAX_TIME
 from experiments.records.files import open_regular, reason_of
 from experiments.records.reader import LARGEST_LOG, MOST_ENTRIES, parse_json
 from experiments.records.runs import STALE_S, Run, flat
-from experiments.sources.foreign import FACTS, broken, finite, is_value, run_of, step_of
+from experiments.sources.foreign import (
+    FACTS,
+    broken,
+    finite,
+    is_value,
+    labels,
+    run_of,
+    step_of,
+    time_of,
+)
 
 SOURCE = "wandb"
 SUFFIX = ".wandb"
@@ -125,8 +134,8 @@ def _run(path: Path, records: list[dict[str, Any]], now: float) -> Run:
     fields: dict[str, Any] = {"summary": {}, "wandb_id": path.stem.removeprefix("run-")}
     name, status, note = path.parent.name, "running", ""
     tree: dict[str, Any] = {}
-    labels: dict[str, Any] = {}
-    entries = []
+    said: dict[str, Any] = {}
+    items = []
     for record in records:
         kind = str(record.get("type"))
         content = record.get(kind) or {}
@@ -134,9 +143,10 @@ def _run(path: Path, records: list[dict[str, Any]], now: float) -> Run:
             case "run":
                 name = content.get("display_name") or name
                 fields["wandb_id"] = content.get("run_id", fields["wandb_id"])
-                fields["git"] = {"commit": (content.get("git") or {}).get("commit")}
+                commit = (content.get("git") or {}).get("commit")
+                fields["git"] = {"commit": commit} if commit else None
                 fields |= {k: content.get(k) for k in ("tags", "notes", "job_type", "project")}
-                labels = {key: content.get(label) for label, key in _LABELS.items()}
+                said = {key: content.get(label) for label, key in _LABELS.items()}
                 fields |= {"group": content.get("run_group"), "started": content.get("start_time")}
                 tree |= (content.get("config") or {}).get("update", {})
             case "config":
@@ -144,14 +154,17 @@ def _run(path: Path, records: list[dict[str, Any]], now: float) -> Run:
             case "summary":
                 fields["summary"] |= content.get("update", {})
             case "history":
-                entries.append(_entry(content.get("item", {})))
+                items.append(content.get("item", {}))
             case "exit":
                 status = "failed" if content.get("exit_code") else "finished"
                 note = f"exit code {content['exit_code']}" if content.get("exit_code") else ""
     tree.pop("_wandb", None)
-    if FACTS not in tree:
-        tree |= {f"{SOURCE}.{key}": label for key, label in labels.items() if label}
+    tree |= labels(SOURCE, tree, **said)
     fields["stopped_by"] = _limits(tree)
+    began = _began(tree)
+    if began is not None:
+        fields["started"] = None
+    entries = [_entry(item, began) for item in items]
     run = run_of(name, path.parent, SOURCE, tree, entries, status, note, **fields)
     if status == "running" and run.status == "running" and path.stat().st_mtime < now - STALE_S:
         run.status = "crashed"
@@ -165,10 +178,17 @@ def _limits(tree: Mapping[str, Any]) -> str | None:
     return ", ".join(f"{key} {limit}" for key, limit in found.items()) or None
 
 
-def _entry(item: Mapping[str, Any]) -> dict[str, Any]:
+def _began(tree: Mapping[str, Any]) -> float | None:
+    """The start of a run that was exported: W&B's own is the time of the export."""
+    facts = tree.get(FACTS)
+    return time_of(facts.get("started")) if isinstance(facts, Mapping) else None
+
+
+def _entry(item: Mapping[str, Any], began: float | None) -> dict[str, Any]:
     entry: dict[str, Any] = {"step": step_of(item.get(_STEP, item.get("_step")))}
-    if is_value(item.get("_runtime")):
-        entry["seconds"] = finite(item["_runtime"])
+    at = item.get("_runtime") if began is None else item.get("_timestamp")
+    if isinstance(at, int | float):
+        entry["seconds"] = round(at - (began or 0.0), 3)
     shown = {key: value for key, value in item.items() if not key.startswith("_")}
     return entry | {key: finite(v) if is_value(v) else v for key, v in shown.items()}
 
