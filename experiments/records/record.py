@@ -39,7 +39,7 @@ from experiments.records.log import (
     to_json_values,
     write_entries,
 )
-from experiments.records.reader import read_record
+from experiments.records.reader import FORMAT, read_record
 
 Status = Literal["running", "finished", "failed", "interrupted", "preempted"]
 
@@ -100,6 +100,7 @@ class RunRecord:
             RunError: if the folder can't be written.
         """
         fields = {
+            "format": FORMAT,
             "name": path.name,
             "status": "running",
             "command": command,
