@@ -27,17 +27,18 @@ def read_csv(path: Path, name: str = "") -> Run:
 
     Args:
         path: the file.
-        name: of the run; default: of its folder.
+        name: of the run; default: of its folder, or of another file than ``metrics.csv``.
     """
     folder = path.parent
-    name = name or folder.absolute().name
+    place = folder if path.name == METRICS_CSV else path
+    name = name or place.absolute().name
     try:
         table = _Table(path)
         entries = entries_of(table.points())
         settings, note = settings_in(folder)
-        return run_of(name, folder, SOURCE, settings, entries, note=table.note() or note)
+        return run_of(name, place, SOURCE, settings, entries, note=table.note() or note)
     except (OSError, ValueError, csv.Error) as error:
-        return broken(folder, f"{path.name} can't be read: {reason_of(error)}", SOURCE, name)
+        return broken(place, f"{path.name} can't be read: {reason_of(error)}", SOURCE, name)
 
 
 def settings_in(folder: Path) -> tuple[dict[str, Any], str]:

@@ -20,7 +20,7 @@ from experiments.records.files import file_identity, open_regular, read_bytes
 LARGEST_DATABASE = 2**30  # bytes
 _HEADER = b"SQLite format 3\x00"
 _PATIENCE_S = 20  # for one file
-_MOST_ROWS = 2_000_000  # of one table
+_MOST_ROWS = 5_000_000  # of one table
 _LARGEST_VALUE = 2**24  # bytes
 _LARGEST_TABLE = 2**28  # bytes of text; a column may be computed, and larger than the file
 _TRIES = 5

@@ -13,7 +13,7 @@ from pathlib import Path
 from experiments.identity import experiment_name
 from experiments.records.files import PARTIAL, reason_of
 from experiments.records.log import METRICS
-from experiments.records.record import CONFIG, RECORD
+from experiments.records.record import RECORD
 from experiments.records.runs import Run, read_run
 from experiments.sources import (
     csv_runs,
@@ -26,7 +26,6 @@ from experiments.sources import (
 from experiments.sources.databases import is_database, open_database
 from experiments.sources.foreign import broken
 
-_RUN_FILES = {RECORD, CONFIG, METRICS}
 _DATABASES = {".db", ".sqlite", ".sqlite3"}
 _MLFLOW_DATABASE = "mlflow.db"
 _IGNORED = {".git", ".venv", "__pycache__", "node_modules", ".trash"}
@@ -135,7 +134,7 @@ class _Search:
         files = len(self._wandb)
         found = self._files_of(folder, names)
         found += [run for entry in entries for run in self._below(folder, entry, depth)]
-        has_lost_its_record = bool(names & _RUN_FILES) and not found and len(self._wandb) == files
+        has_lost_its_record = METRICS in names and not found and len(self._wandb) == files
         return [read_run(folder, self._now)] if has_lost_its_record else found
 
     def _below(self, folder: Path, entry: "os.DirEntry[str]", depth: int) -> list[Run]:

@@ -17,7 +17,7 @@ from experiments.records.reader import check_record, parse_json
 from experiments.records.runs import Run, flat
 from experiments.texts import shortened
 
-MOST_POINTS = 1_000_000  # values of one run, or of one file with many runs
+MOST_POINTS = 1_000_000  # values of one run
 FACTS = "run"  # the key of a configuration under which fields of a record are kept
 KEPT_FACTS = (
     *("status", "note", "data", "job_type", "group", "notes", "tags", "started", "seconds"),
@@ -46,22 +46,45 @@ class Point(NamedTuple):
     seconds: float | None = None
 
 
+class Log:
+    """Collects measured values as log entries, one for each step."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int | None, dict[str, Any]] = {}
+        self._count = 0
+
+    def add(self, metric: str, step: int | None, value: Any, seconds: float | None = None) -> None:
+        """Adds a `Point`; of two values of a metric at one step, the later counts.
+
+        Raises:
+            ValueError: if there are too many.
+        """
+        self._count += 1
+        if self._count > MOST_POINTS:
+            raise ValueError(f"it has more than {MOST_POINTS:,} values")
+        if is_value(value):
+            entry = self._entries.setdefault(step, {"step": step})
+            entry[metric] = finite(value)
+            if seconds is not None and math.isfinite(seconds):
+                entry.setdefault("seconds", round(seconds, 3))
+
+    def entries(self) -> list[dict[str, Any]]:
+        """The entries in the order of their steps; first the one without a step."""
+        known = sorted(step for step in self._entries if step is not None)
+        without = [None] if None in self._entries else []
+        return [self._entries[step] for step in [*without, *known]]
+
+
 def entries_of(points: Iterable[Point]) -> list[dict[str, Any]]:
-    """Log entries, one for each step, in the order of the steps; of two values the later counts.
+    """Log entries of measured values, see `Log`.
 
     Raises:
         ValueError: if there are too many.
     """
-    found: dict[int | None, dict[str, Any]] = {}
-    for count, (metric, step, value, seconds) in enumerate(points, 1):
-        if count > MOST_POINTS:
-            raise ValueError(f"it has more than {MOST_POINTS:,} values")
-        if is_value(value):
-            entry = found.setdefault(step, {"step": step})
-            entry[metric] = finite(value)
-            if seconds is not None and math.isfinite(seconds):
-                entry.setdefault("seconds", round(seconds, 3))
-    return [found[step] for step in sorted(found, key=lambda step: (step is not None, step or 0))]
+    log = Log()
+    for point in points:
+        log.add(*point)
+    return log.entries()
 
 
 def is_value(value: Any) -> bool:

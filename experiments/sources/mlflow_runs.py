@@ -18,7 +18,7 @@ from experiments.records.runs import Run
 from experiments.sources.databases import Database
 from experiments.sources.foreign import (
     FACTS,
-    MOST_POINTS,
+    Log,
     Point,
     broken,
     date_of,
@@ -157,7 +157,7 @@ def read_tables(path: Path, database: Database) -> list[Run]:
         )
     )
     began = {key: start for key, _, _, start, *_ in rows if isinstance(start, int)}
-    points = _points(database, began)
+    logs = _logs(database, began)
     found = []
     for number, (key, given, status, _, stage, experiment) in enumerate(rows):
         about = experiments.get(experiment, {})
@@ -166,7 +166,7 @@ def read_tables(path: Path, database: Database) -> list[Run]:
         place = path / (file_word(str(key)) or f"run{number}")
         name = given or tags[key].get(_NAME) or key
         try:
-            entries = entries_of(points[key])
+            entries = logs[key].entries()
             found.append(
                 _made(
                     *(name, place, about.get("name"), parameters[key], tags[key], entries),
@@ -185,18 +185,17 @@ def _by_run(database: Database, table: str) -> dict[Any, dict[str, str]]:
     return found
 
 
-def _points(database: Database, began: Mapping[Any, int]) -> dict[Any, list[Point]]:
-    found: dict[Any, list[Point]] = defaultdict(list)
+def _logs(database: Database, began: Mapping[Any, int]) -> dict[Any, Log]:
+    """The log of each run."""
+    found: dict[Any, Log] = defaultdict(Log)
     rows = database.rows(
         *("metrics", "run_uuid", "key", "value", "timestamp", "step", "is_nan"),
         order="run_uuid, step, timestamp" if database.has("metrics", "step") else "",
     )
-    for count, (run, key, value, at, step, is_nan) in enumerate(rows, 1):
-        if count > MOST_POINTS:
-            raise ValueError(f"it has more than {MOST_POINTS:,} values")
+    for run, key, value, at, step, is_nan in rows:
         huge = isinstance(value, float) and abs(value) > _LARGEST_FLOAT
         number = float("nan") if is_nan or huge else value
-        found[run].append(Point(str(key), step_of(step or 0), number, _seconds(at, began.get(run))))
+        found[run].add(str(key), step_of(step or 0), number, _seconds(at, began.get(run)))
     return found
 
 

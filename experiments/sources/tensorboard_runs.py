@@ -51,12 +51,11 @@ def read_tensorboard(folder: Path, name: str = "") -> Run:
             found.read(path, is_inner=path not in files)
         settings, note = settings_in(folder)
         started = date_of(found.began) if found.began else None
-        settings |= found.settings
         return run_of(
             name or folder.absolute().name,
             folder,
             SOURCE,
-            settings,
+            settings or found.settings,  # Lightning writes both
             entries_of(found.points()),
             note=found.note or note,
             summary=found.final,
@@ -122,10 +121,9 @@ class _Events:
                 if count > _MOST_EVENTS:
                     raise ValueError(f"{path.name} has more than {_MOST_EVENTS:,} events")
                 try:
-                    event = self._event.FromString(content)
+                    self._note(self._event.FromString(content), is_inner)
                 except Exception as error:  # protobuf's own kind, whose module differs
                     raise ValueError(f"event {count} of {path.name} is damaged") from error
-                self._note(event, is_inner)
         if not count:
             raise ValueError(f"{path.name} holds no events yet")
 

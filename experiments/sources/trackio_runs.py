@@ -14,17 +14,7 @@ from experiments.records.files import reason_of
 from experiments.records.reader import parse_json
 from experiments.records.runs import Run, flat
 from experiments.sources.databases import Database
-from experiments.sources.foreign import (
-    FACTS,
-    MOST_POINTS,
-    Point,
-    broken,
-    entries_of,
-    labels,
-    run_of,
-    step_of,
-    time_of,
-)
+from experiments.sources.foreign import FACTS, Log, broken, labels, run_of, step_of, time_of
 
 SOURCE = "trackio"
 _OWN = ("_Username", "_Created", "_Group")  # settings of trackio's own
@@ -46,14 +36,14 @@ def read_tables(path: Path, database: Database) -> list[Run]:
         for run, name, config in database.rows("configs", "run_id", "run_name", "config")
     }
     begun = {key: time_of(_started(config)) for key, (_, config) in settings.items()}
-    points, names, bad = _points(database, {k: at for k, at in begun.items() if at is not None})
+    logs, names, bad = _logs(database, {k: at for k, at in begun.items() if at is not None})
     found = []
     for number, key in enumerate(dict.fromkeys([*names, *settings])):
         name, config = settings.get(key, (names.get(key, key), {}))
         place = path / (file_word(str(key)) or f"run{number}")
         note = f"{bad[key]} of its entries can't be read" if bad[key] else ""
         try:
-            found.append(_run(str(name), place, path.stem, config, points[key], note))
+            found.append(_run(str(name), place, path.stem, config, logs[key], note))
         except (ValueError, TypeError) as error:
             found.append(broken(place, f"it can't be read: {reason_of(error)}", SOURCE, str(name)))
     return found
@@ -63,9 +53,7 @@ def _key(run: Any, name: Any) -> Any:
     return name if run is None else run  # old files have names alone
 
 
-def _run(
-    name: str, place: Path, project: str, config: dict[str, Any], points: list[Point], note: str
-) -> Run:
+def _run(name: str, place: Path, project: str, config: dict[str, Any], log: Log, note: str) -> Run:
     created, group = config.get("_Created"), config.get("_Group")
     shown = {key: value for key, value in config.items() if key not in _OWN}
     shown |= labels(SOURCE, shown, project=project, group=group)
@@ -74,7 +62,7 @@ def _run(
         place,
         SOURCE,
         shown,
-        entries_of(points),
+        log.entries(),
         note=note,
         group=group if isinstance(group, str) else None,
         started=_started(config) or (created if isinstance(created, str) else None),
@@ -88,16 +76,15 @@ def _started(config: Mapping[str, Any]) -> Any:
     return started if time_of(started) is not None else None
 
 
-def _points(
+def _logs(
     database: Database, begun: Mapping[Any, float]
-) -> tuple[Mapping[Any, list[Point]], dict[Any, Any], dict[Any, int]]:
-    """The values of each run, its name, and how many of its entries can't be read."""
-    points: dict[Any, list[Point]] = defaultdict(list)
+) -> tuple[Mapping[Any, Log], dict[Any, Any], dict[Any, int]]:
+    """The log of each run, its name, and how many of its entries can't be read."""
+    logs: dict[Any, Log] = defaultdict(Log)
     names: dict[Any, Any] = {}
     began: dict[Any, float] = {}
     bad: dict[Any, int] = defaultdict(int)
     columns = ("run_id", "run_name", "timestamp", "step", "metrics")
-    count = 0
     for run, name, timestamp, step, metrics in database.rows("metrics", *columns, order="id"):
         key = _key(run, name)
         names.setdefault(key, name)
@@ -107,12 +94,8 @@ def _points(
         if at is not None:
             began.setdefault(key, begun.get(key, at))
         for metric, value in flat(entry or {}).items():
-            count += 1
-            if count > MOST_POINTS:
-                raise ValueError(f"it has more than {MOST_POINTS:,} values")
-            seconds = None if at is None else at - began[key]
-            points[key].append(Point(metric, step_of(step), value, seconds))
-    return points, names, bad
+            logs[key].add(metric, step_of(step), value, None if at is None else at - began[key])
+    return logs, names, bad
 
 
 def _object(content: Any) -> dict[str, Any] | None:

@@ -80,6 +80,13 @@ def test_a_csv_without_steps_has_final_values_alone(tmp_path: Path) -> None:
     assert (run.value("a"), run.value("b"), run.curve("a")) == (3, 4, {})
 
 
+def test_two_files_of_one_folder_are_two_runs(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("step,val_acc\n1,0.5\n")
+    found = find_runs([str(tmp_path / "a.csv"), str(tmp_path / "b.csv")], tmp_path, 2e9)
+    assert [run.name for run in found] == ["a.csv", "b.csv"]
+
+
 def test_epochs_count_if_nothing_else_does(tmp_path: Path) -> None:
     assert csv_run(tmp_path, "epoch,a\n0,1\n1,2\n").curve("a") == {0: 1, 1: 2}
 
@@ -119,6 +126,14 @@ def test_the_config_of_the_lightning_cli_is_the_settings(tmp_path: Path) -> None
 # ---- TensorBoard ---------------------------------------------------------------------------------
 
 
+def settings_event(content: bytes) -> bytes:
+    """An event with settings of HPARAMS, which may be anything."""
+    plugin = b"\x0a\x07hparams\x12" + bytes([len(content)]) + content
+    for key in (0x0A, 0x4A, 0x0A, 0x2A):  # plugin data, metadata, value, summary
+        plugin = bytes([key, len(plugin)]) + plugin
+    return struct.pack("<Q4x", len(plugin)) + plugin + b"\0" * 4
+
+
 @pytest.fixture
 def events(tmp_path: Path) -> Path:
     """An event file that TensorBoard wrote."""
@@ -141,6 +156,7 @@ def test_an_event_file_that_was_cut_off_has_a_note(events: Path) -> None:
         (b"no event file", "it is no event file"),
         (struct.pack("<Q", 2**63) + b"\0" * 100, "it is no event file"),
         (struct.pack("<Q4x", 8) + b"\xff" * 12, "event 1 of"),
+        (settings_event(b"\xff\xff"), "event 1 of"),
     ],
 )
 def test_a_file_that_is_no_event_file_is_a_line(events: Path, content: bytes, note: str) -> None:
@@ -322,6 +338,13 @@ def test_a_database_that_takes_too_long_is_a_line(
     connection.close()
     monkeypatch.setattr(databases, "_PATIENCE_S", -1)
     assert only(database).note == "it can't be read: reading it takes too long"
+
+
+def test_a_run_with_too_many_values_is_a_line(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foreign, "MOST_POINTS", 5)
+    assert "it has more than 5 values" in only(database).note
 
 
 def test_too_many_rows_and_values_are_a_line(
