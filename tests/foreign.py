@@ -6,6 +6,7 @@ names. A slow test writes new ones. Each holds two runs, with the seeds 0 and 1.
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,7 @@ DISTRIBUTIONS = {
     "mlflow-folder": "mlflow-skinny",
     "trackio": "trackio",
     "wandb": "wandb",
+    "parquet": "pyarrow",
 }
 
 
@@ -111,6 +113,16 @@ def write_wandb(folder: Path, seed: int) -> None:
     run.finish(exit_code=seed)
 
 
+def write_parquet(folder: Path, seed: int) -> None:
+    """As ``python -m experiments.export_runs`` does; each call writes the runs so far."""
+    from experiments.export_runs.program import main
+
+    with tempfile.TemporaryDirectory() as aside:
+        for number in range(seed + 1):
+            write_csv(Path(aside), number)
+        main([aside, "--to=parquet", f"--output={folder}", "--overwrite"])
+
+
 def write(kind: str, folder: Path) -> None:
     """Writes both runs of a kind.
 
@@ -128,6 +140,7 @@ def write(kind: str, folder: Path) -> None:
         "csv": write_csv,
         "trackio": write_trackio,
         "wandb": write_wandb,
+        "parquet": write_parquet,
         **dict.fromkeys(addresses, write_mlflow),
     }
     for seed in range(2):
