@@ -13,7 +13,7 @@ from typing import Any
 from experiments.records.files import open_regular, reason_of
 from experiments.records.reader import parse_json
 from experiments.records.runs import Run
-from experiments.sources.foreign import FACTS, MOST_POINTS, broken, run_of
+from experiments.sources.foreign import FACTS, broken, finite, is_value, run_of
 
 SOURCE = "parquet"
 RUNS_FILE, METRICS_FILE = "runs.parquet", "metrics.parquet"
@@ -22,8 +22,11 @@ FORMAT = b"1"
 RUN_COLUMNS = ("run", "name", "config", "summary", "fields")
 METRIC_COLUMNS = ("run", "entry", "step", "seconds", "metric", "value")
 _MOST_RUNS = 10_000
+_MOST_VALUES = 5_000_000
 _AT_ONCE = 10_000  # rows
-_AS_NUMBERS = ["metric"]  # repeated texts
+_LARGEST_TEXT = 2**27  # bytes of JSON, and of names; a text that is repeated is small in the file
+_RUN_TEXTS, _METRIC_TEXTS = ["name", "config", "summary", "fields"], ["metric"]
+_TEXTS = {*_RUN_TEXTS, *_METRIC_TEXTS}
 
 
 def read_parquet(folder: Path) -> list[Run]:
@@ -34,7 +37,7 @@ def read_parquet(folder: Path) -> list[Run]:
         return [broken(folder, "Parquet files need a reader: pip install pyarrow", SOURCE)]
     try:
         return _runs(folder, reader)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return [broken(folder, f"its Parquet files can't be read: {reason_of(error)}", SOURCE)]
 
 
@@ -47,36 +50,49 @@ def _runs(folder: Path, reader: Any) -> list[Run]:
         if found != FORMAT:
             version = found.decode(errors="replace")
             raise ValueError(f"they have format {version}, newer than {FORMAT.decode()}")
-        if table.metadata.num_rows > _MOST_RUNS:
-            raise ValueError(f"they have more than {_MOST_RUNS:,} runs")
-        rows = list(_rows(table, RUN_COLUMNS))
+        table = reader.ParquetFile(file, read_dictionary=_RUN_TEXTS)
+        rows = list(_rows(table, RUN_COLUMNS, _MOST_RUNS))
+    if sum(len(text) for row in rows for text in row if isinstance(text, str)) > _LARGEST_TEXT:
+        raise ValueError(f"they have more than {_LARGEST_TEXT:,} bytes of settings")
     entries = _entries(folder / METRICS_FILE, reader)
     return [_run(folder, row, entries) for row in rows]
 
 
-def _rows(table: Any, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def _rows(table: Any, columns: tuple[str, ...], most: int) -> Iterator[tuple[Any, ...]]:
+    if table.metadata.num_rows > most:
+        raise ValueError(f"they have more than {most:,} rows")
     for batch in table.iter_batches(_AT_ONCE, columns=list(columns)):
-        yield from batch.to_pylist()
+        values = [_values(batch.column(name), name in _TEXTS) for name in columns]
+        yield from zip(*values, strict=True)
+
+
+def _values(column: Any, is_text: bool) -> list[Any]:
+    """The values of a column; rows with the same text share it, as in the file."""
+    if not is_text:
+        found: list[Any] = column.to_pylist()
+        return found
+    if column.dictionary.nbytes > _LARGEST_TEXT:
+        raise ValueError(f"they have more than {_LARGEST_TEXT:,} bytes of text")
+    texts = column.dictionary.to_pylist()
+    return [texts[place] for place in column.indices.to_pylist()]
 
 
 def _entries(path: Path, reader: Any) -> dict[Any, dict[Any, dict[str, Any]]]:
     """The log of each run, by the number of the run and of the entry."""
-    found: dict[Any, dict[Any, dict[str, Any]]] = defaultdict(dict)
+    logs: dict[Any, dict[Any, dict[str, Any]]] = defaultdict(dict)
     with open_regular(path) as file:
-        table = reader.ParquetFile(file, read_dictionary=_AS_NUMBERS)
-        if table.metadata.num_rows > MOST_POINTS:
-            raise ValueError(f"they have more than {MOST_POINTS:,} values")
-        for row in _rows(table, METRIC_COLUMNS):
-            entry = found[row["run"]].setdefault(row["entry"], {"step": row["step"]})
-            if row["seconds"] is not None:
-                entry["seconds"] = row["seconds"]
-            entry[row["metric"]] = row["value"]
-    return found
+        table = reader.ParquetFile(file, read_dictionary=_METRIC_TEXTS)
+        for run, number, step, seconds, metric, value in _rows(table, METRIC_COLUMNS, _MOST_VALUES):
+            entry = logs[run].setdefault(number, {"step": step})
+            if seconds is not None:
+                entry["seconds"] = seconds
+            entry[metric] = finite(value) if is_value(value) else None
+    return logs
 
 
-def _run(folder: Path, row: dict[str, Any], entries: dict[Any, dict[Any, dict[str, Any]]]) -> Run:
-    number = int(row["run"])
-    logged = [entry for _, entry in sorted(entries[number].items())]
-    settings = {**parse_json(row["config"]), FACTS: parse_json(row["fields"])}
-    name, summary = str(row["name"]), parse_json(row["summary"])
-    return run_of(name, folder / str(number), SOURCE, settings, logged, summary=summary)
+def _run(folder: Path, row: tuple[Any, ...], logs: dict[Any, dict[Any, dict[str, Any]]]) -> Run:
+    number, name, config, summary, fields = row
+    entries = [entry for _, entry in sorted(logs[number].items())]
+    settings = {**parse_json(config), FACTS: parse_json(fields)}
+    place = folder / str(int(number))
+    return run_of(name, place, SOURCE, settings, entries, summary=parse_json(summary))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sqlite3
 import struct
 import sys
@@ -387,6 +388,62 @@ def test_a_database_of_another_program_is_no_run(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "study.db"):
         with pytest.raises(CompareError, match="is no run and holds no runs"):
             read(place)
+
+
+# ---- Parquet -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def parquet(tmp_path: Path) -> Path:
+    pytest.importorskip("pyarrow")
+    return unpacked("parquet", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["runs.parquet", "metrics.parquet"])
+@pytest.mark.parametrize("size", [0, 100, -20])
+def test_a_parquet_file_that_was_cut_off_is_a_line(name: str, size: int, parquet: Path) -> None:
+    os.truncate(parquet / name, size if size >= 0 else (parquet / name).stat().st_size + size)
+    run = only(parquet)
+    assert run.status == "unreadable"
+    assert run.note.startswith("its Parquet files can't be read: ")
+
+
+def rewrite(parquet: Path, repeat: int = 1, **columns: Any) -> None:
+    """Writes ``runs.parquet`` anew, with other columns."""
+    arrow, reader = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = reader.read_table(parquet / "runs.parquet")
+    for name, value in columns.items():
+        at = table.column_names.index(name)
+        table = table.set_column(at, name, arrow.array([value] * len(table)))
+    reader.write_table(arrow.concat_tables([table] * repeat), parquet / "runs.parquet")
+
+
+def test_odd_columns_of_parquet_are_a_line(parquet: Path) -> None:
+    for columns in ({"name": 5}, {"config": "[1]"}, {"config": "{"}, {"fields": "5"}):
+        folder = parquet.with_name("copy")
+        shutil.copytree(parquet, folder)
+        rewrite(folder, **columns)
+        notes = {run.note for run in read(folder)}
+        assert notes == {""} if columns == {"fields": "5"} else "can't be read" in str(notes)
+        shutil.rmtree(folder)
+
+
+def test_a_small_parquet_file_may_not_mean_gigabytes(parquet: Path) -> None:
+    rewrite(parquet, 1_000, config=json.dumps({"a": "x" * 200_000}))
+    assert (parquet / "runs.parquet").stat().st_size < 10**6
+    assert "they have more than 134,217,728 bytes of settings" in only(parquet).note
+    rewrite(parquet, 6, config="{}")
+    assert "they have more than 10,000 rows" in only(parquet).note
+
+
+def test_parquet_of_another_program_is_no_run(parquet: Path) -> None:
+    reader = pytest.importorskip("pyarrow.parquet")
+    table = reader.read_table(parquet / "runs.parquet").replace_schema_metadata({})
+    reader.write_table(table, parquet / "runs.parquet")
+    with pytest.raises(CompareError, match="no runs"):
+        read(parquet)
+    (parquet / "runs.parquet").write_bytes((parquet / "metrics.parquet").read_bytes())
+    assert "can't be read" in only(parquet).note  # of this project, but without the columns
 
 
 # ---- folders -------------------------------------------------------------------------------------
