@@ -54,6 +54,7 @@ def main(args: list[str] | None = None) -> None:
     use_utf8()
     options = parser().parse_args(args)
     try:
+        _check(options)
         runs = _readable(find_runs(options.runs, options.runs_dir, time.time()))
         notes = export(runs, options.to, options.output, options.project, options.overwrite)
     except (CompareError, TargetError, OSError) as error:
@@ -84,6 +85,14 @@ def parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="replace the files of an earlier export"
     )
     return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.output.resolve().is_relative_to(options.runs_dir.resolve()):
+        raise TargetError(
+            f"{options.output} is in {options.runs_dir}, where compare would find each run twice; "
+            "name a folder elsewhere with --output"
+        )
 
 
 def _readable(runs: Sequence[Run]) -> list[Run]:

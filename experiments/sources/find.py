@@ -71,12 +71,13 @@ def find_runs(asked: Sequence[str], root: Path, now: float) -> list[Run]:
 def _named(name: str | None, root: Path, now: float, several: bool) -> list[Run]:
     """The runs that an argument names; names of other tools' runs tell the folders apart."""
     if name is None:
-        return _Search(root, now).runs(root)
+        return _Search(root, now).runs([root])
     if Path(name).exists():
         place = Path(name)
-        return _Search(place.absolute().parent if several else place, now).runs(place)
+        return _Search(place.absolute().parent if several else place, now).runs([place])
     places = _matching(name, root)
-    return [run for place in places for run in _Search(place.parent, now).runs(place)]
+    base = os.path.commonpath([place.absolute().parent for place in places] or [root.absolute()])
+    return _Search(Path(base), now).runs(places)
 
 
 def _matching(name: str, root: Path) -> list[Path]:
@@ -109,9 +110,11 @@ class _Search:
         self._wandb: list[Path] = []  # read together, as a run may have several
         self._seen: set[str] = set()
 
-    def runs(self, place: Path) -> list[Run]:
-        """The runs of a folder or a file."""
-        found = self._in_folder(place, _DEEPEST) if place.is_dir() else self._of_file(place)
+    def runs(self, places: Sequence[Path]) -> list[Run]:
+        """The runs of folders and files."""
+        found: list[Run] = []
+        for place in places:
+            found += self._in_folder(place, _DEEPEST) if place.is_dir() else self._of_file(place)
         return [*found, *wandb_runs.read_wandb(sorted(self._wandb), self._now)]
 
     def _in_folder(self, folder: Path, depth: int) -> list[Run]:

@@ -26,6 +26,7 @@ KEPT_FACTS = (
 _LONGEST_NOTE = 1_000  # characters
 _LONGEST_NAME = 250
 _MOST_SETTINGS = 10_000
+_LARGEST_INTEGER = 2**63
 _NOT_FINITE = {"NaN", "Infinity", "-Infinity"}  # in JSON, as W&B and trackio write it
 _WORDS = {"True": True, "False": False, "None": None}  # as Python prints them
 
@@ -94,8 +95,10 @@ def is_value(value: Any) -> bool:
 
 
 def finite(value: Any) -> float | int | None:
-    """A number; None if it is not finite, as in a log of this project."""
-    return value if isinstance(value, int | float) and math.isfinite(value) else None
+    """A number; None if it is not finite, as in a log of this project, or too large for one."""
+    if isinstance(value, int):
+        return value if abs(value) < _LARGEST_INTEGER else None
+    return value if isinstance(value, float) and math.isfinite(value) else None
 
 
 def step_of(value: Any) -> int | None:
@@ -196,11 +199,8 @@ def labels(source: str, settings: Mapping[str, Any], **found: Any) -> dict[str, 
     """
     if any(key == FACTS or key.startswith(f"{FACTS}.") for key in settings):
         return {}
-    return {f"{source}.{k}": label for k, label in found.items() if label and _is_text(label)}
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+    texts = {key: label for key, label in found.items() if isinstance(label, str) and label}
+    return {f"{source}.{key}": label for key, label in texts.items()}
 
 
 def _facts(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,10 +210,10 @@ def _facts(config: Mapping[str, Any]) -> dict[str, Any]:
         above, _, rest = key.partition(".")
         field, _, inner = rest.partition(".")
         if above == FACTS and field in KEPT_FACTS and not (inner and field in ("status", "note")):
-            if inner:
-                tree.setdefault(field, {})[inner] = value
-            else:
+            if not inner:
                 tree[field] = value
+            elif isinstance(outer := tree.setdefault(field, {}), dict):
+                outer[inner] = value
     return {field: value for field, value in tree.items() if _fits(field, value)}
 
 
@@ -232,7 +232,7 @@ def _take_seed(config: dict[str, Any]) -> int | None:
     nested = [key for key in config if key.rpartition(".")[2] in SEEDS and key != "data.seed"]
     found = next((key for key in SEEDS if key in config), nested[0] if len(nested) == 1 else None)
     seed = config.get(found) if found else None
-    if not isinstance(seed, int) or isinstance(seed, bool) or abs(seed) >= 2**63:
+    if not isinstance(seed, int) or isinstance(seed, bool) or abs(seed) >= _LARGEST_INTEGER:
         return None
     if found not in SEEDS:
         config[str(found).rpartition(".")[2]] = config.pop(str(found))

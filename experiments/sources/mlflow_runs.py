@@ -78,7 +78,7 @@ def _read_folder(folder: Path, about: Mapping[str, Any]) -> Run:
     tags = {key: read_text(path, LARGEST_CONFIG) for key, path in _files(folder / "tags")}
     parameters = {key: read_text(path, LARGEST_CONFIG) for key, path in _files(folder / "params")}
     started = about.get("start_time")
-    began = started if isinstance(started, int) else None
+    began = started if isinstance(started, int) and abs(started) < 2**63 else None
     notes: list[str] = []
     points = (
         point

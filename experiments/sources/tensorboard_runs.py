@@ -30,6 +30,7 @@ _MOST_EVENTS = MOST_POINTS
 _HPARAMS = "hparams"
 _FORMATS = {1: "f", 2: "d", 3: "i", 9: "q"}  # of tensors: DT_FLOAT, DT_DOUBLE, DT_INT32, DT_INT64
 _RESTART = 1  # SessionLog.START
+_MOST_RESTARTS = 100
 
 
 def read_tensorboard(folder: Path, name: str = "") -> Run:
@@ -39,7 +40,6 @@ def read_tensorboard(folder: Path, name: str = "") -> Run:
         folder: with files of one run, in its subfolders perhaps settings of it.
         name: of the run; default: of the folder.
     """
-    files = event_files(folder)
     try:
         event = importlib.import_module("tensorboard.compat.proto.event_pb2").Event
         hparams = importlib.import_module("tensorboard.plugins.hparams.plugin_data_pb2")
@@ -47,6 +47,9 @@ def read_tensorboard(folder: Path, name: str = "") -> Run:
         return broken(folder, "event files need a reader: pip install tensorboard", SOURCE, name)
     found = _Events(event, hparams.HParamsPluginData)
     try:
+        files = event_files(folder)
+        if not files:
+            raise ValueError("they are links")
         for path in [*files, *_files_of_settings(folder)]:
             found.read(path, is_inner=path not in files)
         settings, note = settings_in(folder)
@@ -100,6 +103,7 @@ class _Events:
         self._event = event
         self._hparams = hparams
         self._values: list[tuple[str, int, float, float]] = []
+        self._restarts = 0
         self.began = 0.0  # seconds since 1970
         self.settings: dict[str, Any] = {}
         self.final: dict[str, float] = {}
@@ -118,7 +122,7 @@ class _Events:
         count = 0
         with open_regular(path) as file:
             for count, content in enumerate(_messages(file, self._say(path)), 1):
-                if count > _MOST_EVENTS:
+                if max(count, len(self._values)) > _MOST_EVENTS:
                     raise ValueError(f"{path.name} has more than {_MOST_EVENTS:,} events")
                 try:
                     self._note(self._event.FromString(content), is_inner)
@@ -141,7 +145,9 @@ class _Events:
     def _note(self, event: Any, is_inner: bool) -> None:
         self.began = self.began or event.wall_time
         if event.HasField("session_log") and event.session_log.status == _RESTART and event.step:
-            self._values = [value for value in self._values if value[1] < event.step]
+            self._restarts += 1
+            if self._restarts <= _MOST_RESTARTS:
+                self._values = [value for value in self._values if value[1] < event.step]
         for value in event.summary.value:
             plugin = value.metadata.plugin_data
             if plugin.plugin_name == _HPARAMS:

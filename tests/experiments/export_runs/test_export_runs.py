@@ -184,6 +184,7 @@ def test_a_missing_library_is_one_line(
         (["--to=excel", "--output=new"], "invalid choice: 'excel'"),
         (["--to=parquet"], "the following arguments are required: --output"),
         (["--to=wandb", "--output=full/file/new"], "Not a directory"),
+        (["--to=wandb", "--output=runs/new"], "runs/new is in runs, where compare would find"),
     ],
 )
 def test_what_is_asked_for_is_checked_first(

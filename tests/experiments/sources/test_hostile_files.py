@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import struct
@@ -179,6 +180,20 @@ def test_pictures_are_skipped(events: Path) -> None:
     assert (run.note, run.status) == ("", "unknown")
 
 
+def test_event_files_that_are_links_are_not_followed(events: Path, tmp_path: Path) -> None:
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / events.name).symlink_to(events)
+    assert only(tmp_path / "linked").note == "its event files can't be read: they are links"
+
+
+def test_odd_settings_of_tensorboard_are_settings(events: Path) -> None:
+    with SummaryWriter(str(events.parent), filename_suffix=".z") as writer:
+        odd = {"run.git": "x", "run.git.commit": 5, "run.status": EVIL, "run.seconds": "y"}
+        writer.add_hparams(odd, {}, run_name=".")
+    run = only(events.parent)
+    assert (run.note, run.status, run.fields.get("git")) == ("", EVIL[:20], None)
+
+
 def test_a_missing_reader_is_a_line(events: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
     run = only(events.parent)
@@ -215,6 +230,13 @@ def test_lines_of_a_metric_may_have_two_or_more_words(mlruns: Path) -> None:
     run = only(path.parents[1])
     assert run.curve("val_acc") == {0: 0.5, 4: 0.6}
     assert run.note == "3 of 5 lines of metrics/val_acc can't be read"
+
+
+def test_a_start_beyond_all_time_is_no_start(mlruns: Path) -> None:
+    meta = metric_file(mlruns).parents[1] / "meta.yaml"
+    meta.write_text(re.sub("start_time: .*", f"start_time: {'9' * 900}", meta.read_text()))
+    run = only(meta.parent)
+    assert (run.status, run.fields.get("started")) == ("finished", None)
 
 
 @pytest.mark.parametrize("content", ["", "run_id: [", "run_id: 1\nstatus: []", BOMB])
@@ -369,6 +391,8 @@ def test_odd_values_in_a_database_are_left_out(database: Path) -> None:
         connection.execute("UPDATE params SET value = ? WHERE key = 'lr'", ("[" * 100_000,))
     else:
         connection.execute("UPDATE metrics SET metrics = x'ff', step = 'x' WHERE step = 10")
+        huge = json.dumps({"val_acc": 0.5, "huge": 10**400, "a": [1], "b": {"c": None}})
+        connection.execute("UPDATE metrics SET metrics = ? WHERE step = 20", (huge,))
         connection.execute("UPDATE metrics SET run_name = ?, timestamp = 'x'", (EVIL,))
         connection.execute("UPDATE configs SET run_name = ?, config = '[1]'", (EVIL,))
     connection.commit()
