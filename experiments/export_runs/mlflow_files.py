@@ -2,7 +2,6 @@
 
 import logging
 import re
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,7 +36,7 @@ def write_mlflow(runs: Sequence[Run], folder: Path, project: str) -> list[str]:
 
     Args:
         runs: the runs.
-        folder: an empty folder.
+        folder: an empty folder; its files will lie in the folder above, as artifacts would.
         project: the name of MLflow's experiment.
 
     Returns:
@@ -47,13 +46,16 @@ def write_mlflow(runs: Sequence[Run], folder: Path, project: str) -> list[str]:
         TargetError: without MLflow.
     """
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_TRUNCATE_LONG_VALUES": "false"}
-    with tempfile.TemporaryDirectory() as aside, surroundings("MLFLOW_", Path(aside), **quiet):
+    place = folder.absolute().parent
+    with surroundings("MLFLOW_", place, **quiet):
         library("sqlalchemy", PACKAGE)
         tracking = library("mlflow.tracking", PACKAGE)
         entities = library("mlflow.entities", PACKAGE)
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         client = tracking.MlflowClient(f"sqlite:///{folder.absolute()}/mlflow.db")
-        experiment = client.create_experiment(project, artifact_location="mlartifacts")
+        experiment = client.create_experiment(
+            project, artifact_location=(place / "mlartifacts").as_uri()
+        )
         return [note for run in runs for note in _write(client, entities, experiment, run)]
 
 

@@ -11,6 +11,7 @@ into the folder alone and without a network. Weights and pictures stay in the ru
 
 import argparse
 import contextlib
+import shlex
 import shutil
 import sys
 import tempfile
@@ -62,9 +63,12 @@ def main(args: list[str] | None = None) -> None:
         raise SystemExit(2) from error
     for note in notes:
         print(printable(f"note: {note}"), file=sys.stderr)
-    folder = options.output.absolute()
-    shown = _SHOWN_BY[options.to].format(folder=folder, project=options.project)
-    print(printable(f"wrote {len(runs)} runs; show them with: {shown}"))
+    folder, project = (
+        shlex.quote(str(word)) for word in (options.output.absolute(), options.project)
+    )
+    shown = _SHOWN_BY[options.to].format(folder=folder, project=project)
+    what = "1 run; show it" if len(runs) == 1 else f"{len(runs)} runs; show them"
+    print(printable(f"wrote {what} with: {shown}"))
 
 
 def parser() -> argparse.ArgumentParser:
