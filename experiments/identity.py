@@ -174,6 +174,22 @@ def experiment_name(name: str) -> str:
     return _SEED_AND_TIME.sub("", name) or name
 
 
+def run_labels(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The default group, job type and tags of a run in another tool.
+
+    Args:
+        name: of the run.
+        fields: of its record.
+    """
+    known = [fields.get(key) for key in ("model", "optimizer", "data")]
+    known.append(f"seed {fields.get('seed')}")
+    return {
+        "group": experiment_name(name),
+        "job_type": fields.get("job_type"),
+        "tags": [str(value) for value in known if value],
+    }
+
+
 def experiment_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a flat configuration that affect training, without the seed."""
     kept = {key: value for key, value in config.items() if kind_of(key).group}

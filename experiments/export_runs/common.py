@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.identity import SEEDS
+from experiments.identity import SEEDS, run_labels
 from experiments.records.reader import is_number
 from experiments.records.runs import Run, flat
 from experiments.sources.foreign import FACTS, KEPT_FACTS, finite, is_value, time_of
@@ -78,9 +78,11 @@ def settings_of(run: Run) -> dict[str, Any]:
 
 
 def labels_of(run: Run) -> dict[str, Any]:
-    """The group, the kind, the tags and the notes of a run."""
-    found = {key: run.fields.get(key) for key in ("group", "job_type", "notes")}
-    tags = run.fields.get("tags")
+    """The group, the kind, the tags and the notes of a run; for a record, the default ones."""
+    found = run_labels(run.name, run.fields) if run.source == "record" else {}
+    for key in ("group", "job_type", "tags", "notes"):
+        found[key] = run.fields.get(key) or found.get(key)
+    tags = found["tags"]
     return {**found, "tags": list(map(str, tags)) if isinstance(tags, list) else []}
 
 

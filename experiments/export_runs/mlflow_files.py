@@ -91,6 +91,7 @@ def _write(client: Any, entities: Any, experiment: str, run: Run) -> Iterator[st
 def _tags(run: Run) -> Mapping[str, str]:
     labels = labels_of(run)
     found = {key: labels[key] for key in ("group", "job_type") if labels[key]}
+    found |= {"tags": ", ".join(labels["tags"])} if labels["tags"] else {}
     found |= {"mlflow.note.content": labels["notes"]} if labels["notes"] else {}
     return found | {_key(key): as_text(value) for key, value in flat_facts(facts_of(run)).items()}
 

@@ -55,7 +55,8 @@ def write_parquet(runs: Sequence[Run], folder: Path, project: str) -> list[str]:
 
 
 def _row(number: int, run: Run, project: str) -> dict[str, Any]:
-    labels, facts = labels_of(run), facts_of(run)
+    labels = labels_of(run)
+    facts = {**facts_of(run), "tags": labels["tags"], "group": labels["group"]}
     texts = {"config": settings_of(run), "summary": run.summary, "fields": facts}
     return {
         "run": number,

@@ -64,7 +64,8 @@ def _write(storage: Any, run: Run, project: str) -> None:
     if (final := final_numbers(run)) or not rows:
         rows.append((final, last_step(run), end))
     labels = {"_Group": labels_of(run)["group"], "_Created": _date(began), "_Username": None}
-    config = {**settings_of(run), FACTS: facts_of(run), **labels}
+    facts = {**facts_of(run), "tags": labels_of(run)["tags"]}
+    config = {**settings_of(run), FACTS: facts, **labels}
     metrics, steps, times = zip(*rows, strict=True)
     storage.bulk_log(
         project=project,

@@ -182,8 +182,7 @@ class RunRecord:
             for key in _END_FIELDS:
                 self.fields.pop(key, None)
             self.fields.update(facts, status="running", summary={})
-            if best_anew:
-                self.fields["best_since"] = step
+            self.fields |= {"best_since": step} if best_anew else {}
             for entry in kept:
                 summarize(entry, self.summary, self.fields.get("best_since", -1))
             self._before = (kept[-1].get("seconds") or 0.0) if kept else 0.0

@@ -46,6 +46,7 @@ def write_run(folder: Path, seed: int, **fields: Any) -> Path:
         "name": folder.name,
         "status": "finished",
         "job_type": "fit",
+        "model": "MLP",
         "started": "2026-11-26T23:56:12+00:00",
         "seconds": 9.5,
         "seed": seed,
@@ -94,6 +95,9 @@ def check_same(before: Run, after: Run) -> None:
     assert (after.seed, settings_of(after)) == (before.seed, before.config)
     for field in ("data", "job_type", "images", "git", "versions", "started", "seconds"):
         assert after.fields.get(field) == before.fields[field], field
+    group, tags = before.name[:-3], ["MLP", "cifar10", f"seed {before.seed}"]
+    assert after.fields["group"] == group
+    assert after.source == "mlflow" or after.fields["tags"] == tags
     metrics = {key for entry in before.entries for key in entry} - {"step", "seconds"}
     assert metrics > {"train/loss", "val/acc", "test/acc"}
     for metric in metrics:
