@@ -22,10 +22,11 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.analysis import pages, plots
+from experiments.analysis.costs import CHEAPER
 from experiments.analysis.groups import Group, doubts, group_runs, numbers, table, warnings_about
 from experiments.analysis.metrics import CURVES, FINAL, curve_metric, final_metric
 from experiments.command_line.config_files import expand_home, expand_homes, use_utf8
-from experiments.errors import OneLineParser
+from experiments.errors import OneLineParser, ended_plainly
 from experiments.records.curves import is_loss
 from experiments.records.runs import Run
 from experiments.sources.find import CompareError, find_runs
@@ -92,7 +93,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--no_group", action="store_true", help="a line for each run")
     parser.add_argument("--all", action="store_true", help="show the whole configuration")
     parser.add_argument(
-        "--ascending", action="store_true", help="smallest first, as losses are by default"
+        "--ascending",
+        action="store_true",
+        help="smallest first, as losses and costs are by default",
     )
     parser.add_argument("--top", type=int, help="show only the first TOP lines")
     parser.add_argument("--format", choices=_FORMATS, default="table")
@@ -118,7 +121,7 @@ def compare(runs: Sequence[Run], options: argparse.Namespace) -> str:
     curve = options.curve or curve_metric(runs, metric)
     _check_known(runs, options)
     groups = group_runs(runs, metric, curve, by_seed=not options.no_group)
-    smallest_first = options.ascending or is_loss(metric)
+    smallest_first = options.ascending or is_loss(metric) or metric in CHEAPER
     groups.sort(key=lambda group: group.sort_key(smallest_first))
     baseline = _baseline(groups, options.baseline)
     warnings = [*_lacking(runs, metric, options), *warnings_about(runs), *doubts(groups)]
@@ -228,4 +231,5 @@ def _measure(group: Group, curve: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with ended_plainly():
+        main()

@@ -22,6 +22,7 @@ FACTS = "run"  # the key of a configuration under which fields of a record are k
 KEPT_FACTS = (
     *("status", "note", "data", "job_type", "group", "notes", "tags", "started", "seconds"),
     *("git", "versions", "images", "started_from", "resumed", "stopped_by", "best_since"),
+    *("hardware", "model", "optimizer", "parameters"),
 )
 _LONGEST_NOTE = 1_000  # characters
 _LONGEST_NAME = 250
@@ -207,13 +208,14 @@ def _facts(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a record in a configuration; others may mean anything by ``run``."""
     tree: dict[str, Any] = {}
     for key, value in config.items():
-        above, _, rest = key.partition(".")
-        field, _, inner = rest.partition(".")
-        if above == FACTS and field in KEPT_FACTS and not (inner and field in ("status", "note")):
-            if not inner:
-                tree[field] = value
-            elif isinstance(outer := tree.setdefault(field, {}), dict):
-                outer[inner] = value
+        first, *above, last = key.split(".") if "." in key else ("", "")
+        if first != FACTS or [*above, last][0] not in KEPT_FACTS:
+            continue
+        place: Any = tree
+        for name in above:
+            place = place.setdefault(name, {}) if isinstance(place, dict) else None
+        if isinstance(place, dict):
+            place[last] = value
     return {field: value for field, value in tree.items() if _fits(field, value)}
 
 

@@ -47,6 +47,8 @@ def write_run(folder: Path, seed: int, **fields: Any) -> Path:
         "status": "finished",
         "job_type": "fit",
         "model": "MLP",
+        "parameters": 7,
+        "hardware": {"cpu": "A 7", "gpus": ["G"], "calibration": {"fp32_gflops": 1.5}},
         "started": "2026-11-26T23:56:12+00:00",
         "seconds": 9.5,
         "seed": seed,
@@ -93,7 +95,18 @@ def check_same(before: Run, after: Run) -> None:
     """What a tool gives back of a run is what the run's folder has."""
     assert (after.name, after.status, after.note) == (before.name, before.status, before.note)
     assert (after.seed, settings_of(after)) == (before.seed, before.config)
-    for field in ("data", "job_type", "images", "git", "versions", "started", "seconds"):
+    for field in (
+        "hardware",
+        "parameters",
+        "model",
+        "data",
+        "job_type",
+        "images",
+        "git",
+        "versions",
+        "started",
+        "seconds",
+    ):
         assert after.fields.get(field) == before.fields[field], field
     group, tags = before.name[:-3], ["MLP", "cifar10", f"seed {before.seed}"]
     assert after.fields["group"] == group
