@@ -25,6 +25,7 @@ _INTERFACE = "experiments.command_line.interface"
 _PROGRAMS = {
     "export": "experiments.export",
     "compare": "experiments.compare",
+    "export_runs": "experiments.export_runs.program",
     "reproduce": "reproduce",
     "sweep": "experiments.tuning.sweep",
     "find_lr": "experiments.tuning.find_lr",

@@ -3,7 +3,7 @@
     python -m experiments.compare                                  # all runs in runs/
     python -m experiments.compare 'mlp*' --baseline mlp            # names and globs in runs/
     python -m experiments.compare runs/reproduce --format md       # a folder of runs
-    python -m experiments.compare somewhere/wandb                  # W&B's own files
+    python -m experiments.compare runs lightning_logs mlflow.db    # and runs of other tools
     python -m experiments.compare --plot curves.png --format html --output runs.html
 
 Runs that differ only in their seed share one line: mean and standard deviation. The table shows
@@ -12,12 +12,11 @@ only the settings that differ. Runs that crashed, diverged or can't be read are 
 
 import argparse
 import csv
-import glob
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -25,27 +24,17 @@ import pandas as pd
 from experiments.analysis import pages, plots
 from experiments.analysis.costs import CHEAPER
 from experiments.analysis.groups import Group, doubts, group_runs, numbers, table, warnings_about
-from experiments.analysis.wandb_runs import find_wandb_files, read_wandb
+from experiments.analysis.metrics import CURVES, FINAL, curve_metric, final_metric
 from experiments.command_line.config_files import expand_home, expand_homes, use_utf8
 from experiments.errors import OneLineParser, ended_plainly
-from experiments.identity import experiment_name
 from experiments.records.curves import is_loss
-from experiments.records.files import PARTIAL, reason_of
-from experiments.records.log import METRICS
-from experiments.records.record import CONFIG, RECORD
-from experiments.records.runs import Run, read_run
+from experiments.records.runs import Run
+from experiments.sources.find import CompareError, find_runs
 from experiments.texts import csv_cell, printable, shortened
 
 _FORMATS = ("table", "md", "csv", "json", "html")
-_METRICS = ("test/acc", "val/acc", "train/acc")
-_CURVES = ("val/acc", "test_curve/acc", "train/acc")
 _MOST_CURVES = 10
 _WIDEST = 200  # characters of a cell on a terminal
-_RUN_FILES = (RECORD, CONFIG, METRICS)
-
-
-class CompareError(ValueError):
-    """There is nothing to compare; the message says what was searched and where."""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -89,13 +78,16 @@ def parser() -> argparse.ArgumentParser:
         "runs",
         nargs="*",
         type=expand_homes,
-        help="names, globs, folders; default: all of --runs_dir",
+        help="names, globs, folders, files of other tools; default: all of --runs_dir",
     )
     parser.add_argument("--runs_dir", type=expand_home, default=Path("runs"))
-    parser.add_argument("--metric", help=f"to sort by; default: the first of {', '.join(_METRICS)}")
+    parser.add_argument(
+        "--metric",
+        help=f"to sort by; default: the first of {', '.join(FINAL)}, or the likeliest name",
+    )
     parser.add_argument(
         "--curve",
-        help=f"metric for best and last value; default: the commonest of {', '.join(_CURVES)}",
+        help=f"metric for best and last value; default: the commonest of {', '.join(CURVES)}",
     )
     parser.add_argument("--baseline", help="a line's name: the others are tested against it")
     parser.add_argument("--no_group", action="store_true", help="a line for each run")
@@ -119,93 +111,15 @@ def _check(options: argparse.Namespace) -> None:
         raise CompareError(f"--plot draws PNG files, such as curves.png, not {options.plot}")
 
 
-def find_runs(asked: Sequence[str], root: Path, now: float) -> list[Run]:
-    """Finds and reads runs.
-
-    If a run has a record and W&B files, the record is used.
-
-    Args:
-        asked: names or globs below ``root``, folders of runs, folders of one run, or W&B folders;
-            empty for all of ``root``.
-        root: the folder in which names are searched.
-        now: seconds since 1970.
-
-    Raises:
-        CompareError: if an argument names no run.
-    """
-    found: dict[str, Run] = {}
-    for name in asked or ["*"]:
-        folders = [Path(name)] if Path(name).exists() else _matching(name, root)
-        runs = [run for folder in folders for run in _runs_in(folder, now)]
-        if not runs:
-            exists = bool(asked) and Path(name).exists()
-            raise CompareError(_nothing(name if asked else None, root, exists))
-        found |= {os.path.realpath(run.path): run for run in runs}
-    recorded = {run.fields.get("wandb_id") for run in found.values() if run.source == "record"}
-    twice = recorded - {None}
-    return [
-        run
-        for run in found.values()
-        if run.source == "record" or run.fields.get("wandb_id") not in twice
-    ]
-
-
-def _matching(name: str, root: Path) -> list[Path]:
-    """The folders of a name, a pattern or a line: below ``root``, or else below this folder."""
-    if found := _glob(name, root):
-        return [root / place for place in found]
-    if os.sep in name:
-        return [Path(place).absolute() for place in _glob(name)]
-    places = sorted(root.iterdir()) if root.is_dir() else []
-    return [place for place in places if experiment_name(place.name) == name]
-
-
-def _glob(pattern: str, root: Path | None = None) -> list[str]:
-    """The paths that match a pattern, also hidden ones; pathlib refuses absolute patterns."""
-    found = glob.glob(pattern, root_dir=root, include_hidden=True)  # noqa: PTH207
-    return sorted(place for place in found if f"{PARTIAL}/" not in f"{place}/")
-
-
-def _runs_in(folder: Path, now: float) -> list[Run]:
-    """The run of a folder, the runs below it, or the runs in its W&B files."""
-    try:
-        names = set(os.listdir(folder)) if folder.is_dir() else set()  # noqa: PTH208
-    except OSError as error:
-        return [Run(folder.name, folder, "unreadable", note=reason_of(error))]
-    if RECORD in names:
-        return [read_run(folder, now)]
-    below = {path.parent for name in _RUN_FILES for path in _below(folder, name)}
-    if any(os.path.lexists(path / RECORD) for path in below):
-        return [read_run(path, now) for path in sorted(below)]
-    if files := find_wandb_files(folder) or find_wandb_files(folder / "wandb"):
-        return read_wandb(files, now)
-    return [read_run(folder, now)] if names & {*_RUN_FILES} else []
-
-
-def _below(folder: Path, name: str) -> list[Path]:
-    """The entries of this name, also links, in the subfolders of a folder."""
-    return [folder / place for place in _glob(f"*/{name}", folder)]
-
-
-def _nothing(name: str | None, root: Path, exists: bool) -> str:
-    if exists:
-        return f"no runs: {name} is no run and holds no runs"
-    if not root.is_dir():
-        return f"no runs: {root} is no folder; name another with --runs_dir"
-    known = sorted(path.parent.name for path in _below(root, RECORD))
-    there = f"it has {', '.join(known[:5])}{' ...' if len(known) > 5 else ''}" if known else ""
-    what = f"nothing called {name} in {root}" if name else f"{root} holds none"
-    return f"no runs: {what}; {there or 'fit one with python cli.py fit'}"
-
-
 def compare(runs: Sequence[Run], options: argparse.Namespace) -> str:
     """Groups, sorts and renders runs, and draws their curves if asked.
 
     Raises:
         CompareError: for a metric or baseline that no run has.
     """
-    metric = _choose(runs, options.metric, _METRICS, lambda run, name: run.value(name) is not None)
-    curve = _choose(runs, options.curve, _CURVES, lambda run, name: bool(run.curve(name)), True)
+    metric = options.metric or final_metric(runs)
+    curve = options.curve or curve_metric(runs, metric)
+    _check_known(runs, options)
     groups = group_runs(runs, metric, curve, by_seed=not options.no_group)
     smallest_first = options.ascending or is_loss(metric) or metric in CHEAPER
     groups.sort(key=lambda group: group.sort_key(smallest_first))
@@ -219,29 +133,27 @@ def compare(runs: Sequence[Run], options: argparse.Namespace) -> str:
     return _render(shown, baseline, warnings, options)
 
 
-def _choose(
-    runs: Sequence[Run],
-    asked: str | None,
-    names: Sequence[str],
-    has: Callable[[Run, str], bool],
-    commonest: bool = False,
-) -> str:
-    """The given name, or else the first that some run has, or that most runs have."""
-    if asked is None:
-        counts = {name: sum(has(run, name) for run in runs) for name in names}
-        return max(names, key=lambda name: counts[name] if commonest else counts[name] > 0)
-    if not any(has(run, asked) for run in runs):
-        known = sorted({key for run in runs for key in run.summary if run.value(key) is not None})
-        raise CompareError(f"no run has {asked}; there are {', '.join(known) or 'no metrics'}")
-    return asked
+def _check_known(runs: Sequence[Run], options: argparse.Namespace) -> None:
+    """Refuses a metric or a curve that was asked for and that no run has."""
+    lacks_metric = all(run.value(options.metric or "") is None for run in runs)
+    lacks_curve = not any(run.curve(options.curve or "") for run in runs)
+    for asked, lacks in ((options.metric, lacks_metric), (options.curve, lacks_curve)):
+        if asked and lacks:
+            known = sorted(
+                {key for run in runs for key in run.summary if run.value(key) is not None}
+            )
+            raise CompareError(f"no run has {asked}; there are {', '.join(known) or 'no metrics'}")
 
 
 def _lacking(runs: Sequence[Run], metric: str, options: argparse.Namespace) -> list[str]:
     """Warnings on runs that lack the metric."""
-    if metric == "train/acc" and options.metric is None:
+    if options.metric is None and metric == "train/acc":
         return ["compared by train/acc: no run has an accuracy on validation or test"]
+    guessed = options.metric is None and metric not in FINAL
+    found = [f"compared by {metric}: no run has {FINAL[0]}; --metric names another"]
     without = sum(run.value(metric) is None for run in runs if run.status != "unreadable")
-    return [f"{without} of {len(runs)} runs have no {metric}"] if without else []
+    lacking = [f"{without} of {len(runs)} runs have no {metric}"] if without else []
+    return [*(found if guessed else []), *lacking]
 
 
 def _baseline(groups: Sequence[Group], name: str | None) -> Group | None:

@@ -49,13 +49,15 @@ ROOMS: dict[str, set[str]] = {
     "records": _BASE,
     "checkpoints": {"errors", "identity", "lightning_seam", "records"},
     "analysis": {"texts", "identity", "records"},
+    "sources": {"texts", "identity", "records"},
     "monitoring": {*_BASE, "lightning_seam", "records", "checkpoints", "analysis"},
     "session": {"errors", "identity", "lightning_seam", "process", "records", "checkpoints"}
     | {"analysis", "monitoring"},
     "command_line": {*_BASE, "lightning_seam", "process", "records", "checkpoints", "monitoring"}
     | {"session"},
     "reproduction": {"texts", "identity", "records", "analysis"},
-    "compare": {"errors", "texts", "identity", "records", "analysis", "command_line"},
+    "compare": {"errors", "texts", "records", "analysis", "sources", "command_line"},
+    "export_runs": {*_BASE, "records", "sources", "command_line"},
     "tuning": {"errors", "texts", "identity", "process", "records", "analysis", "session"}
     | {"command_line", "compare"},
     "wandb_report": set[str](),

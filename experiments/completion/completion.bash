@@ -51,7 +51,7 @@ _cifar10() {
         [[ $cur == */* ]] && for file in "$cur"*/; do [[ -d $file ]] && _cifar10_add "$file"; done ;;
     *--ckpt_path)
         for file in "$runs"/*/*.ckpt; do [[ -f $file ]] && _cifar10_add "$file"; done ;;
-    *--name | *--init_from | *--baseline | compare)
+    *--name | *--init_from | *--baseline | compare | export_runs)
         for file in "$runs/$cur"*/record.json; do
             [[ -f $file ]] && file=${file%/*} && _cifar10_add "${file##*/}"
         done ;;

@@ -22,7 +22,8 @@ _cifar10
 for word in "${COMPREPLY[@]}"; do printf '%s\\n' "$word"; done
 """
 COMMANDS = [
-    *("fit", "validate", "test", "predict", "export", "compare", "reproduce"),
+    *("fit", "validate", "test", "predict", "export", "compare", "export_runs"),
+    *("reproduce",),
     *("sweep", "find_lr", "find_batch_size", "completion"),
 ]
 RUNS = ["mlp-s0", "mlp-s1"]
@@ -97,6 +98,8 @@ CASES: list[tuple[list[str], list[str]]] = [
     (["cifar10", "export", "--format", ""], ["onnx", "torch_export"]),
     (["cifar10", "compare", "mlp-s0", ""], RUNS),
     (["cifar10", "compare", "--format", "c"], ["csv"]),
+    (["cifar10", "export_runs", "mlp-s0", ""], RUNS),
+    (["cifar10", "export_runs", "--to", "t"], ["trackio"]),
     (["cifar10", "compare", "--baseline", "mlp-s1"], ["mlp-s1"]),
     (["cifar10", "reproduce", "--b"], ["--budget"]),
     (["cifar10", "find_lr", "--min"], ["--min_lr"]),
