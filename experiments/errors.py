@@ -1,8 +1,11 @@
 """Errors that tell the user what to do, and the library errors that the user can fix."""
 
 import argparse
+import contextlib
 import sys
 from typing import Any, NoReturn
+
+from experiments.texts import printable
 
 
 class RunError(RuntimeError):
@@ -33,6 +36,13 @@ def is_user_error(error: BaseException) -> bool:
     return any(kind in _LIBRARY_ERRORS for kind in kinds)
 
 
+def fail(message: str) -> NoReturn:
+    """Prints an error in one line, and exits with status 2."""
+    with contextlib.suppress(OSError):  # nobody may be listening
+        print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
+    raise SystemExit(2)
+
+
 class OneLineParser(argparse.ArgumentParser):
     """A parser whose errors are one line, with status 2; it takes no abbreviations."""
 
@@ -41,5 +51,4 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Prints the error and exits."""
-        print(f"error: {' '.join(message.split())}; see {self.prog} --help", file=sys.stderr)
-        raise SystemExit(2)
+        fail(f"{message}; see {self.prog} --help")
