@@ -5,13 +5,14 @@ Each run keeps everything in ``runs/<name>/``; later commands find it by name:
 """
 
 import contextlib
+import difflib
 import errno
 import gc
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -62,6 +63,7 @@ def main(args: "ArgsType" = None) -> None:
     if words[:1] == ["completion"]:
         _run_program("experiments.completion.script", words[1:], _PROGRAMS)
         return
+    _check_command(words[:1])
     if _INTERFACE not in sys.modules:
         if args is None and all(os.environ.get(name, "0") == "0" for name in _RANKS):
             _say("loading PyTorch and Lightning")
@@ -87,6 +89,17 @@ def _run_program(module: str, *arguments: object) -> None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is lost
         raise SystemExit(1) from None
+
+
+def _check_command(words: Sequence[str]) -> None:
+    """Refuses a command that does not exist; an option is left to the parser."""
+    known = [*import_module("experiments.command_line.help").COMMANDS, *_PROGRAMS, "completion"]
+    for word in words:
+        if not word.startswith("-") and word not in known:
+            near = difflib.get_close_matches(word, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            _say(f"error: no command {word!r}: {hint}")
+            raise SystemExit(2)
 
 
 def _check_packages() -> None:
