@@ -16,7 +16,7 @@ from pathlib import Path
 
 from experiments.command_line.config_files import expand_home, use_utf8
 from experiments.errors import OneLineParser, ended_plainly
-from experiments.identity import flags_of
+from experiments.identity import written_out
 from experiments.reproduction.claims import Claim, claims_named
 from experiments.reproduction.kept import data_of, keep
 from experiments.reproduction.page import write_page
@@ -35,7 +35,9 @@ def main(args: list[str] | None = None) -> None:
     use_utf8()
     options, passed = parser().parse_known_args(args)
     try:
-        passed = _written_out(passed)
+        if passed and not passed[0].startswith("-"):
+            raise ValueError(f"{passed[0]!r} is no option; name claims after --only")
+        passed = written_out(passed)
         claims = claims_named(options.only)
         _check(options, passed)
     except ValueError as error:
@@ -106,13 +108,6 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--list", action="store_true", help="show the claims, run nothing")
     return parser
-
-
-def _written_out(passed: list[str]) -> list[str]:
-    """Writes ``--key value`` as ``--key=value``."""
-    if passed and not passed[0].startswith("-"):
-        raise ValueError(f"{passed[0]!r} is no option; name claims after --only")
-    return [f"--{key}={value}" for key, value in flags_of(passed)]
 
 
 def _check(options: argparse.Namespace, passed: list[str]) -> None:

@@ -132,6 +132,18 @@ def flags_of(arguments: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
+def written_out(arguments: Sequence[str]) -> list[str]:
+    """Writes ``--key value`` as ``--key=value``; a flag without a value stays alone.
+
+    Args:
+        arguments: see `flags_of`.
+
+    Raises:
+        ValueError: see `flags_of`.
+    """
+    return [f"--{key}={value}" if value else f"--{key}" for key, value in flags_of(arguments)]
+
+
 def as_flag(value: Any) -> str:
     """A value as flags take it: JSON is YAML."""
     return value if isinstance(value, str) else json.dumps(value)

@@ -44,7 +44,8 @@ BY_NAME = {"getattr", "setattr", "hasattr", "delattr", "attrgetter", "methodcall
 # Rooms of experiments, the lowest floor first, each with the rooms that it may import from.
 _BASE = {"errors", "texts", "identity"}
 ROOMS: dict[str, set[str]] = {
-    **{room: set[str]() for room in (*_BASE, "lightning_seam")},
+    **{room: set[str]() for room in ("texts", "identity", "lightning_seam")},
+    "errors": {"texts"},
     "process": {"errors"},
     "records": _BASE,
     "checkpoints": {"errors", "identity", "lightning_seam", "records"},
@@ -62,7 +63,7 @@ ROOMS: dict[str, set[str]] = {
     | {"command_line", "compare"},
     "wandb_report": set[str](),
     "inference": {"errors", "checkpoints"},
-    "fitting": {"identity", "records", "command_line"},
+    "fitting": {"errors", "identity", "records", "command_line"},
     "export": {"errors", "texts", "records", "checkpoints", "monitoring", "command_line"}
     | {"inference"},
     "completion": {"errors", "identity", "monitoring", "command_line"},

@@ -476,3 +476,11 @@ def test_a_folder_is_predicted_without_the_data_set(
     theirs = np.array([row[3:] for row in known[1:]], dtype=float)
     np.testing.assert_allclose(ours, theirs, atol=2e-6)
     assert not nothing.exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [("fti", "did you mean fit?"), ("swep", "did you mean sweep?"), ("x", "there are fit, vali")],
+)
+def test_an_unknown_command_is_one_line(word: str, hint: str, error_of: Callable[..., str]) -> None:
+    assert error_of([word, "--config=mlp"]).startswith(f"no command '{word}': {hint}")
