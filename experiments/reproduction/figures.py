@@ -113,7 +113,10 @@ def _changes(runs: Runs, folder: Path) -> pages.Figure | None:
     ax.invert_yaxis()
     ax.set(xlabel="test accuracy minus that of mlp_deep (share of images), 95 % interval")
     plots.save(figure, folder / "changes.png")
-    caption = "Each change to `mlp_deep`, in pairs of the same seed, with 95 % intervals."
+    caption = (
+        "Each change to `mlp_deep`, in pairs of the same seed, with 95 % intervals. An interval is "
+        f"for its change alone: of {len(rows)}, one may miss the true difference by chance."
+    )
     return pages.Figure(folder / "changes.png", caption)
 
 
