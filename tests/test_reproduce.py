@@ -2,12 +2,16 @@ import json
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import reproduce
+from experiments.reproduction.claims import CLAIMS
+from experiments.reproduction.judges import first_seeds
+from experiments.reproduction.kept import read_kept
 from tests.conftest import PROJECT, SHORT
 
 Reproduce = Callable[..., Path]
@@ -149,6 +153,24 @@ def test_the_readme_counts_what_the_page_says() -> None:
         assert words[verdict].format(count) in readme
     assert f"of {sum(map(int, counts.values()))} claims, " in readme
     assert readme.count(f"{len(runs)} runs") == 2
+
+
+def test_the_verdicts_that_changed_are_listed() -> None:
+    """Of the list, all but the verdicts of the old tests can be computed."""
+    text = (PROJECT / "docs/reproduction_changes.md").read_text()
+    pattern = r"^\| `([a-z-]+)` \| ([a-z ]+) \| ([a-z ]+) \| ([a-z ]+) \| (\w+)"
+    listed = {key: row for key, *row in re.findall(pattern, text, re.MULTILINE)}
+    runs = read_kept(PROJECT / "docs").runs
+    before: Counter[str] = Counter()
+    for claim in CLAIMS:
+        few, every = (claim.judge.judge(found).verdict for found in (first_seeds(runs, 5), runs))
+        then, again, now, why = listed.get(claim.key, [few, few, few, ""])
+        before[then] += 1
+        assert [again, now] == [few, every], claim.key
+        changed = {"tests": then != again, "seeds": again != now}
+        assert why == "" or changed[why], claim.key
+    assert before == {"holds": 25, "does not hold": 5, "inside noise": 5}
+    assert listed.keys() <= {claim.key for claim in CLAIMS}
 
 
 def test_the_committed_page_is_what_its_kept_runs_come_to(

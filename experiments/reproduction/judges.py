@@ -289,7 +289,7 @@ class Greater:
         if self.at_most is not None:  # both bounds must be shown, but one of them is missed
             holds = max(holds, _two_sided(found.below(self.at_most)))
             fails = min(fails, _two_sided(found.above(self.at_most)))
-        of_accuracy = self.metric.startswith(_ACCURACIES) and not self.by
+        of_accuracy = self.metric.startswith(_ACCURACIES)
         return Evidence(holds, fails, found.equivalence(POINT) if of_accuracy else 1.0)
 
 

@@ -63,3 +63,13 @@ def test_both_questions_are_corrected_over_the_family() -> None:
     assert "undecided" not in first.words()
     assert same.equivalence is not None
     assert same.equivalence_holm == pytest.approx(2 * same.equivalence)
+
+
+def test_one_of_many_lines_that_seems_equivalent_is_corrected() -> None:
+    near, far = gap(0.003, 0.003), gap(0.02, 0.02)
+    assert one(near).verdict == "equivalent"
+    first, *_ = outcomes([near, far, far], "test/acc", 0.01)
+    assert first is not None
+    assert first.equivalence is not None
+    assert 0.05 / 3 < first.equivalence < 0.05
+    assert first.verdict == "undecided"

@@ -40,6 +40,16 @@ def test_what_is_kept_again_stays_the_same(tmp_path: Path) -> None:
     assert ours == theirs
 
 
+def test_a_figure_of_a_part_of_the_images_is_not_kept(tmp_path: Path) -> None:
+    part = run(0, images={"train": 100, "test": 10})
+    part.summary.update({"train/acc": 0.3, "train/images": 50})
+    part.entries.append({"step": 4, "train/acc": 0.3, "val/acc": 0.2})
+    keep(Kept({"mlp": {0: part}}), tmp_path)
+    again = read_kept(tmp_path).runs["mlp"][0]
+    figures = [again.value(key) for key in ("test/acc", "train/acc", "val/acc", "train/acc@4")]
+    assert figures == [0.5, None, 0.2, 0.3]
+
+
 def test_a_page_without_a_history_is_read(tmp_path: Path) -> None:
     shutil.copytree(PROJECT / "docs/reproduction", tmp_path / "reproduction")
     path = tmp_path / "reproduction/runs.json"
