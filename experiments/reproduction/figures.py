@@ -173,7 +173,7 @@ def _batch_sizes(runs: Runs, folder: Path) -> pages.Figure | None:
     }
     if not any(any(curves) for curves in found.values()):
         return None
-    title = f"Test accuracy after two epochs by batch size, {_OVER_SEEDS}"
+    title = f"Test accuracy after two epochs by batch size\n{_OVER_SEEDS}"
     figure, (ax,) = plots.panels(1, title)
     for (norm, curves), style in zip(found.items(), plots.STYLES, strict=False):
         plots.band(ax, curves, f"{norm} normalisation", marker="o", **style)

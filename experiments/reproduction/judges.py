@@ -75,8 +75,9 @@ class Evidence:
         return of.get(self.verdict, min(self.holds, self.fails, self.equal))
 
     def words(self) -> str:
-        """Its p-values: ``holds: p = 0.002, fails: p = 1``."""
-        equal = f", equal: p = {self.equal:.2g}" if self.equal < 1 else ""
+        """Its p-values: ``holds: p = 0.002, fails: p = 1``; that of equality where it decides."""
+        decides = min(self.holds, self.fails) >= ALPHA and self.equal < 1
+        equal = f", equal: p = {self.equal:.2g}" if decides else ""
         return f"holds: p = {self.holds:.2g}, fails: p = {self.fails:.2g}{equal}"
 
 

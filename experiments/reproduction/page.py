@@ -70,8 +70,9 @@ _TESTS = (
     "claim has several parts, all must be shown, without a correction; the p-values against it are "
     "corrected by Holm over its parts. If a run diverged, its missing accuracy counts as chance, "
     "0.1. Runs that agree to the last digit have no spread, so their p-value is 0.",
-    "The last p-value is corrected by Holm over all claims. Where it is above 0.05, the verdict "
-    "may be one of those that chance alone makes of so many claims.",
+    'The column "p" has the p-value of the verdict, or the smallest one if nothing is shown. The '
+    "next one is corrected by Holm over all claims. Where it is above 0.05, the verdict may be one "
+    "of those that chance alone makes of so many claims.",
 )
 _RUNS = (
     "Test accuracy is measured once, with the last weights on the official 10,000 images. "

@@ -153,6 +153,12 @@ def test_the_p_value_is_that_of_the_verdict(evidence: Evidence, verdict: str, p:
     assert (evidence.verdict, evidence.p) == (verdict, p)
 
 
+def test_the_p_value_of_equality_is_said_where_it_decides() -> None:
+    assert Evidence(0.9, 0.2, 0.03).words() == "holds: p = 0.9, fails: p = 0.2, equal: p = 0.03"
+    assert Evidence(0.01, 0.9, 0.03).words() == "holds: p = 0.01, fails: p = 0.9"
+    assert Evidence(0.9, 0.2).words() == "holds: p = 0.9, fails: p = 0.2"
+
+
 def test_a_run_that_diverged_counts_as_chance() -> None:
     assert values({"a": arm([0.5, None])}, "a") == {0: 0.5, 1: 0.1}
 
