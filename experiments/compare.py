@@ -13,6 +13,7 @@ only the settings that differ. Runs that crashed, diverged or can't be read are 
 import argparse
 import csv
 import json
+import math
 import os
 import sys
 import time
@@ -22,8 +23,17 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.analysis import pages, plots
+from experiments.analysis.chance import many_tested
 from experiments.analysis.costs import CHEAPER
-from experiments.analysis.groups import Group, doubts, group_runs, numbers, table, warnings_about
+from experiments.analysis.groups import (
+    Comparison,
+    Group,
+    doubts,
+    group_runs,
+    numbers,
+    table,
+    warnings_about,
+)
 from experiments.analysis.metrics import CURVES, FINAL, curve_metric, final_metric
 from experiments.command_line.config_files import expand_home, expand_homes, use_utf8
 from experiments.errors import OneLineParser, ended_plainly
@@ -90,6 +100,12 @@ def parser() -> argparse.ArgumentParser:
         help=f"metric for best and last value; default: the commonest of {', '.join(CURVES)}",
     )
     parser.add_argument("--baseline", help="a line's name: the others are tested against it")
+    parser.add_argument(
+        "--margin",
+        type=float,
+        help="the least difference to the baseline that matters, in units of the metric; "
+        "default: 0.01 for an accuracy",
+    )
     parser.add_argument("--no_group", action="store_true", help="a line for each run")
     parser.add_argument("--all", action="store_true", help="show the whole configuration")
     parser.add_argument(
@@ -107,6 +123,10 @@ def parser() -> argparse.ArgumentParser:
 def _check(options: argparse.Namespace) -> None:
     if options.top is not None and options.top < 1:
         raise CompareError(f"--top must be at least 1, got {options.top}")
+    if options.margin is not None and not 0 < options.margin < math.inf:
+        raise CompareError(f"--margin must be above 0, got {options.margin:g}")
+    if options.margin is not None and options.baseline is None:
+        raise CompareError("--margin is for a comparison with a line: add --baseline NAME")
     if options.plot and options.plot.suffix.lower() != ".png":
         raise CompareError(f"--plot draws PNG files, such as curves.png, not {options.plot}")
 
@@ -124,13 +144,15 @@ def compare(runs: Sequence[Run], options: argparse.Namespace) -> str:
     smallest_first = options.ascending or is_loss(metric) or metric in CHEAPER
     groups.sort(key=lambda group: group.sort_key(smallest_first))
     baseline = _baseline(groups, options.baseline)
+    against = Comparison(baseline, groups, options.margin) if baseline else None
     warnings = [*_lacking(runs, metric, options), *warnings_about(runs), *doubts(groups)]
+    warnings += many_tested(groups)
     shown = groups[: options.top]
     if options.plot:
         _plot(shown, curve, options.plot)
     for warning in warnings:
         _say(f"warning: {warning}")
-    return _render(shown, baseline, warnings, options)
+    return _render(shown, against, warnings, options)
 
 
 def _check_known(runs: Sequence[Run], options: argparse.Namespace) -> None:
@@ -166,18 +188,18 @@ def _baseline(groups: Sequence[Group], name: str | None) -> Group | None:
 
 def _render(
     groups: Sequence[Group],
-    baseline: Group | None,
+    against: Comparison | None,
     warnings: Sequence[str],
     options: argparse.Namespace,
 ) -> str:
     if options.format in {"csv", "json"}:
-        frame = numbers(groups, baseline, everything=options.all)
+        frame = numbers(groups, against, everything=options.all)
         if options.format == "csv":
             safe = frame.rename(columns=csv_cell).map(csv_cell)
             return str(safe.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
         rows = frame.astype(object).where(frame.notna(), None).to_dict(orient="records")
         return json.dumps({"warnings": warnings, "runs": rows}, indent=1) + "\n"
-    frame = table(groups, baseline, everything=options.all)
+    frame = table(groups, against, everything=options.all)
     if options.format == "table":
         return _terminal_table(frame)
     notes = [pages.Paragraph(f"Warning: {warning}") for warning in warnings]

@@ -37,6 +37,11 @@ def is_loss(metric: str) -> bool:
     return "loss" in metric.lower() or not _SMALLER.isdisjoint(_WORD.findall(metric.lower()))
 
 
+def is_accuracy(metric: str) -> bool:
+    """Whether a metric is a share of images, such as ``test/acc`` or ``test_curve/acc@2300``."""
+    return metric.partition("@")[0].rpartition("/")[2] == "acc"
+
+
 def direction(metric: str) -> Literal["min", "max"]:
     """The word of Lightning and W&B for the best value of a metric: ``min`` or ``max``."""
     return "min" if is_loss(metric) else "max"
