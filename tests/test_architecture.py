@@ -55,7 +55,8 @@ ROOMS: dict[str, set[str]] = {
     "command_line": {*_BASE, "lightning_seam", "process", "records", "checkpoints", "monitoring"}
     | {"session"},
     "reproduction": {"texts", "identity", "records", "analysis"},
-    "compare": {"errors", "texts", "identity", "records", "analysis", "command_line"},
+    "page": {"texts", "identity", "records", "analysis"},
+    "compare": {"errors", "texts", "identity", "records", "analysis", "command_line", "page"},
     "tuning": {"errors", "texts", "identity", "process", "records", "analysis", "session"}
     | {"command_line", "compare"},
     "wandb_report": set[str](),
