@@ -135,8 +135,10 @@ def _check(options: argparse.Namespace) -> None:
         raise CompareError("--open and --port are of --serve; pass it too")
     if not 0 <= options.port <= _LAST_PORT:
         raise CompareError(f"--port must be between 0 and {_LAST_PORT}, got {options.port}")
-    if options.serve and (options.output or options.plot):
-        raise CompareError("--serve writes no file; leave --output and --plot out")
+    if options.serve and (options.output or options.plot or options.top):
+        raise CompareError(
+            "--serve shows all lines and writes no file; leave --top, --output and --plot out"
+        )
 
 
 def find_runs(asked: Sequence[str], root: Path, now: float) -> list[Run]:
@@ -321,6 +323,23 @@ def _view(options: argparse.Namespace) -> dict[str, Any]:
 
 def _serve(options: argparse.Namespace) -> None:
     """Serves the page until Ctrl-C."""
+    with contextlib.suppress(KeyboardInterrupt), server_of(options) as server:
+        where = printable(str(options.runs_dir))
+        print(f"{server.address} shows the runs of {where}; stop with Ctrl-C", flush=True)
+        if options.open:
+            webbrowser.open(server.address)
+        server.serve_forever()
+
+
+def server_of(options: argparse.Namespace) -> PageServer:
+    """The server of the page, on a port of its own.
+
+    Args:
+        options: as `parser` reads them.
+
+    Raises:
+        CompareError: if the port is taken.
+    """
 
     def find() -> list[Run]:
         try:
@@ -331,25 +350,16 @@ def _serve(options: argparse.Namespace) -> None:
     def judge(runs: Sequence[Run]) -> Comparison:
         try:
             return compared(runs, options)
-        except CompareError as error:
-            return Comparison(
-                [], options.metric or _METRICS[0], options.curve or _CURVES[0], [str(error)]
-            )
+        except CompareError as error:  # no run has the metric yet
+            names = options.metric or _METRICS[0], options.curve or _CURVES[0]
+            return Comparison(group_runs(runs, *names), *names, [str(error)])
 
     roots = [options.runs_dir, *(Path(name) for name in options.runs if Path(name).is_dir())]
     view = _view(options) | ({"baseline": options.baseline} if options.baseline else {})
     try:
-        server = PageServer(Watched(find, judge, roots, view), options.port)
+        return PageServer(Watched(find, judge, roots, view), options.port)
     except OSError as error:
         raise CompareError(f"port {options.port}: {reason_of(error)}; name another") from error
-    print(
-        f"{server.address} shows the runs of {printable(str(options.runs_dir))}; stop with Ctrl-C",
-        flush=True,
-    )
-    if options.open:
-        webbrowser.open(server.address)
-    with contextlib.suppress(KeyboardInterrupt), server:
-        server.serve_forever()
 
 
 def _terminal_table(frame: pd.DataFrame) -> str:

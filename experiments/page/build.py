@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import html
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -18,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments.page.payload import PICTURES
-from experiments.records.files import read_bytes
+from experiments.records.files import open_regular
 
 _ASSETS = Path(__file__).resolve().parent / "assets"
 _SCRIPTS = ("statistics.js", "model.js", "table.js", "charts.js", "detail.js", "page.js")
 LARGEST_PICTURE = 4 * 2**20  # bytes
 _MOST_PICTURES = 6 * 2**20  # bytes in one file, which may be sent by mail
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag
 _PNG = b"\x89PNG\r\n\x1a\n"
 # The names under which the module of DataTables exports its class.
 _EXPORT = re.compile(r"export\s*\{([^{}]*)\}\s*;?")
@@ -84,10 +86,11 @@ def embedded_pictures(folders: Mapping[str, Path]) -> dict[str, dict[str, str]]:
 def picture(path: Path) -> bytes | None:
     """The content of a PNG file; None if it is none, too large, a link or gone."""
     try:
-        content = b"" if path.is_symlink() else read_bytes(path, LARGEST_PICTURE)
-    except (OSError, ValueError):
+        with open_regular(path, flags=_NO_LINK) as file:
+            content: bytes = file.read(LARGEST_PICTURE + 1)
+    except OSError:
         return None
-    return content if content.startswith(_PNG) else None
+    return content if content.startswith(_PNG) and len(content) <= LARGEST_PICTURE else None
 
 
 def _page(content: Mapping[str, Any], table: str, live: bool) -> str:

@@ -19,7 +19,6 @@ from urllib.parse import parse_qs, urlsplit
 
 from experiments.page.build import live_page, picture, policy
 from experiments.page.payload import PICTURES, Comparison, identify, overview, run_fields
-from experiments.records.files import is_in_folder
 from experiments.records.log import METRICS
 from experiments.records.record import CONFIG, RECORD
 from experiments.records.runs import Run, read_run
@@ -93,7 +92,8 @@ class Watched:
             path = next((path for path, known in self._names.items() if known == name), None)
         if path is None or path not in self._runs or file not in PICTURES:
             return None
-        inside = any(is_in_folder((path / file).resolve(), root.resolve()) for root in self._roots)
+        place = (path / file).resolve()  # a run's folder may be a link
+        inside = any(place.is_relative_to(root.resolve()) for root in self._roots)
         return picture(path / file) if inside else None
 
     def _look(self) -> None:
@@ -165,7 +165,6 @@ def _signature(path: Path) -> Signature:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
     timeout = 60
     server: "PageServer"
 

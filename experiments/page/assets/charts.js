@@ -2,9 +2,11 @@
 const charts = (() => {
   const { bandAtPoints, bandBetween, smoothed } = statistics;
   // Okabe and Ito's colours, as in the project's other figures.
-  const COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#777777"];
+  const LIGHT = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#777777"];
+  const DARK = ["#4aa3e0", "#E69F00", "#2fc79a", "#f07f3c", "#e29bc6", "#a8dcf7", "#b0b0b0"];
+  const isDark = () => document.documentElement.classList.contains("dark");
   const DASHES = ["solid", "dash", "dot"];
-  const MOST = COLOURS.length * DASHES.length;
+  const MOST = LIGHT.length * DASHES.length;
   const HEIGHT = 420;
   const AXES = {
     step: "optimiser steps", epoch: "epochs", images: "training images", seconds: "seconds of work",
@@ -16,8 +18,8 @@ const charts = (() => {
   const shortened = (text, most = 40) => (text.length > most ? `${text.slice(0, most - 1)}\u2026` : text);
   const words = (text, most) => escape(shortened(String(text), most));
   const style = (place) => ({
-    color: COLOURS[place % COLOURS.length],
-    dash: DASHES[Math.floor(place / COLOURS.length) % DASHES.length],
+    color: (isDark() ? DARK : LIGHT)[place % LIGHT.length],
+    dash: DASHES[Math.floor(place / LIGHT.length) % DASHES.length],
   });
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -180,7 +182,7 @@ const charts = (() => {
     y: members.map(({ y }) => y),
     customdata: members.map(({ run, x }) => `${words(run.id, 60)}<br>${words(model.setting(x), 40)}`),
     name: words(name, 40), type: "scatter", mode: "markers",
-    marker: { color: style(place).color, size: 8, opacity: 0.75, symbol: place >= COLOURS.length ? "x" : "circle" },
+    marker: { color: style(place).color, size: 8, opacity: 0.75, symbol: place >= LIGHT.length ? "x" : "circle" },
     hovertemplate: "%{customdata}: %{y:.4f}<extra></extra>",
   });
 
@@ -188,11 +190,12 @@ const charts = (() => {
 
   const SHADES = 12;
   const MISSING = -0.12; // where runs without the setting lie
-  const MOST_AXES = 8;
+  const AXIS_WIDTH = 95; // pixels that a setting needs
+  const fitting = (box) => Math.max(2, Math.floor(box.clientWidth / AXIS_WIDTH) - 2);
 
   function parallel(box, runs, view) {
     const scored = runs.filter((run) => typeof run.summary[view.lastAxis] === "number");
-    const keys = model.data.differing.slice(0, MOST_AXES);
+    const keys = model.data.differing.slice(0, fitting(box));
     const axes = [
       ...keys.map((key) => axisOf(model.label(key), scored.map((run) => run.config[key] ?? null))),
       axisOf(model.withUnit(view.lastAxis), scored.map((run) => run.summary[view.lastAxis])),
@@ -304,13 +307,13 @@ const charts = (() => {
     };
     return draw(box, [trace_], {
       height: size, width: size, margin: { l: 90, r: 10, t: 10, b: 90 },
-      xaxis: { ...ticked, title: { text: "predicted class" }, tickangle: -45 },
-      yaxis: { ...ticked, title: { text: "true class" }, autorange: "reversed" },
+      xaxis: { ...ticked, title: { text: "predicted class", standoff: 8 }, tickangle: -45 },
+      yaxis: { ...ticked, title: { text: "true class", standoff: 8 }, autorange: "reversed" },
     });
   }
 
   const SEQUENTIAL = () => [[0, colour("--raised")], [1, "#0072B2"]];
   const DIVERGING = () => [[0, "#D55E00"], [0.5, colour("--raised")], [1, "#0072B2"]];
 
-  return { curves, scatter, parallel, confusion, escape, style, MOST, AXES, pointsOf };
+  return { curves, scatter, parallel, confusion, escape, style, fitting, MOST };
 })();

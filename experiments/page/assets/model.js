@@ -6,27 +6,32 @@ const model = (() => {
   const ALWAYS = [BY_EXPERIMENT, BY_RUN, "status", "machine", "seed"];
   const data = { runs: new Map(), order: [], lines: {}, labels: {}, differing: [], settings: [] };
 
+  // A record without names of its own: a key of a run may be "constructor" or "__proto__".
+  const bare = (record) => Object.assign(Object.create(null), record);
+  const RECORDS = ["config", "summary", "partial", "curves", "confusion"];
+
   // Takes what the server or the file says; only changed runs come again.
   function take(news) {
-    for (const run of news.runs) data.runs.set(run.id, run);
+    for (const run of news.runs) {
+      for (const name of RECORDS) run[name] = bare(run[name]);
+      data.runs.set(run.id, run);
+    }
     const kept = new Set(news.order);
     for (const id of data.runs.keys()) if (!kept.has(id)) data.runs.delete(id);
     const { runs, ...others } = news;
     Object.assign(data, others);
+    for (const name of ["lines", "labels", "pictures"]) data[name] = bare(data[name]);
   }
 
   const runs = () => data.order.map((id) => data.runs.get(id)).filter(Boolean);
   const isLoss = (metric) => metric.includes("loss");
   const label = (key) => data.labels[key] ?? key;
 
-  function unit(metric) {
-    const name = metric.replace(/.*\//, "");
-    const known = {
-      acc: "share of images", loss: "nats", seconds: "s", images_per_s: "images/s",
-      peak_gpu_mib: "MiB", flops: "FLOP",
-    };
-    return known[name] ?? "";
-  }
+  const UNITS = bare({
+    acc: "share of images", loss: "nats", seconds: "s", images_per_s: "images/s",
+    peak_gpu_mib: "MiB", flops: "FLOP",
+  });
+  const unit = (metric) => UNITS[metric.replace(/.*\//, "")] ?? "";
 
   const withUnit = (metric) => metric + (unit(metric) ? ` (${unit(metric)})` : "");
 
@@ -157,10 +162,10 @@ const model = (() => {
       { key: "status", title: "status", cell: status },
       { key: "n", title: "n", numeric: true, cell: (line) => count(line, metric) },
       figureColumn(metric),
-      ...view.metrics.filter((name) => name !== metric).map(figureColumn),
     ];
     if (view.baseline) found.push(...testColumns());
     if (curve) found.push(...curveColumns(curve));
+    found.push(...view.metrics.filter((name) => name !== metric).map(figureColumn));
     const keys = differing(view.everything).filter((key) => key !== view.group);
     found.push(...keys.map((key) => settingColumn(key)));
     return [...found, { key: "note", title: "note", cell: note }];
@@ -259,15 +264,15 @@ const model = (() => {
     const [value, limit] = [Number(cell.sort), Number(wanted)];
     const isNumber = cell.sort !== null && cell.sort !== "" && !Number.isNaN(value) && wanted.trim() !== "";
     const same = text === small || (isNumber && value === limit);
-    const tests = {
+    const tests = bare({
       "=": () => same, "!=": () => !same, "~": () => text.includes(small),
       ">": () => isNumber && value > limit, "<": () => isNumber && value < limit,
-    };
-    return tests[how]();
+    });
+    return tests[how]?.() ?? true;
   }
 
   return {
-    ALWAYS, BY_EXPERIMENT, BY_RUN, data, take, runs, lines, columns, compare, correct, mixed,
+    ALWAYS, BY_EXPERIMENT, BY_RUN, data, bare, take, runs, lines, columns, compare, correct, mixed,
     machines, passes, label, number, setting, signed, unit, withUnit, isLoss, metrics, curves,
     differing, bySeed, figure, counted,
   };

@@ -4,6 +4,7 @@ const page = (() => {
   const $ = (id) => document.getElementById(id);
   const FIRST_DRAWN = 8;
   const POLL_MS = 2000;
+  const AFTER_TABLE_MS = 20; // the table is painted first
   let view = {};
   let defaults = {};
   let [lines, colours, plotted, updating] = [[], new Map(), null, false];
@@ -12,7 +13,8 @@ const page = (() => {
 
   async function unpack(name) {
     const letters = atob($(`packed-${name}`).textContent.trim());
-    const bytes = Uint8Array.from(letters, (letter) => letter.charCodeAt(0));
+    const bytes = new Uint8Array(letters.length);
+    for (let at = 0; at < letters.length; at += 1) bytes[at] = letters.charCodeAt(at);
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     return new Response(stream).text();
   }
@@ -27,6 +29,10 @@ const page = (() => {
   // ---- the view and the address ----------------------------------------------------------------
 
   const NUMBERS = new Set(["smooth", "page"]);
+  const CHOICES = {
+    over: ["step", "epoch", "images", "seconds", "compute"], spread: ["band", "runs"],
+    tab: ["curves", "scatter", "parallel"],
+  };
 
   function firstView(given) {
     const { metric, curve, live, differing } = model.data;
@@ -36,7 +42,7 @@ const page = (() => {
       search: "", filters: [], sort: [metric, smallest ? "asc" : "desc"], page: table.PAGE, selected: null,
       tab: "curves", drawn: curve, over: "step", smooth: 0, xlog: false, ylog: false, spread: "band",
       across: differing[0] ?? "", up: metric, colour: "", sxlog: false, sylog: false, lastAxis: metric,
-      open: "", versus: "", live, ...given,
+      open: "", versus: "", live, ...given, baseline: model.data.lines[given.baseline] ?? given.baseline ?? "",
     };
   }
 
@@ -45,7 +51,7 @@ const page = (() => {
   function readAddress() {
     const found = {};
     for (const [key, text] of new URLSearchParams(location.hash.slice(1))) {
-      if (!(key in defaults)) continue;
+      if (!Object.hasOwn(defaults, key)) continue;
       try {
         const value = JSON.parse(text);
         if (fits(value, defaults[key], key)) found[key] = value;
@@ -61,6 +67,7 @@ const page = (() => {
     if (key === "sort") return isTexts(value) && ["asc", "desc"].includes(value[1]);
     if (Array.isArray(known)) return isTexts(value);
     if (NUMBERS.has(key)) return Number.isFinite(value);
+    if (Object.hasOwn(CHOICES, key)) return CHOICES[key].includes(value);
     return typeof value === typeof known;
   }
 
@@ -164,8 +171,8 @@ const page = (() => {
     showLegend(drawn);
     showChartNote(drawn);
     if (!globalThis.Plotly) return;
-    cancelAnimationFrame(plotted);
-    plotted = requestAnimationFrame(() => plot(drawn));
+    clearTimeout(plotted);
+    plotted = setTimeout(() => plot(drawn), AFTER_TABLE_MS);
   }
 
   let places = new Map();
@@ -199,12 +206,17 @@ const page = (() => {
       if (view.spread === "band") notes.push("Bands: one standard deviation over seeds.");
       if (view.over === "seconds" && model.machines(drawn).length > 1) notes.push(machinesDiffer(drawn));
     } else {
-      notes.push("Each mark is one run of the shown lines.");
+      notes.push(`Each ${view.tab === "scatter" ? "mark" : "line of the chart"} is one run of the shown lines.`);
       const metric = view.tab === "scatter" ? view.up : view.lastAxis;
       if (isOfTime(metric) && model.machines(table.shown()).length > 1) notes.push(machinesDiffer(table.shown()));
-      if (view.tab === "parallel") notes.push("From blue, the lowest, to orange, the highest.");
+      if (view.tab === "parallel") notes.push(`${firstSettings()}From blue, the lowest, to orange, the highest.`);
     }
     $("chart-note").textContent = notes.join(" ");
+  }
+
+  function firstSettings() {
+    const [some, all] = [charts.fitting($("chart")), model.data.differing.length];
+    return some < all ? `The first ${some} of ${all} settings that differ: a wider window shows more. ` : "";
   }
 
   // ---- controls --------------------------------------------------------------------------------
@@ -220,13 +232,12 @@ const page = (() => {
     select.value = chosen;
   }
 
-  const GROUPS = {
-    experiment: "experiment (over seeds)", run: "run", status: "status", machine: "machine", seed: "seed",
-  };
+  const GROUPS = model.bare({ experiment: "experiment (over seeds)" });
+  const groupName = (key) => GROUPS[key] ?? (model.ALWAYS.includes(key) ? key : model.label(key));
 
   function showControls() {
     const [metrics, curves, settings] = [model.metrics(), model.curves(), model.data.differing];
-    options("group", [...model.ALWAYS, ...settings], view.group, (key) => GROUPS[key] ?? model.label(key));
+    options("group", [...model.ALWAYS, ...settings], view.group, groupName);
     options("metric", metrics, view.metric);
     options("curve", curves, view.curve);
     options("baseline", ["", ...lines.map(({ id }) => id)], view.baseline, (id) => id || "none");
@@ -258,7 +269,9 @@ const page = (() => {
   }
 
   function showFilters() {
-    const words = { "=": "is", "!=": "is not", "~": "contains", ">": "is above", "<": "is below" };
+    const words = model.bare({
+      "=": "is", "!=": "is not", "~": "contains", ">": "is above", "<": "is below",
+    });
     $("filters").replaceChildren(...view.filters.map((filter, at) => {
       const [key, how, value] = filter;
       const text = `${model.label(key)} ${words[how] ?? how} ${value}`;
@@ -315,6 +328,7 @@ const page = (() => {
     $("metric").addEventListener("change", () => {
       const metric = $("metric").value;
       const sort = [metric, model.isLoss(metric) ? "asc" : "desc"];
+      table.forget();
       change({ metric, sort, up: metric, lastAxis: metric }, { rebuild: true });
     });
     for (const id of ["drawn", "over", "spread", "across", "colour", "up"]) set(id, "change", id);
@@ -485,19 +499,23 @@ const page = (() => {
   // Plotly is large: the table is there before it.
   async function finish() {
     await load("plotly");
-    showCharts();
+    plot(drawnLines());
     detail.show($("detail"), view);
     performance.mark("charts");
     document.documentElement.dataset.ready = "yes";
     if (model.data.live) poll();
-    addEventListener("hashchange", () => {
-      view = { ...structuredClone(defaults), ...readAddress() };
-      showAll();
-      detail.show($("detail"), view);
-    });
+    addEventListener("hashchange", reread);
   }
 
-  return { start, poll, view: () => view, table, model, statistics, charts };
+  // Shows the view of the address.
+  function reread() {
+    view = { ...structuredClone(defaults), ...readAddress() };
+    table.forget();
+    showAll();
+    detail.show($("detail"), view);
+  }
+
+  return { start, poll, reread, view: () => view, table, model, statistics, charts };
 })();
 globalThis.comparePage = page;
 page.start().catch((error) => {

@@ -22,15 +22,18 @@ const table = (() => {
     return made;
   }
 
+  // DataTables may take any text for HTML, also to search or to measure it: it gets none as it is.
+  const safe = (value) => (typeof value === "string"
+    ? value.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;") : value);
+
   const display = (column) => (line, type) => {
     const cell = column.cell(line);
-    if (type === "sort") return cell.sort;
-    if (type !== "display") return cell.text;
-    return node("span", { textContent: cell.text, title: cell.text });
+    if (type === "display") return node("span", { textContent: cell.text, title: cell.text });
+    return safe(type === "sort" ? cell.sort : cell.text);
   };
 
   function nameCell(line, type) {
-    if (type !== "display") return line.id;
+    if (type !== "display") return safe(line.id);
     const pinned = line.id === on.view().baseline;
     const pin = node("button", { type: "button", className: "pin", textContent: pinned ? "\u2605" : "\u2606" });
     pin.dataset.act = "pin";
@@ -59,12 +62,13 @@ const table = (() => {
 
   function definitions(columns) {
     const own = columns.map((column) => ({
-      data: null, type: "cell", render: (line, type) => display(column)(line, type),
+      data: null, type: "cell", orderSequence: column.numeric ? ["desc", "asc"] : ["asc", "desc"],
+      render: (line, type) => display(column)(line, type),
       className: [column.numeric ? "number" : "", column.key === "note" ? "words" : ""].join(" "),
     }));
     return [
       { data: null, orderable: false, searchable: false, type: "cell", render: drawCell },
-      { data: null, type: "cell", render: nameCell },
+      { data: null, type: "cell", render: nameCell, orderSequence: ["asc", "desc"] },
       ...own,
     ];
   }
@@ -113,19 +117,24 @@ const table = (() => {
     columnsByKey = new Map(columns.map((column) => [column.key, column]));
     filters = view.filters;
     const wanted = JSON.stringify([columns.map((column) => column.title), view.group, view.baseline]);
+    const focus = focused();
     if (current && wanted === shape) {
-      const focus = focused();
       current.clear().rows.add(lines).draw(false);
-      refocus(focus);
-      return;
+    } else {
+      current?.destroy();
+      shape = wanted;
+      create(box, lines, columns, view);
     }
-    current?.destroy();
-    shape = wanted;
-    create(box, lines, columns, view);
+    refocus(focus);
+  }
+
+  // The next `show` makes the table anew, with the search and the order of the view.
+  function forget() {
+    shape = "";
   }
 
   function focused() {
-    const act = document.activeElement?.dataset?.act;
+    const act = current && document.activeElement?.dataset?.act;
     const line = act && lineOf(document.activeElement);
     return line ? [line.id, act] : null;
   }
@@ -180,5 +189,5 @@ const table = (() => {
     types.order["cell-desc"] = (a, b) => ordered(a, b, -1);
   }
 
-  return { start, show, shown, search, filter, rewrite, mark, lineOf, node, ordered, PAGE };
+  return { start, show, forget, shown, search, filter, rewrite, mark, lineOf, node, ordered, PAGE };
 })();
