@@ -45,7 +45,14 @@ const charts = (() => {
     toImageButtonOptions: { format: "svg", filename: "runs" },
   };
 
-  const draw = (box, traces, more) => Plotly.react(box, traces, layout(more), CONFIG);
+  function draw(box, traces, more) {
+    const found = layout(more);
+    if (!traces.some((trace) => trace.x.length)) {
+      found.xaxis.visible = false;
+      found.yaxis.visible = false;
+    }
+    return Plotly.react(box, traces, found, CONFIG);
+  }
 
   // ---- curves ----------------------------------------------------------------------------------
 

@@ -41,8 +41,8 @@ const detail = (() => {
     const kinds = Object.keys(run.confusion);
     const box = node("div", { className: "matrices" });
     if (!kinds.length) {
-      box.append(node("p", { className: "note", textContent:
-        "This run keeps no counts of a confusion matrix: an evaluation writes confusion_test.json." }));
+      box.append(picture(run, "confusion_test.png", "confusion matrix")
+        ?? note("No counts of a confusion matrix: python cli.py test writes confusion_test.json."));
       return { box, fill: () => {} };
     }
     const kind = kinds[0];
@@ -53,23 +53,26 @@ const detail = (() => {
     const chart = node("div", { className: "matrix" });
     const matrix = other ? difference(run.confusion[kind], other.confusion[kind]) : run.confusion[kind];
     const title = other ? `${run.id} minus ${other.id}, ${kind} images` : `Counts on ${kind} images`;
-    box.append(node("p", { className: "note", textContent: title }), chart);
+    box.append(note(title), chart);
     return { box, fill: () => charts.confusion(chart, matrix, Boolean(other)) };
   }
 
-  function pictures(run) {
-    const wanted = ["mistakes_test.png", ...(Object.keys(run.confusion).length ? [] : ["confusion_test.png"])];
-    const found = wanted.filter((file) => run.pictures.includes(file));
-    return found.map((file) => {
-      const source = model.data.live
-        ? `picture?${new URLSearchParams({ run: run.id, file })}`
-        : model.data.pictures?.[run.id]?.[file];
-      if (!source) {
-        return node("p", { className: "note", textContent: `${file} is not in this page; it is in ${run.folder}` });
-      }
-      const what = file.startsWith("mistakes") ? "most confident mistakes" : "confusion matrix";
-      return node("img", { src: source, alt: `${what} of ${run.id}`, loading: "lazy" });
-    });
+  const note = (text) => node("p", { className: "note", textContent: text });
+
+  // The picture of a run; null if it has none, or if this file lacks it.
+  function picture(run, file, what) {
+    if (!run.pictures.includes(file)) return null;
+    const source = model.data.live
+      ? `picture?${new URLSearchParams({ run: run.id, file })}`
+      : model.bare(model.data.pictures[run.id])[file];
+    return source ? node("img", { src: source, alt: `${what} of ${run.id}`, loading: "lazy" }) : null;
+  }
+
+  function mistakes(run) {
+    const file = "mistakes_test.png";
+    if (!run.pictures.includes(file)) return note("No picture of mistakes: python cli.py test draws it.");
+    return picture(run, file, "most confident mistakes")
+      ?? note(`This file has no room for ${file}; it is in ${run.folder}.`);
   }
 
   function fill(dialog, run, view) {
@@ -81,12 +84,11 @@ const detail = (() => {
     const choose = line.runs.length > 1
       ? [chooser(`Run of ${line.id}`, line.runs, run.id, "", (id) => on.change({ open: id }))] : [];
     const { box, fill: drawMatrix } = matrices(run, view);
-    const images = pictures(run);
     dialog.replaceChildren(head, ...choose, node("div", { className: "parts" },
       part("How it ended", true, rows(run.facts)),
       part("Summary", true, rows(figuresOf(run))),
       part("Confusion matrix", true, box),
-      part("Mistakes", true, ...(images.length ? images : [node("p", { className: "note", textContent: "No picture of mistakes: run cli.py test." })])),
+      part("Mistakes", true, mistakes(run)),
       part("Configuration: settings that differ first", true, rows(settingsOf(run)))));
     return drawMatrix;
   }

@@ -182,6 +182,8 @@ const page = (() => {
     if (view.tab === "curves") charts.curves($("chart"), drawn, places, view);
     else if (view.tab === "scatter") charts.scatter($("chart"), runs, view);
     else charts.parallel($("chart"), runs, view);
+    if (!document.documentElement.dataset.ready) performance.mark("charts");
+    document.documentElement.dataset.ready = "yes";
   }
 
   function showLegend(drawn) {
@@ -197,6 +199,10 @@ const page = (() => {
   function showChartNote(drawn) {
     const notes = [];
     const all = table.shown().length;
+    if (!all) {
+      $("chart-note").textContent = "";
+      return;
+    }
     if (view.tab === "curves") {
       if (drawn.length < all) {
         notes.push(view.selected === null
@@ -351,7 +357,21 @@ const page = (() => {
     $("table-box").addEventListener("change", ticked);
     $("link").addEventListener("click", copyLink);
     bindTabs();
+    bindColumns();
     bindTheme();
+  }
+
+  // The list of columns closes by Escape, or by a press beside it.
+  function bindColumns() {
+    const menu = $("columns");
+    menu.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape") return;
+      menu.open = false;
+      menu.firstElementChild.focus();
+    });
+    document.addEventListener("pointerdown", (event) => {
+      if (!menu.contains(event.target)) menu.open = false;
+    });
   }
 
   function bindTabs() {
@@ -446,7 +466,7 @@ const page = (() => {
     const runs = model.runs();
     const training = runs.filter((run) => run.status === "running").length;
     const words = training ? `, ${training} training` : "";
-    say(`${runs.length} runs${words}${model.data.live ? "; this page follows them" : ""}`);
+    say(`${runs.length} ${runs.length === 1 ? "run" : "runs"}${words}${model.data.live ? "; this page follows them" : ""}`);
   }
 
   async function poll() {
@@ -498,13 +518,11 @@ const page = (() => {
 
   // Plotly is large: the table is there before it.
   async function finish() {
-    await load("plotly");
-    plot(drawnLines());
-    detail.show($("detail"), view);
-    performance.mark("charts");
-    document.documentElement.dataset.ready = "yes";
-    if (model.data.live) poll();
     addEventListener("hashchange", reread);
+    if (model.data.live) setTimeout(poll, POLL_MS);
+    await load("plotly");
+    showCharts();
+    detail.show($("detail"), view);
   }
 
   // Shows the view of the address.

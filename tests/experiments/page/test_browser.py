@@ -204,6 +204,8 @@ def test_nested_settings_are_columns_and_no_cell_is_high(tab: Tab) -> None:
     page.locator("#columns summary").click()
     page.get_by_label("all settings").check()
     assert "max_steps" in "".join(page.locator("#table-box thead th").all_text_contents())
+    page.keyboard.press("Escape")
+    assert not page.get_by_label("all settings").is_visible()
 
 
 def test_a_baseline_is_tested_with_holm_for_the_shown_lines(tab: Tab) -> None:
