@@ -106,8 +106,9 @@ def _write(folder: Path, config: dict[str, Any], dice: random.Random, points: in
     best = 0.3 + 0.03 * math.log10(network["optimizer"]["init_args"]["lr"] / 1e-5)
     best += {"none": 0, "batch": 0.05, "layer": 0.03}[network["norm"]] + dice.gauss(0, 0.01)
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "metrics.jsonl").write_text("".join(_entries(best, dice, points)))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    entries = "".join(_entries(best, dice, points))
+    (folder / "metrics.jsonl").write_text(entries, encoding="utf-8")
     record = {
         "name": folder.name,
         "status": "finished",
@@ -124,12 +125,12 @@ def _write(folder: Path, config: dict[str, Any], dice: random.Random, points: in
             "train/flops": 3.1e14,
         },
     }
-    (folder / "record.json").write_text(json.dumps(record))
+    (folder / "record.json").write_text(json.dumps(record), encoding="utf-8")
     counts = [
         [round(1000 * (best if i == j else (1 - best) / 9)) for j in range(10)] for i in range(10)
     ]
     matrix = {"classes": _CLASSES, "counts": counts}
-    (folder / "confusion_test.json").write_text(json.dumps(matrix))
+    (folder / "confusion_test.json").write_text(json.dumps(matrix), encoding="utf-8")
 
 
 def _entries(best: float, dice: random.Random, points: int) -> Iterator[str]:
