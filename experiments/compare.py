@@ -34,7 +34,7 @@ from experiments.command_line.config_files import expand_home, expand_homes, use
 from experiments.errors import OneLineParser
 from experiments.identity import experiment_name
 from experiments.page.build import PageError, embedded_pictures, static_page
-from experiments.page.payload import Comparison, lines_of, payload
+from experiments.page.payload import Grouped, lines_of, payload
 from experiments.page.server import PageServer, Watched
 from experiments.records.curves import is_loss
 from experiments.records.files import PARTIAL, reason_of
@@ -236,7 +236,7 @@ def compare(runs: Sequence[Run], options: argparse.Namespace) -> str:
     return _render(shown, baseline, options)
 
 
-def compared(runs: Sequence[Run], options: argparse.Namespace) -> Comparison:
+def compared(runs: Sequence[Run], options: argparse.Namespace) -> Grouped:
     """Groups and sorts runs, and looks for reasons to doubt their comparison.
 
     Raises:
@@ -248,7 +248,7 @@ def compared(runs: Sequence[Run], options: argparse.Namespace) -> Comparison:
     smallest_first = options.ascending or is_loss(metric)
     groups.sort(key=lambda group: group.sort_key(smallest_first))
     warnings = [*_lacking(runs, metric, options), *warnings_about(runs), *doubts(groups)]
-    return Comparison(groups, metric, curve, warnings)
+    return Grouped(groups, metric, curve, warnings)
 
 
 def _choose(
@@ -284,7 +284,7 @@ def _baseline(groups: Sequence[Group], name: str | None) -> Group | None:
     return found[0] if name is not None else None
 
 
-def _render(found: Comparison, baseline: Group | None, options: argparse.Namespace) -> str:
+def _render(found: Grouped, baseline: Group | None, options: argparse.Namespace) -> str:
     groups, warnings = found.groups, found.warnings
     if options.format in {"csv", "json"}:
         frame = numbers(groups, baseline, everything=options.all)
@@ -303,9 +303,7 @@ def _render(found: Comparison, baseline: Group | None, options: argparse.Namespa
     return static_page(_content(found, baseline, options), pages.html_blocks(blocks))
 
 
-def _content(
-    found: Comparison, baseline: Group | None, options: argparse.Namespace
-) -> dict[str, Any]:
+def _content(found: Grouped, baseline: Group | None, options: argparse.Namespace) -> dict[str, Any]:
     """The runs, pictures included, and the view that the page begins with."""
     content = payload(found)
     folders = dict(zip(content["order"], (run.path for run in found.runs), strict=True))
@@ -347,12 +345,12 @@ def server_of(options: argparse.Namespace) -> PageServer:
         except CompareError:
             return []  # not yet, or not any more
 
-    def judge(runs: Sequence[Run]) -> Comparison:
+    def judge(runs: Sequence[Run]) -> Grouped:
         try:
             return compared(runs, options)
         except CompareError as error:  # no run has the metric yet
             names = options.metric or _METRICS[0], options.curve or _CURVES[0]
-            return Comparison(group_runs(runs, *names), *names, [str(error)])
+            return Grouped(group_runs(runs, *names), *names, [str(error)])
 
     roots = [options.runs_dir, *(Path(name) for name in options.runs if Path(name).is_dir())]
     view = _view(options) | ({"baseline": options.baseline} if options.baseline else {})

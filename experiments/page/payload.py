@@ -24,7 +24,7 @@ _MOST_METRICS = 200  # of a run
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Grouped:
     """Runs, as `compare` groups them.
 
     Attributes:
@@ -45,7 +45,7 @@ class Comparison:
         return [run for group in self.groups for run in group.runs]
 
 
-def payload(found: Comparison) -> dict[str, Any]:
+def payload(found: Grouped) -> dict[str, Any]:
     """All that the page shows of some runs."""
     names = identify(found.runs)
     return {
@@ -72,7 +72,7 @@ def identify(runs: Iterable[Run], known: Mapping[Path, str] | None = None) -> di
     return found
 
 
-def overview(found: Comparison, names: Mapping[Path, str]) -> dict[str, Any]:
+def overview(found: Grouped, names: Mapping[Path, str]) -> dict[str, Any]:
     """What the page shows of all runs together: groups, settings that differ, warnings."""
     settings = [settings_of(run) for run in found.runs]
     different = differing(settings)

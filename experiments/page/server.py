@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from experiments.page.build import live_page, picture, policy
-from experiments.page.payload import PICTURES, Comparison, identify, overview, run_fields
+from experiments.page.payload import PICTURES, Grouped, identify, overview, run_fields
 from experiments.records.log import METRICS
 from experiments.records.record import CONFIG, RECORD
 from experiments.records.runs import Run, read_run
@@ -44,7 +44,7 @@ class Watched:
     def __init__(
         self,
         find: Callable[[], Sequence[Run]],
-        judge: Callable[[Sequence[Run]], Comparison],
+        judge: Callable[[Sequence[Run]], Grouped],
         roots: Sequence[Path],
         view: dict[str, Any] | None = None,
     ) -> None:

@@ -205,7 +205,7 @@ const model = (() => {
     return { text: have === all || !have ? String(all) : `${have} of ${all}`, sort: all };
   }
 
-  // Tests each line against the baseline; the p-values are corrected later, for the shown lines.
+  // Tests each line against the baseline; `correct` then corrects the p-values.
   function compare(found, view) {
     const base = found.find((line) => line.id === view.baseline);
     const theirs = base ? bySeed(base, figure(view.metric)) : new Map();
@@ -231,9 +231,9 @@ const model = (() => {
 
   const dataOf = (line) => counted(line.runs.map((run) => run.data)).map(([name]) => name).join();
 
-  // Holm's correction over the shown lines.
-  function correct(shown) {
-    const testedLines = shown.filter((line) => line.test);
+  // Holm's correction over all lines: one over the best lines alone would be none.
+  function correct(found) {
+    const testedLines = found.filter((line) => line.test);
     const adjusted = holm(testedLines.map((line) => line.test.p));
     testedLines.forEach((line, i) => {
       line.p = { text: `${pWords(adjusted[i])}, ${line.test.test}`, sort: adjusted[i] };

@@ -7,7 +7,7 @@ const page = (() => {
   const AFTER_TABLE_MS = 20; // the table is painted first
   let view = {};
   let defaults = {};
-  let [lines, colours, plotted, updating] = [[], new Map(), null, false];
+  let [lines, colours, plotted, updating, corrected] = [[], new Map(), null, false, 0];
 
   // ---- packed parts ----------------------------------------------------------------------------
 
@@ -98,37 +98,28 @@ const page = (() => {
     lines = model.lines(view.group);
     if (view.baseline && !lines.some(({ id }) => id === view.baseline)) view.baseline = "";
     model.compare(lines, view);
-    if (view.baseline) model.correct(lines.filter(isKept()));
+    corrected = view.baseline ? model.correct(lines) : 0;
     updating = true;
     table.show($("table-box"), lines, model.columns(view), view);
     updating = false;
     tableChanged();
   }
 
-  function isKept() {
-    const columns = new Map(model.columns(view).map((column) => [column.key, column]));
-    return (line) => view.filters.every((filter) => model.passes(line, columns, filter));
-  }
-
-  // After a sort, a search or a page: the p-values are of the shown lines.
+  // After a sort, a search or a page.
   function tableChanged() {
     if (updating) return;
     const shown = table.shown();
-    let corrected = 0;
-    if (view.baseline) {
-      corrected = model.correct(shown);
-      table.rewrite(["p"]);
-    }
-    showTableNote(shown, corrected);
+    showTableNote(shown);
     if (view.selected === null) showCharts();
     else table.mark(colours);
   }
 
-  function showTableNote(shown, corrected) {
+  function showTableNote(shown) {
     const notes = [];
     if (view.baseline) {
       notes.push(`p-values: t tests against ${view.baseline} from three seeds on, paired where both lines have `
-        + `the same seeds, corrected by Holm for ${corrected} shown tests. A large p does not show that two lines are equal.`);
+        + `the same seeds, corrected by Holm for the ${corrected} tests of all lines, also of those that a filter hides. `
+        + "A large p does not show that two lines are equal.");
     }
     const mixed = view.group === model.BY_EXPERIMENT || view.group === model.BY_RUN ? [] : model.mixed(shown);
     if (mixed.length) notes.push(`Lines mix runs that differ in ${mixed.map(model.label).join(", ")}.`);
@@ -533,7 +524,7 @@ const page = (() => {
     detail.show($("detail"), view);
   }
 
-  return { start, poll, reread, view: () => view, table, model, statistics, charts };
+  return { start, poll, reread, view: () => view, lines: () => lines, table, model, statistics, charts };
 })();
 globalThis.comparePage = page;
 page.start().catch((error) => {

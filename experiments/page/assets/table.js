@@ -158,19 +158,6 @@ const table = (() => {
     current.draw();
   }
 
-  // Writes the cells of some columns again, without another draw.
-  function rewrite(keys) {
-    const places = [...columnsByKey.keys()].flatMap((key, i) => (keys.includes(key) ? [i + 2] : []));
-    current.rows({ page: "current" }).every(function rewriteRow() {
-      const line = this.data();
-      for (const at of places) {
-        const cell = current.cell(this.index(), at).node();
-        const { text } = columnsByKey.get([...columnsByKey.keys()][at - 2]).cell(line);
-        if (cell) cell.replaceChildren(node("span", { textContent: text, title: text }));
-      }
-    });
-  }
-
   // Marks which lines are drawn, with their colours.
   function mark(colours) {
     current?.rows({ page: "current" }).every(function markRow() {
@@ -189,5 +176,5 @@ const table = (() => {
     types.order["cell-desc"] = (a, b) => ordered(a, b, -1);
   }
 
-  return { start, show, forget, shown, search, filter, rewrite, mark, lineOf, node, ordered, PAGE };
+  return { start, show, forget, shown, search, filter, mark, lineOf, node, ordered, PAGE };
 })();

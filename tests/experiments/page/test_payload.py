@@ -8,7 +8,7 @@ import pytest
 from benchmarks.compare_page import make_runs
 from experiments.analysis.groups import group_runs
 from experiments.page.payload import (
-    Comparison,
+    Grouped,
     confusions,
     identify,
     machine,
@@ -25,8 +25,8 @@ STOPPING = {
 }
 
 
-def compared(runs: list[Run]) -> Comparison:
-    return Comparison(group_runs(runs, "test/acc", "val/acc"), "test/acc", "val/acc", ["a doubt"])
+def compared(runs: list[Run]) -> Grouped:
+    return Grouped(group_runs(runs, "test/acc", "val/acc"), "test/acc", "val/acc", ["a doubt"])
 
 
 def test_a_nested_setting_is_a_line_of_its_own() -> None:
