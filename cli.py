@@ -5,7 +5,6 @@ Each run keeps everything in ``runs/<name>/``; later commands find it by name:
 """
 
 import contextlib
-import errno
 import gc
 import os
 import signal
@@ -77,16 +76,8 @@ def _run_program(module: str, *arguments: object) -> None:
             _say("loading PyTorch and Lightning")
         with _importing():
             import_module(module)
-    try:
+    with import_module("experiments.errors").ended_plainly():
         import_module(module).main(*arguments)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        raise SystemExit(128 + signal.SIGINT) from None
-    except OSError as error:
-        if error.errno not in {errno.EPIPE, errno.ENOSPC}:
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is lost
-        raise SystemExit(1) from None
 
 
 def _check_packages() -> None:

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from experiments.command_line.config_files import expand_home, use_utf8
-from experiments.errors import OneLineParser
+from experiments.errors import OneLineParser, ended_plainly
 from experiments.identity import flags_of
 from experiments.reproduction.claims import Claim, claims_named
 from experiments.reproduction.kept import data_of, keep
@@ -129,4 +129,5 @@ def _check(options: argparse.Namespace, passed: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ended_plainly():
+        main()

@@ -25,11 +25,14 @@ import torch
 import yaml
 from torch.nn import functional as F
 
+from benchmarks.reports import write_report
 from cli import main as cli_main
 from datamodules import CIFAR10DataModule
+from experiments.analysis.costs import share_of_peak
 from experiments.command_line.config_files import expand_home
-from experiments.records.environment import environment_fields, fast_precision
+from experiments.records.environment import fast_precision
 from experiments.records.record import RECORD, RunRecord
+from experiments.records.runs import read_run
 from lightning_modules import FastCNN, LinearSchedule, Muon
 from lightning_modules.fast_cnn import WHITENING_IMAGES
 
@@ -46,6 +49,7 @@ _KEPT = (
     "train/images_per_s",
     "train/steps",
     "train/peak_gpu_mib",
+    "train/flops",
 )
 
 
@@ -58,6 +62,8 @@ def run_seed(config: Path, seed: int, data: list[str], runs: Path) -> dict[str, 
         cli_main(["fit", f"--config={config}", *arguments, *flags, *data])
     record = RunRecord.open(path)
     found = {key: record.summary[key] for key in _KEPT if key in record.summary}
+    share = share_of_peak(read_run(path))
+    found |= {} if share is None else {"share of peak": round(share, 4)}
     return {"seed": seed, "git": record.fields["git"], **found}
 
 
@@ -65,7 +71,7 @@ def accuracy(options: argparse.Namespace, data: list[str]) -> dict[str, Any]:
     """Runs all seeds and summarises their records."""
     runs = [run_seed(options.config, seed, data, options.runs_dir) for seed in options.seeds]
     means = {}
-    for key in ("test/acc", "test/acc_one_view", "train/seconds"):
+    for key in ("test/acc", "test/acc_one_view", "train/seconds", "share of peak"):
         values = [run[key] for run in runs if key in run]
         if values:
             spread = statistics.stdev(values) if len(values) > 1 else None
@@ -154,11 +160,9 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(f"error: expected flags of cli.py as --name=value, got {' '.join(more)}")
     data = [f"--data.data_dir={options.data_dir}", *more]
     measured = accuracy(options, data) if options.what == "accuracy" else speed(options, data)
-    report = {**environment_fields(), **measured}
     name = f"{options.config.stem}_{options.what}.json"
-    output = options.output or RESULTS / name
-    output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(measured, indent=2))
+    write_report(options.output or RESULTS / name, measured)
 
 
 if __name__ == "__main__":

@@ -36,10 +36,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.reports import write_report
 from custom_ops import layer_norm
 from custom_ops.layer_norm import formula
 from experiments.command_line.config_files import expand_home
-from experiments.records.environment import environment_fields
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # (shape of x, dimensions of a row), from the report's networks, transformers and a CNN.
@@ -268,8 +268,7 @@ def main(args: list[str] | None = None) -> None:
     for case in run(options):
         print(line(case), flush=True)
         cases.append(case)
-    report = {**environment_fields(), "errors": errors(), "cases": cases}
-    output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(output, {"errors": errors(), "cases": cases})
     if options.plot:
         plot(cases, options.plot)
 

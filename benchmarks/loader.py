@@ -15,7 +15,6 @@ The images are random, because their content does not affect the cost.
 """
 
 import argparse
-import json
 import resource
 import statistics
 from collections.abc import Callable, Iterable
@@ -29,9 +28,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, ToTensor
 
+from benchmarks.reports import write_report
 from datamodules import AugmentedImages, BatchSource
 from experiments.command_line.config_files import expand_home
-from experiments.records.environment import environment_fields
 
 RESULT = Path(__file__).resolve().parent / "results" / "loader.json"
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -103,10 +102,9 @@ def main(args: list[str] | None = None) -> None:
     cost(ways["ours"])  # pads the images, once
     rounds = [{name: cost(way) for name, way in ways.items()} for _ in range(options.repeats)]
     medians = {name: round(statistics.median(r[name] for r in rounds), 3) for name in ways}
-    report = {**environment_fields(), "images": options.images, "core_seconds_per_epoch": medians}
-    options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for name, seconds in medians.items():
         print(f"{name:>24} {seconds:7.3f} core-s")
+    write_report(options.output, {"images": options.images, "core_seconds_per_epoch": medians})
 
 
 if __name__ == "__main__":

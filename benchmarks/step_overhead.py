@@ -37,10 +37,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
+from benchmarks.reports import write_report
 from cli import main as cli_main
 from datamodules import CIFAR10DataModule
 from experiments.command_line.config_files import expand_home
-from experiments.records.environment import environment_fields
 from experiments.records.record import RunRecord
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -229,9 +229,8 @@ def main(args: list[str] | None = None) -> None:
         print(f"{1e3 * plain_loop(module, options.steps):.4f} ms per step")
         return
     result = measure(data, options.steps, options.repeats)
-    report = {**environment_fields(), **result}
-    options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(report, indent=2))
+    print(json.dumps(result, indent=2))
+    write_report(options.output, result)
 
 
 if __name__ == "__main__":

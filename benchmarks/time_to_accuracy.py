@@ -16,10 +16,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.reports import write_report
 from experiments.analysis import plots
 from experiments.command_line.config_files import expand_home
 from experiments.errors import RunError
-from experiments.records.environment import environment_fields
 from experiments.records.record import RunRecord
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -69,8 +69,7 @@ def main(args: list[str] | None = None) -> None:
     except RunError as error:
         sys.exit(f"error: {error}")
     if runs:
-        found = {**environment_fields(), "runs": runs}
-        options.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        write_report(options.output, {"runs": runs})
     draw(json.loads(options.output.read_text(encoding="utf-8"))["runs"], options.plot)
     print(f"{options.output}\n{options.plot}")
 

@@ -28,10 +28,11 @@ from typing import Any
 import pandas as pd
 
 from experiments.analysis import pages, plots
+from experiments.analysis.costs import CHEAPER
 from experiments.analysis.groups import Group, doubts, group_runs, numbers, table, warnings_about
 from experiments.analysis.wandb_runs import find_wandb_files, read_wandb
 from experiments.command_line.config_files import expand_home, expand_homes, use_utf8
-from experiments.errors import OneLineParser
+from experiments.errors import OneLineParser, ended_plainly
 from experiments.identity import experiment_name
 from experiments.page.build import PageError, embedded_pictures, static_page
 from experiments.page.payload import Grouped, lines_of, payload
@@ -112,7 +113,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--no_group", action="store_true", help="a line for each run")
     parser.add_argument("--all", action="store_true", help="show the whole configuration")
     parser.add_argument(
-        "--ascending", action="store_true", help="smallest first, as losses are by default"
+        "--ascending",
+        action="store_true",
+        help="smallest first, as losses and costs are by default",
     )
     parser.add_argument("--top", type=int, help="show only the first TOP lines")
     parser.add_argument("--format", choices=_FORMATS, default="table")
@@ -245,7 +248,7 @@ def compared(runs: Sequence[Run], options: argparse.Namespace) -> Grouped:
     metric = _choose(runs, options.metric, _METRICS, lambda run, name: run.value(name) is not None)
     curve = _choose(runs, options.curve, _CURVES, lambda run, name: bool(run.curve(name)), True)
     groups = group_runs(runs, metric, curve, by_seed=not options.no_group)
-    smallest_first = options.ascending or is_loss(metric)
+    smallest_first = options.ascending or is_loss(metric) or metric in CHEAPER
     groups.sort(key=lambda group: group.sort_key(smallest_first))
     warnings = [*_lacking(runs, metric, options), *warnings_about(runs), *doubts(groups)]
     return Grouped(groups, metric, curve, warnings)
@@ -402,4 +405,5 @@ def _measure(group: Group, curve: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with ended_plainly():
+        main()

@@ -1,7 +1,12 @@
 """Errors that tell the user what to do, and the library errors that the user can fix."""
 
 import argparse
+import contextlib
+import errno
+import os
+import signal
 import sys
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 
@@ -43,3 +48,18 @@ class OneLineParser(argparse.ArgumentParser):
         """Prints the error and exits."""
         print(f"error: {' '.join(message.split())}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
+
+
+@contextlib.contextmanager
+def ended_plainly() -> Iterator[None]:
+    """Lets Ctrl-C and a closed pipe (``| head``) end a program without a traceback."""
+    try:
+        yield
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
+    except OSError as error:
+        if error.errno not in {errno.EPIPE, errno.ENOSPC}:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is lost
+        raise SystemExit(1) from None

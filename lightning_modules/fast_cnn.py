@@ -126,6 +126,10 @@ class FastCNN(Classifier):
         images, labels = batch
         return super().training_step((_resize(images, self._size), labels), batch_idx)
 
+    def training_stage(self, images: Tensor) -> tuple[int, ...]:
+        """The side of the reduced images, and whether the first bias is frozen."""
+        return self._size, int(self._bias_is_frozen)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Sets values for the training step, which may be compiled."""
         super().on_train_batch_start(batch, batch_idx)

@@ -193,6 +193,21 @@ class Evaluated(LightningModule):
             )
         return super().__call__(*args, **kwargs)
 
+    def training_stage(self, images: Tensor) -> tuple[int, ...]:
+        """What the cost of a training step depends on: the side of its images, then anything else.
+
+        Args:
+            images: a training batch ``(B, 3, H, W)``, as it comes from the data.
+        """
+        return (images.shape[-1],)
+
+    def flops_of_image(self) -> float | None:
+        """The operations of a training step for each image, if the model knows them.
+
+        By default they are counted, see `experiments.monitoring.compute`.
+        """
+        return None
+
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Computes the logits ``(B, num_classes)`` of a validation batch."""
         return self.evaluate(batch[0])

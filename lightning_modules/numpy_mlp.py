@@ -110,6 +110,10 @@ class NumPyMLP(Classifier):
                     f"--trainer.{name} out"
                 )
 
+    def flops_of_image(self) -> float:
+        """Two operations for each weight in three products: outputs and both gradients."""
+        return 6.0 * sum(weight.numel() for weight in self.parameters() if weight.ndim == 2)
+
     def setup(self, stage: str) -> None:
         """Refuses unsupported settings, for a Trainer that did not call `check_trainer`."""
         self.check_trainer(self.trainer)

@@ -82,6 +82,7 @@ def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [*os.environ]:
         if name.startswith(("WANDB_", "CIFAR10_", "CIFAR100_")):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("CIFAR10_CALIBRATION", "off")  # it takes a second
     monkeypatch.setattr(sys, "argv", ["cli.py"])  # Lightning warns of pytest's own arguments
 
 

@@ -634,7 +634,7 @@ FAULTS = [
     ("experiments/records/reader", '    "weights": str,\n', ""),
     ("experiments/records/reader", '"parameters", "best_since")', '"parameters")'),
     ("experiments/records/reader", " and not isinstance(value, bool)\n", "\n"),
-    ("experiments/records/reader", "|images_per_s|peak_gpu_mib)", "|peak_gpu_mib)"),
+    ("experiments/records/reader", "|images_per_s|peak_gpu_mib|flops)", "|peak_gpu_mib|flops)"),
     (
         "experiments/records/reader",
         "read_text(path, LARGEST_CONFIG)",

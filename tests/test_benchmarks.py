@@ -43,7 +43,7 @@ def test_layer_norm_compares_all_ways_and_draws_them(
         assert case["forward"].keys() == {"native", "composed", "ours", "copy"}
         assert case["both"]["native"]["ratio"] == 1
         assert all(figures["us"] > 0 for figures in case["both"].values())
-    assert len(capsys.readouterr().out.splitlines()) == len(cases)
+    assert len(capsys.readouterr().out.splitlines()) == len(cases) + 1  # and the machine
     drawn = picture.read_bytes()
     picture.unlink()
     layer_norm.main(["--plot_only", f"--output={output}", f"--plot={picture}"])

@@ -95,7 +95,7 @@ def test_record_says_what_ran_where_and_how_it_ended(trained: Trained) -> None:
     assert record["images"] == {"train": 5 * IMAGES - 100, "val": 100, "test": IMAGES}
     assert record["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert {"commit", "dirty"} == record["git"].keys()
-    assert {"cpu", "instructions", "threads", "gpus", "platform"} == record["hardware"].keys()
+    assert {"cpu", "instructions", "cores", "threads", "gpus"} < record["hardware"].keys()
     assert record["command"].startswith("cli.py")
     assert record["started"] <= record["ended"]
 

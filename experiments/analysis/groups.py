@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.analysis.costs import cost_numbers, cost_words, machine
 from experiments.analysis.significance import FEWEST, Difference, difference
 from experiments.identity import MAX_TIME, experiment_name, experiment_settings, kind_of
 from experiments.records.runs import Run
@@ -213,6 +214,7 @@ def _numbers(
         row[f"{name} n"] = len(values)
         row[f"{name} mean"] = statistics.fmean(values) if values else None
         row[f"{name} sd"] = statistics.stdev(values) if len(values) > 1 else None
+    row |= cost_numbers(group.runs)
     if baseline is not None:
         gap = _tested(group, baseline)
         for part in ("mean", "low", "high", "p", "test"):
@@ -229,8 +231,12 @@ def _numbers(
 def table(
     groups: Sequence[Group], baseline: Group | None, everything: bool = False
 ) -> pd.DataFrame:
-    """A line for each group, with text for people; empty columns are left out."""
+    """A line for each group, with text for people; empty columns are left out.
+
+    The machine is shown if the lines have several.
+    """
     keys = differing(groups, everything)
+    several = len({machine(run) for group in groups for run in group.runs} - {None}) > 1
     rows = []
     for group in groups:
         row = {"name": group.name, "status": group.status(), "n": _count(group)}
@@ -240,6 +246,8 @@ def table(
         row["last"] = _spread(group.last())
         if baseline is not None:
             row[f"difference to {baseline.name}"] = _words(group, baseline)
+        costs = cost_words(group.runs)
+        row |= costs if several else {k: v for k, v in costs.items() if k != "machine"}
         config = _shown(group, everything)
         headings = _short(keys, {*row, "note"})
         row |= {headings[key]: _cell(config.get(key, "")) for key in keys}
@@ -343,6 +351,7 @@ def warnings_about(runs: Sequence[Run]) -> list[str]:
         _disagreement(readable, "commit", _commit),
         _disagreement(readable, "data", lambda run: run.fields.get("data")),
         _disagreement(readable, "number of images", _images),
+        _on_machines(readable),
         *(
             _disagreement(readable, f"{package} version", functools.partial(_version, package))
             for package in ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy")
@@ -352,6 +361,11 @@ def warnings_about(runs: Sequence[Run]) -> list[str]:
     if dirty:
         found.append(f"{len(dirty)} of {len(readable)} runs come from uncommitted changes")
     return [warning for warning in found if warning]
+
+
+def _on_machines(runs: Sequence[Run]) -> str:
+    found = _disagreement(runs, "machine", machine)
+    return f"{found}: their seconds and images/s can't be compared" if found else ""
 
 
 def _disagreement(

@@ -10,6 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar
 from tqdm import tqdm
 
+from experiments.monitoring.compute import ComputeCount
 from lightning_modules.classifier import Classifier, is_log_step
 from lightning_modules.schedules import steps_of_fit
 
@@ -107,11 +108,13 @@ class TrainMonitor(Callback):
         figures: at the end of a fit: the number of images in an epoch, and the loss and accuracy of
             training if the fit was too short for a log entry.
         peak_gpu_bytes: the peak GPU memory of the fit; None without a GPU.
+        compute: the floating-point operations; a resumed fit continues the count.
     """
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self.images = 0
+        self.compute = ComputeCount()
         self.started = False
         self.figures: dict[str, float] = {}
         self.peak_gpu_bytes: int | None = None
@@ -132,11 +135,12 @@ class TrainMonitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The counts for a checkpoint, so that a resumed fit continues them."""
-        return {"seconds": self.seconds, "images": self.images}
+        return {"seconds": self.seconds, "images": self.images, "flops": self.compute.flops}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the counts of a checkpoint."""
         self.seconds, self.images = state_dict["seconds"], state_dict["images"]
+        self.compute.flops = state_dict.get("flops")  # older checkpoints have none
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
@@ -176,12 +180,15 @@ class TrainMonitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Counts images; logs if the trainer logs this step."""
+        """Counts images and operations; logs if the trainer logs this step."""
+        assert isinstance(pl_module, Classifier)
         self.images += len(batch[0]) * trainer.world_size
+        before = self.compute.seconds
+        self.compute.add(pl_module, batch[0], trainer.world_size)
+        self._mark += self.compute.seconds - before
         if is_log_step(trainer):
             self._lap()
             seconds, images = self.seconds - self._since[0], self.images - self._since[1]
             self._since = (self.seconds, self.images)
-            assert isinstance(pl_module, Classifier)
             pl_module.step_figures["images_per_s"] = images / seconds
             pl_module.step_figures["lr"] = trainer.optimizers[0].param_groups[0]["lr"]

@@ -1,13 +1,14 @@
-"""The environment of a run: code, versions, hardware."""
+"""The environment of a run: code and versions, and what its hardware is good at."""
 
 import os
 import platform
 import subprocess
-import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
+
+from experiments.records.machine import hardware
 
 _PROJECT = Path(__file__).resolve().parents[2]
 _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16")
@@ -15,11 +16,14 @@ _PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy
 
 
 def environment_fields() -> dict[str, Any]:
-    """The date, code, hardware and versions that are published with a measurement."""
+    """The date, code, hardware and versions that are published with a measurement.
+
+    The machine is calibrated again, because a measurement is compared with it.
+    """
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "git": git_state(),
-        "hardware": hardware(),
+        "hardware": hardware(again=True),
         "versions": versions(),
     }
 
@@ -72,20 +76,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def hardware() -> dict[str, Any]:
-    """The hardware that affects the last digits: processor, its instructions, threads, GPUs."""
-    import torch  # noqa: PLC0415 - reading records does not need it
-
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "platform": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu_name(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "gpus": gpus,
-    }
-
-
 def fast_precision(accelerator: str) -> Literal["bf16-mixed", "16-mixed", "32-true"]:
     """The precision in which a trainer's device computes convolutions fastest.
 
@@ -109,12 +99,3 @@ def fast_precision(accelerator: str) -> Literal["bf16-mixed", "16-mixed", "32-tr
     capabilities = torch.cpu.get_capabilities()
     bf16 = any(capabilities.get(name) for name in _BF16_INSTRUCTIONS)
     return "bf16-mixed" if bf16 else "32-true"
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if sys.platform == "linux" and info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -53,7 +53,7 @@ _KINDS_WITHIN: dict[str, type] = {
 }
 _COMMIT: dict[str, type] = {"commit": str, "dirty": bool}
 # The keys of a summary whose values are numbers.
-_FIGURE = re.compile(r".+/(acc|loss|steps?|seconds|images|images_per_s|peak_gpu_mib)")
+_FIGURE = re.compile(r".+/(acc|loss|steps?|seconds|images|images_per_s|peak_gpu_mib|flops)")
 
 
 _REQUIRED_VALUES = ("evaluations", "weights", "started_from", "resumed", "best_since", "chosen")

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from experiments.errors import RunError
 from experiments.records.curves import summarize
-from experiments.records.environment import git_state, hardware, versions
+from experiments.records.environment import git_state, versions
 from experiments.records.files import (
     LOCK,
     PARTIAL,
@@ -39,6 +39,7 @@ from experiments.records.log import (
     to_json_values,
     write_entries,
 )
+from experiments.records.machine import hardware
 from experiments.records.reader import read_record
 
 Status = Literal["running", "finished", "failed", "interrupted", "preempted"]

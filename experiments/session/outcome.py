@@ -48,6 +48,8 @@ def note_fit(
     summary["train/weights_sha256"] = weights_sha256(model)
     if monitor.seconds:
         summary["train/images_per_s"] = round(monitor.images / monitor.seconds, 1)
+    if monitor.compute.flops is not None:
+        summary["train/flops"] = monitor.compute.flops
     if monitor.peak_gpu_bytes is not None:
         summary["train/peak_gpu_mib"] = round(monitor.peak_gpu_bytes / 2**20)
 

@@ -687,3 +687,54 @@ def test_wandb_files_that_cant_be_read_are_shown(
     (row,) = rows(str(tmp_path / "wandb"))
     assert row["status"] == "unreadable"
     assert "run-abc.wandb" in row["note"]
+
+
+EPYC = {"cpu": "AMD EPYC", "cpu_family": 26, "cpu_model": 2, "cores": 2}
+
+
+def spent(seconds: float, hardware: dict[str, Any] = EPYC) -> dict[str, Any]:
+    """Fields of a run that took so many seconds for 4 TFLOP on this machine."""
+    calibration = {"fp32_gflops": 200.0, "bf16_gflops": 800.0}
+    summary = {"test/acc": 0.5, "train/seconds": seconds, "train/flops": 4e12}
+    return {
+        "parameters": 1000,
+        "summary": {**summary, "train/images_per_s": 1e5 / seconds},
+        "hardware": {**hardware, "calibration": calibration},
+    }
+
+
+def test_what_a_line_cost(write: Write, output: Callable[..., str], rows: Rows) -> None:
+    for seed, seconds in enumerate((8.0, 12.0)):
+        write(f"a-s{seed}", seed=seed, **spent(seconds))
+    (row,) = rows()
+    assert (row["parameters"], row["train/seconds"], row["train/flops"]) == (1000, 10, 4e12)
+    assert row["share of peak"] == pytest.approx((4000 / 8 / 200 + 4000 / 12 / 200) / 2)
+    assert row["machine"] == "AMD EPYC 26/2, 2 cores"
+    text = output()
+    assert "4 TFLOP" in text
+    assert "AMD EPYC" not in text  # the same for all
+
+
+def test_seconds_of_several_machines_are_not_ranked_without_a_word(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("a", **spent(10))
+    write("b", norm="batch", **spent(5, {**EPYC, "cpu_family": 25, "cpu_model": 17}))
+    main(["--runs_dir", str(tmp_path / "runs"), "--metric", "train/seconds"])
+    shown = capsys.readouterr()
+    assert "differ in machine: AMD EPYC 26/2, 2 cores (1), AMD EPYC 25/17, 2 cores (1)" in shown.err
+    assert "can't be compared" in shown.err
+    lines = shown.out.splitlines()
+    assert [line[0] for line in lines[1:3]] == ["b", "a"]  # the fastest first
+    assert "25/17" in lines[1]
+
+
+def test_a_closed_pipe_ends_without_a_traceback(write: Write, tmp_path: Path) -> None:
+    for number in range(300):  # more text than a pipe holds
+        write(f"run-{number}", note="x" * 300)
+    command = f"{sys.executable} -m experiments.compare --no_group --runs_dir {tmp_path / 'runs'}"
+    done = subprocess.run(
+        f"{command} | head -n 1", shell=True, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith("name ")
+    assert "Traceback" not in done.stderr

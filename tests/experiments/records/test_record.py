@@ -7,8 +7,9 @@ import pytest
 from filelock import FileLock
 
 from experiments.errors import RunError
-from experiments.records.environment import git_state, hardware, versions
+from experiments.records.environment import git_state, versions
 from experiments.records.log import sync_log
+from experiments.records.machine import hardware
 from experiments.records.record import RECORD, RunRecord, run_folder, was_never_begun, with_changes
 
 
