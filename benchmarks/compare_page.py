@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from experiments import compare
-from experiments.records.environment import hardware
+from experiments.records.machine import hardware, machine_name
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _CLASSES = [f"class {number}" for number in range(10)]
@@ -202,8 +202,7 @@ def main(args: list[str] | None = None) -> None:
         )
         for name, milliseconds in measure(page).items():
             print(f"{milliseconds:7.0f} ms  {name}")
-    machine = hardware()
-    print(f"on {machine['cpu']}, {machine['threads']} threads")
+    print(f"on {machine_name(hardware())}")
 
 
 if __name__ == "__main__":

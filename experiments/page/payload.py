@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.analysis.costs import CHEAPER, machine, parameters, share_of_peak
 from experiments.analysis.groups import Group
 from experiments.page.settings import cell, differing, labels, readable, settings_of, shown
 from experiments.records.reader import is_number, read_json
@@ -80,6 +81,7 @@ def overview(found: Grouped, names: Mapping[Path, str]) -> dict[str, Any]:
     return {
         "metric": shown(found.metric),
         "curve": shown(found.curve),
+        "cheaper": list(CHEAPER),
         "warnings": [shortened(printable(warning), 500) for warning in found.warnings],
         "lines": {names[p]: line for p, line in lines_of(found.groups).items()},
         "order": [names[run.path] for run in found.runs],
@@ -120,7 +122,7 @@ def run_fields(run: Run, name: str) -> dict[str, Any]:
         "summary": _figures(run),
         "partial": {k: v for k in ("test", "val", "validate") if (v := run.part_of_images(k))},
         "facts": _facts(run),
-        "machine": machine(run),
+        "machine": shown(machine(run) or ""),
         **_scales(run),
         "axes": axes,
         "curves": curves,
@@ -134,9 +136,9 @@ def run_fields(run: Run, name: str) -> dict[str, Any]:
 
 
 def _figures(run: Run) -> dict[str, float]:
-    """The final figures that can be compared, and the number of parameters."""
-    parameters: Any = run.fields.get("parameters")
-    figures: dict[str, float] = {"parameters": parameters} if is_number(parameters) else {}
+    """The final figures that can be compared, and what the run cost."""
+    costs = {"parameters": parameters(run), "share of peak": share_of_peak(run)}
+    figures = {name: value for name, value in costs.items() if value is not None}
     for key in list(run.summary)[:_MOST_METRICS]:
         if (value := run.value(key)) is not None:
             figures[shown(key, 100)] = value
@@ -254,16 +256,6 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         "versions": versions,
     }
     return [(name, shown(str(value), 1_000)) for name, value in facts.items() if value]
-
-
-def machine(run: Run) -> str:
-    """The hardware of a run in words; empty if it is unknown."""
-    found = run.fields.get("hardware") or {}
-    gpus = found.get("gpus")
-    gpus = gpus if isinstance(gpus, list) else []
-    threads = f"{found['threads']} threads" if found.get("threads") else None
-    parts = [*gpus, found.get("cpu"), found.get("instructions"), threads]
-    return shown(", ".join(str(part) for part in parts if part))
 
 
 def confusions(folder: Path) -> dict[str, Any]:

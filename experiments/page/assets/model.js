@@ -4,7 +4,7 @@ const model = (() => {
   const BY_EXPERIMENT = "experiment";
   const BY_RUN = "run";
   const ALWAYS = [BY_EXPERIMENT, BY_RUN, "status", "machine", "seed"];
-  const data = { runs: new Map(), order: [], lines: {}, labels: {}, differing: [], settings: [] };
+  const data = { runs: new Map(), order: [], lines: {}, labels: {}, differing: [], settings: [], cheaper: [] };
 
   // A record without names of its own: a key of a run may be "constructor" or "__proto__".
   const bare = (record) => Object.assign(Object.create(null), record);
@@ -24,7 +24,7 @@ const model = (() => {
   }
 
   const runs = () => data.order.map((id) => data.runs.get(id)).filter(Boolean);
-  const isLoss = (metric) => metric.includes("loss");
+  const smallerIsBetter = (metric) => metric.includes("loss") || data.cheaper.includes(metric);
   const label = (key) => data.labels[key] ?? key;
 
   const UNITS = bare({
@@ -273,7 +273,7 @@ const model = (() => {
 
   return {
     ALWAYS, BY_EXPERIMENT, BY_RUN, data, bare, take, runs, lines, columns, compare, correct, mixed,
-    machines, passes, label, number, setting, signed, unit, withUnit, isLoss, metrics, curves,
+    machines, passes, label, number, setting, signed, unit, withUnit, smallerIsBetter, metrics, curves,
     differing, bySeed, figure, counted,
   };
 })();

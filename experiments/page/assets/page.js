@@ -36,7 +36,7 @@ const page = (() => {
 
   function firstView(given) {
     const { metric, curve, live, differing } = model.data;
-    const smallest = given.ascending || model.isLoss(metric);
+    const smallest = given.ascending || model.smallerIsBetter(metric);
     return {
       group: model.BY_EXPERIMENT, metric, curve, baseline: "", metrics: extraMetrics(), everything: false,
       search: "", filters: [], sort: [metric, smallest ? "asc" : "desc"], page: table.PAGE, selected: null,
@@ -324,7 +324,7 @@ const page = (() => {
     set("baseline", "change", "baseline", undefined, true);
     $("metric").addEventListener("change", () => {
       const metric = $("metric").value;
-      const sort = [metric, model.isLoss(metric) ? "asc" : "desc"];
+      const sort = [metric, model.smallerIsBetter(metric) ? "asc" : "desc"];
       table.forget();
       change({ metric, sort, up: metric, lastAxis: metric }, { rebuild: true });
     });

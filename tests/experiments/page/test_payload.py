@@ -11,7 +11,6 @@ from experiments.page.payload import (
     Grouped,
     confusions,
     identify,
-    machine,
     payload,
     run_fields,
     thinned,
@@ -124,11 +123,13 @@ def test_steps_on_several_devices_have_more_images(tmp_path: Path) -> None:
     assert run_fields(Run("a", tmp_path, "finished", config=config), "a")["images_per_step"] == 64
 
 
-def test_a_machine_in_words(tmp_path: Path) -> None:
+def test_costs_are_figures(tmp_path: Path) -> None:
     hardware = {"cpu": "EPYC", "gpus": ["H100"], "threads": 2}
-    run = Run("a", tmp_path, "finished", fields={"hardware": hardware})
-    assert machine(run) == "H100, EPYC, 2 threads"
-    assert machine(Run("a", tmp_path, "finished")) == ""
+    fields = {"hardware": hardware, "parameters": 7, "summary": {"train/flops": 1e9}}
+    found = run_fields(Run("a", tmp_path, "finished", fields=fields), "a")
+    assert found["machine"]
+    assert found["summary"] == {"parameters": 7, "train/flops": 1e9}
+    assert run_fields(Run("a", tmp_path, "finished"), "a")["machine"] == ""
 
 
 DAMAGED: list[Any] = [
