@@ -4,21 +4,26 @@
     python -m experiments.compare 'mlp*' --baseline mlp            # names and globs in runs/
     python -m experiments.compare runs/reproduce --format md       # a folder of runs
     python -m experiments.compare runs lightning_logs mlflow.db    # and runs of other tools
-    python -m experiments.compare --plot curves.png --format html --output runs.html
+    python -m experiments.compare --format html --output runs.html # a page to look through
+    python -m experiments.compare --serve                          # the same, while runs train
 
 Runs that differ only in their seed share one line: mean and standard deviation. The table shows
 only the settings that differ. Runs that crashed, diverged or can't be read are marked.
 """
 
 import argparse
+import contextlib
 import csv
+import dataclasses
 import json
 import math
 import os
 import sys
 import time
+import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -37,7 +42,11 @@ from experiments.analysis.groups import (
 from experiments.analysis.metrics import CURVES, FINAL, curve_metric, final_metric
 from experiments.command_line.config_files import expand_home, expand_homes, use_utf8
 from experiments.errors import OneLineParser, ended_plainly
+from experiments.page.build import PageError, embedded_pictures, static_page
+from experiments.page.payload import Grouped, lines_of, payload
+from experiments.page.server import PageServer, Watched
 from experiments.records.curves import is_loss
+from experiments.records.files import reason_of
 from experiments.records.runs import Run
 from experiments.sources.find import CompareError, find_runs
 from experiments.texts import csv_cell, printable, shortened
@@ -45,6 +54,7 @@ from experiments.texts import csv_cell, printable, shortened
 _FORMATS = ("table", "md", "csv", "json", "html")
 _MOST_CURVES = 10
 _WIDEST = 200  # characters of a cell on a terminal
+_LAST_PORT = 65_535
 
 
 def main(args: list[str] | None = None) -> None:
@@ -57,11 +67,14 @@ def main(args: list[str] | None = None) -> None:
     options = parser().parse_args(args)
     try:
         _check(options)
+        if options.serve:
+            _serve(options)
+            return
         runs = find_runs(options.runs, options.runs_dir, time.time())
         text = compare(runs, options)
         if options.output:
             options.output.write_text(text, encoding="utf-8")
-    except (CompareError, OSError) as error:
+    except (CompareError, PageError, OSError) as error:
         _say(f"error: {error}")
         raise SystemExit(2) from error
     print(printable(f"wrote {options.output}") if options.output else _encodable(text))
@@ -117,6 +130,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", choices=_FORMATS, default="table")
     parser.add_argument("--output", type=expand_home, help="a file; default: standard output")
     parser.add_argument("--plot", type=expand_home, help="draw the curves, with bands, as PNG")
+    parser.add_argument(
+        "--serve", action="store_true", help="show the page of --format html, and follow the runs"
+    )
+    parser.add_argument("--open", action="store_true", help="open the page of --serve in a browser")
+    parser.add_argument("--port", type=int, default=0, help="of --serve; default: a free one")
     return parser
 
 
@@ -129,6 +147,14 @@ def _check(options: argparse.Namespace) -> None:
         raise CompareError("--margin is for a comparison with a line: add --baseline NAME")
     if options.plot and options.plot.suffix.lower() != ".png":
         raise CompareError(f"--plot draws PNG files, such as curves.png, not {options.plot}")
+    if not options.serve and (options.open or options.port):
+        raise CompareError("--open and --port are of --serve; pass it too")
+    if not 0 <= options.port <= _LAST_PORT:
+        raise CompareError(f"--port must be between 0 and {_LAST_PORT}, got {options.port}")
+    if options.serve and (options.output or options.plot or options.top):
+        raise CompareError(
+            "--serve shows all lines and writes no file; leave --top, --output and --plot out"
+        )
 
 
 def compare(runs: Sequence[Run], options: argparse.Namespace) -> str:
@@ -137,22 +163,31 @@ def compare(runs: Sequence[Run], options: argparse.Namespace) -> str:
     Raises:
         CompareError: for a metric or baseline that no run has.
     """
+    found = compared(runs, options)
+    baseline = _baseline(found.groups, options.baseline)
+    against = Comparison(baseline, found.groups, options.margin) if baseline else None
+    shown = dataclasses.replace(found, groups=found.groups[: options.top])
+    if options.plot:
+        _plot(shown.groups, shown.curve, options.plot)
+    for warning in found.warnings:
+        _say(f"warning: {warning}")
+    return _render(shown, against, options)
+
+
+def compared(runs: Sequence[Run], options: argparse.Namespace) -> Grouped:
+    """Groups and sorts runs, and looks for reasons to doubt their comparison.
+
+    Raises:
+        CompareError: for a metric that no run has.
+    """
     metric = options.metric or final_metric(runs)
     curve = options.curve or curve_metric(runs, metric)
     _check_known(runs, options)
     groups = group_runs(runs, metric, curve, by_seed=not options.no_group)
     smallest_first = options.ascending or is_loss(metric) or metric in CHEAPER
     groups.sort(key=lambda group: group.sort_key(smallest_first))
-    baseline = _baseline(groups, options.baseline)
-    against = Comparison(baseline, groups, options.margin) if baseline else None
     warnings = [*_lacking(runs, metric, options), *warnings_about(runs), *doubts(groups)]
-    warnings += many_tested(groups)
-    shown = groups[: options.top]
-    if options.plot:
-        _plot(shown, curve, options.plot)
-    for warning in warnings:
-        _say(f"warning: {warning}")
-    return _render(shown, against, warnings, options)
+    return Grouped(groups, metric, curve, [*warnings, *many_tested(groups)])
 
 
 def _check_known(runs: Sequence[Run], options: argparse.Namespace) -> None:
@@ -186,12 +221,8 @@ def _baseline(groups: Sequence[Group], name: str | None) -> Group | None:
     return found[0] if name is not None else None
 
 
-def _render(
-    groups: Sequence[Group],
-    against: Comparison | None,
-    warnings: Sequence[str],
-    options: argparse.Namespace,
-) -> str:
+def _render(found: Grouped, against: Comparison | None, options: argparse.Namespace) -> str:
+    groups, warnings = found.groups, found.warnings
     if options.format in {"csv", "json"}:
         frame = numbers(groups, against, everything=options.all)
         if options.format == "csv":
@@ -206,9 +237,66 @@ def _render(
     if options.format == "md":
         return pages.markdown_blocks([pages.Table(frame), *notes])
     blocks: list[pages.Block] = [*notes, pages.Table(frame)]
-    if options.plot:
-        blocks.append(pages.Figure(options.plot, "Mean and standard deviation over seeds."))
-    return pages.html_page("Runs compared", blocks)
+    return static_page(_content(found, against, options), pages.html_blocks(blocks))
+
+
+def _content(
+    found: Grouped, against: Comparison | None, options: argparse.Namespace
+) -> dict[str, Any]:
+    """The runs, pictures included, and the view that the page begins with."""
+    content = payload(found)
+    folders = dict(zip(content["order"], (run.path for run in found.runs), strict=True))
+    view = _view(options)
+    if against is not None:
+        view["baseline"] = lines_of(found.groups)[against.baseline.runs[0].path]
+    return {**content, "pictures": embedded_pictures(folders), "view": view, "live": False}
+
+
+def _view(options: argparse.Namespace) -> dict[str, Any]:
+    """The view of the page that the options ask for."""
+    view: dict[str, Any] = {"ascending": options.ascending, "everything": options.all}
+    return {**view, "group": "run"} if options.no_group else view
+
+
+def _serve(options: argparse.Namespace) -> None:
+    """Serves the page until Ctrl-C."""
+    with contextlib.suppress(KeyboardInterrupt), server_of(options) as server:
+        where = printable(str(options.runs_dir))
+        print(f"{server.address} shows the runs of {where}; stop with Ctrl-C", flush=True)
+        if options.open:
+            webbrowser.open(server.address)
+        server.serve_forever()
+
+
+def server_of(options: argparse.Namespace) -> PageServer:
+    """The server of the page, on a port of its own.
+
+    Args:
+        options: as `parser` reads them.
+
+    Raises:
+        CompareError: if the port is taken.
+    """
+
+    def find() -> list[Run]:
+        try:
+            return find_runs(options.runs, options.runs_dir, time.time())
+        except CompareError:
+            return []  # not yet, or not any more
+
+    def judge(runs: Sequence[Run]) -> Grouped:
+        try:
+            return compared(runs, options)
+        except CompareError as error:  # no run has the metric yet
+            names = options.metric or FINAL[0], options.curve or CURVES[0]
+            return Grouped(group_runs(runs, *names), *names, [str(error)])
+
+    roots = [options.runs_dir, *(Path(name) for name in options.runs if Path(name).is_dir())]
+    view = _view(options) | ({"baseline": options.baseline} if options.baseline else {})
+    try:
+        return PageServer(Watched(find, judge, roots, view), options.port)
+    except OSError as error:
+        raise CompareError(f"port {options.port}: {reason_of(error)}; name another") from error
 
 
 def _terminal_table(frame: pd.DataFrame) -> str:

@@ -57,7 +57,8 @@ ROOMS: dict[str, set[str]] = {
     "command_line": {*_BASE, "lightning_seam", "process", "records", "checkpoints", "monitoring"}
     | {"session"},
     "reproduction": {"texts", "identity", "records", "analysis"},
-    "compare": {"errors", "texts", "records", "analysis", "sources", "command_line"},
+    "page": {"texts", "identity", "records", "analysis"},
+    "compare": {"errors", "texts", "records", "analysis", "sources", "command_line", "page"},
     "export_runs": {*_BASE, "records", "sources", "command_line"},
     "tuning": {"errors", "texts", "identity", "process", "records", "analysis", "session"}
     | {"command_line", "compare"},

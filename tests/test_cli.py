@@ -82,7 +82,8 @@ def test_fit_keeps_everything_in_the_runs_folder(trained: Trained) -> None:
     kept = {"config.yaml", "record.json", "metrics.jsonl", "best.ckpt", "last.ckpt"}
     kept |= {"previous.ckpt", ".lock", ".record.lock"}
     drawn = {"curves.png", "confusion_val.png", "confusion_test.png", "mistakes_test.png"}
-    assert trained.files == kept | drawn
+    counted = {"confusion_val.json", "confusion_test.json"}
+    assert trained.files == kept | drawn | counted
 
 
 def test_record_says_what_ran_where_and_how_it_ended(trained: Trained) -> None:

@@ -47,7 +47,13 @@ Status = Literal["running", "finished", "failed", "interrupted", "preempted"]
 RECORD = "record.json"
 CONFIG = "config.yaml"
 
-_RESULT_FILES = ("curves.png", "confusion_*.png", "mistakes_*.png", "predictions*.csv")
+_RESULT_FILES = (
+    "curves.png",
+    "confusion_*.png",
+    "confusion_*.json",
+    "mistakes_*.png",
+    "predictions*.csv",
+)
 _END_FIELDS = (
     "error",
     "fitted",
