@@ -10,7 +10,7 @@ const charts = (() => {
   const HEIGHT = 420;
   const AXES = {
     step: "optimiser steps", epoch: "epochs", images: "training images", seconds: "seconds of work",
-    compute: "training compute (PFLOP)",
+    compute: "training compute (FLOP)",
   };
 
   const escape = (text) =>
@@ -69,7 +69,7 @@ const charts = (() => {
     if (over === "step" || over === "seconds") return axes[over] ?? null;
     const scale = {
       images: run.images_per_step, epoch: run.images_per_step / run.images_per_epoch,
-      compute: run.flops_per_step / 1e15,
+      compute: run.flops_per_step,
     }[over];
     if (Number.isFinite(scale) && scale > 0) return axes.step.map((step) => step * scale);
     return over === "epoch" ? axes.epoch ?? null : null;
@@ -123,7 +123,10 @@ const charts = (() => {
     const smooth = view.smooth ? `, smoothed (${view.smooth})` : "";
     draw(box, traces, {
       uirevision: JSON.stringify([view.drawn, view.over, view.xlog, view.ylog]),
-      xaxis: { title: { text: AXES[view.over] }, type: view.xlog ? "log" : "linear" },
+      xaxis: {
+        title: { text: AXES[view.over] }, type: view.xlog ? "log" : "linear",
+        exponentformat: view.over === "compute" ? "SI" : "power", // 70G, not 7 x 10^10
+      },
       yaxis: {
         title: { text: words(model.withUnit(view.drawn) + smooth, 60) },
         type: view.ylog ? "log" : "linear",
