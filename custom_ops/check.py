@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import shutil
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,15 +105,18 @@ def check(module: ModuleType) -> Iterator[tuple[str, str, str]]:
     Yields:
         Operator and class, which of its results, and what is wrong with it, empty if nothing is.
     """
+    file = getattr(module, "__file__", None)
     for name, kind in [*vars(module).items()]:  # a warning adds a name to it
         if not isinstance(kind, type):
             continue
         for exercise in EXERCISES:
             if name in exercise.names:
-                yield from _check_class(exercise, name, kind)
+                yield from _check_class(exercise, name, kind, file)
 
 
-def _check_class(exercise: Exercise, name: str, kind: type) -> Iterator[tuple[str, str, str]]:
+def _check_class(
+    exercise: Exercise, name: str, kind: type, file: str | None
+) -> Iterator[tuple[str, str, str]]:
     title = exercise.name if name == exercise.name else f"{exercise.name} ({name})"
     run: Any = exercise.of_function if issubclass(kind, Function) else exercise.of_layer
     found: list[tuple[str, Any]] = []
@@ -123,8 +127,10 @@ def _check_class(exercise: Exercise, name: str, kind: type) -> Iterator[tuple[st
             found.extend(run(kind, exercise.inputs))  # keeps what came before an error
     except NotImplementedError:
         failed = "not filled in yet"
-    except (Exception, SystemExit) as error:  # whatever a student's code raises
-        failed = f"it raises {_line(error)}"
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a student's code raises
+        failed = f"it raises {_line(error, file)}"
     for quantity, result in found:
         yield title, quantity, verdict(exercise, quantity, result)
     if failed:
@@ -182,15 +188,22 @@ def _load(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever a student's file raises
-        _fail(f"{path} can't be run: {_line(error)}")
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a student's file raises
+        _fail(f"{path} can't be run: {_line(error, spec.origin)}")
     return module
 
 
-def _line(error: BaseException) -> str:
-    """An error in one line, without characters that a terminal would obey."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {''.join(c if c.isprintable() else '?' for c in text)}"
+def _line(error: BaseException, file: str | None) -> str:
+    """An error in one line, with the innermost line of a file that it comes from."""
+    text = f"{type(error).__name__}: {error}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == file]
+    if own and not isinstance(error, SyntaxError):  # a SyntaxError names its own line
+        text += f" ({Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line})"
+    # A terminal would obey some characters.
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
 def _fail(message: str) -> NoReturn:

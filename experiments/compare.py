@@ -3,49 +3,58 @@
     python -m experiments.compare                                  # all runs in runs/
     python -m experiments.compare 'mlp*' --baseline mlp            # names and globs in runs/
     python -m experiments.compare runs/reproduce --format md       # a folder of runs
-    python -m experiments.compare somewhere/wandb                  # W&B's own files
-    python -m experiments.compare --plot curves.png --format html --output runs.html
+    python -m experiments.compare runs lightning_logs mlflow.db    # and runs of other tools
+    python -m experiments.compare --format html --output runs.html # a page to look through
+    python -m experiments.compare --serve                          # the same, while runs train
 
 Runs that differ only in their seed share one line: mean and standard deviation. The table shows
 only the settings that differ. Runs that crashed, diverged or can't be read are marked.
 """
 
 import argparse
+import contextlib
 import csv
-import glob
+import dataclasses
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from experiments.analysis import pages, plots
+from experiments.analysis.chance import many_tested
 from experiments.analysis.costs import CHEAPER
-from experiments.analysis.groups import Group, doubts, group_runs, numbers, table, warnings_about
-from experiments.analysis.wandb_runs import find_wandb_files, read_wandb
+from experiments.analysis.groups import (
+    Comparison,
+    Group,
+    doubts,
+    group_runs,
+    numbers,
+    table,
+    warnings_about,
+)
+from experiments.analysis.metrics import CURVES, FINAL, curve_metric, final_metric
 from experiments.command_line.config_files import expand_home, expand_homes, use_utf8
 from experiments.errors import OneLineParser, ended_plainly
-from experiments.identity import experiment_name
+from experiments.page.build import PageError, embedded_pictures, static_page
+from experiments.page.payload import Grouped, lines_of, payload
+from experiments.page.server import PageServer, Watched
 from experiments.records.curves import is_loss
-from experiments.records.files import PARTIAL, reason_of
-from experiments.records.log import METRICS
-from experiments.records.record import CONFIG, RECORD
-from experiments.records.runs import Run, read_run
+from experiments.records.files import reason_of
+from experiments.records.runs import Run
+from experiments.sources.find import CompareError, find_runs
 from experiments.texts import csv_cell, printable, shortened
 
 _FORMATS = ("table", "md", "csv", "json", "html")
-_METRICS = ("test/acc", "val/acc", "train/acc")
-_CURVES = ("val/acc", "test_curve/acc", "train/acc")
 _MOST_CURVES = 10
 _WIDEST = 200  # characters of a cell on a terminal
-_RUN_FILES = (RECORD, CONFIG, METRICS)
-
-
-class CompareError(ValueError):
-    """There is nothing to compare; the message says what was searched and where."""
+_LAST_PORT = 65_535
 
 
 def main(args: list[str] | None = None) -> None:
@@ -58,11 +67,14 @@ def main(args: list[str] | None = None) -> None:
     options = parser().parse_args(args)
     try:
         _check(options)
+        if options.serve:
+            _serve(options)
+            return
         runs = find_runs(options.runs, options.runs_dir, time.time())
         text = compare(runs, options)
         if options.output:
             options.output.write_text(text, encoding="utf-8")
-    except (CompareError, OSError) as error:
+    except (CompareError, PageError, OSError) as error:
         _say(f"error: {error}")
         raise SystemExit(2) from error
     print(printable(f"wrote {options.output}") if options.output else _encodable(text))
@@ -89,15 +101,24 @@ def parser() -> argparse.ArgumentParser:
         "runs",
         nargs="*",
         type=expand_homes,
-        help="names, globs, folders; default: all of --runs_dir",
+        help="names, globs, folders, files of other tools; default: all of --runs_dir",
     )
     parser.add_argument("--runs_dir", type=expand_home, default=Path("runs"))
-    parser.add_argument("--metric", help=f"to sort by; default: the first of {', '.join(_METRICS)}")
+    parser.add_argument(
+        "--metric",
+        help=f"to sort by; default: the first of {', '.join(FINAL)}, or the likeliest name",
+    )
     parser.add_argument(
         "--curve",
-        help=f"metric for best and last value; default: the commonest of {', '.join(_CURVES)}",
+        help=f"metric for best and last value; default: the commonest of {', '.join(CURVES)}",
     )
     parser.add_argument("--baseline", help="a line's name: the others are tested against it")
+    parser.add_argument(
+        "--margin",
+        type=float,
+        help="the least difference to the baseline that matters, in units of the metric; "
+        "default: 0.01 for an accuracy",
+    )
     parser.add_argument("--no_group", action="store_true", help="a line for each run")
     parser.add_argument("--all", action="store_true", help="show the whole configuration")
     parser.add_argument(
@@ -109,93 +130,31 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", choices=_FORMATS, default="table")
     parser.add_argument("--output", type=expand_home, help="a file; default: standard output")
     parser.add_argument("--plot", type=expand_home, help="draw the curves, with bands, as PNG")
+    parser.add_argument(
+        "--serve", action="store_true", help="show the page of --format html, and follow the runs"
+    )
+    parser.add_argument("--open", action="store_true", help="open the page of --serve in a browser")
+    parser.add_argument("--port", type=int, default=0, help="of --serve; default: a free one")
     return parser
 
 
 def _check(options: argparse.Namespace) -> None:
     if options.top is not None and options.top < 1:
         raise CompareError(f"--top must be at least 1, got {options.top}")
+    if options.margin is not None and not 0 < options.margin < math.inf:
+        raise CompareError(f"--margin must be above 0, got {options.margin:g}")
+    if options.margin is not None and options.baseline is None:
+        raise CompareError("--margin is for a comparison with a line: add --baseline NAME")
     if options.plot and options.plot.suffix.lower() != ".png":
         raise CompareError(f"--plot draws PNG files, such as curves.png, not {options.plot}")
-
-
-def find_runs(asked: Sequence[str], root: Path, now: float) -> list[Run]:
-    """Finds and reads runs.
-
-    If a run has a record and W&B files, the record is used.
-
-    Args:
-        asked: names or globs below ``root``, folders of runs, folders of one run, or W&B folders;
-            empty for all of ``root``.
-        root: the folder in which names are searched.
-        now: seconds since 1970.
-
-    Raises:
-        CompareError: if an argument names no run.
-    """
-    found: dict[str, Run] = {}
-    for name in asked or ["*"]:
-        folders = [Path(name)] if Path(name).exists() else _matching(name, root)
-        runs = [run for folder in folders for run in _runs_in(folder, now)]
-        if not runs:
-            exists = bool(asked) and Path(name).exists()
-            raise CompareError(_nothing(name if asked else None, root, exists))
-        found |= {os.path.realpath(run.path): run for run in runs}
-    recorded = {run.fields.get("wandb_id") for run in found.values() if run.source == "record"}
-    twice = recorded - {None}
-    return [
-        run
-        for run in found.values()
-        if run.source == "record" or run.fields.get("wandb_id") not in twice
-    ]
-
-
-def _matching(name: str, root: Path) -> list[Path]:
-    """The folders of a name, a pattern or a line: below ``root``, or else below this folder."""
-    if found := _glob(name, root):
-        return [root / place for place in found]
-    if os.sep in name:
-        return [Path(place).absolute() for place in _glob(name)]
-    places = sorted(root.iterdir()) if root.is_dir() else []
-    return [place for place in places if experiment_name(place.name) == name]
-
-
-def _glob(pattern: str, root: Path | None = None) -> list[str]:
-    """The paths that match a pattern, also hidden ones; pathlib refuses absolute patterns."""
-    found = glob.glob(pattern, root_dir=root, include_hidden=True)  # noqa: PTH207
-    return sorted(place for place in found if f"{PARTIAL}/" not in f"{place}/")
-
-
-def _runs_in(folder: Path, now: float) -> list[Run]:
-    """The run of a folder, the runs below it, or the runs in its W&B files."""
-    try:
-        names = set(os.listdir(folder)) if folder.is_dir() else set()  # noqa: PTH208
-    except OSError as error:
-        return [Run(folder.name, folder, "unreadable", note=reason_of(error))]
-    if RECORD in names:
-        return [read_run(folder, now)]
-    below = {path.parent for name in _RUN_FILES for path in _below(folder, name)}
-    if any(os.path.lexists(path / RECORD) for path in below):
-        return [read_run(path, now) for path in sorted(below)]
-    if files := find_wandb_files(folder) or find_wandb_files(folder / "wandb"):
-        return read_wandb(files, now)
-    return [read_run(folder, now)] if names & {*_RUN_FILES} else []
-
-
-def _below(folder: Path, name: str) -> list[Path]:
-    """The entries of this name, also links, in the subfolders of a folder."""
-    return [folder / place for place in _glob(f"*/{name}", folder)]
-
-
-def _nothing(name: str | None, root: Path, exists: bool) -> str:
-    if exists:
-        return f"no runs: {name} is no run and holds no runs"
-    if not root.is_dir():
-        return f"no runs: {root} is no folder; name another with --runs_dir"
-    known = sorted(path.parent.name for path in _below(root, RECORD))
-    there = f"it has {', '.join(known[:5])}{' ...' if len(known) > 5 else ''}" if known else ""
-    what = f"nothing called {name} in {root}" if name else f"{root} holds none"
-    return f"no runs: {what}; {there or 'fit one with python cli.py fit'}"
+    if not options.serve and (options.open or options.port):
+        raise CompareError("--open and --port are of --serve; pass it too")
+    if not 0 <= options.port <= _LAST_PORT:
+        raise CompareError(f"--port must be between 0 and {_LAST_PORT}, got {options.port}")
+    if options.serve and (options.output or options.plot or options.top):
+        raise CompareError(
+            "--serve shows all lines and writes no file; leave --top, --output and --plot out"
+        )
 
 
 def compare(runs: Sequence[Run], options: argparse.Namespace) -> str:
@@ -204,44 +163,54 @@ def compare(runs: Sequence[Run], options: argparse.Namespace) -> str:
     Raises:
         CompareError: for a metric or baseline that no run has.
     """
-    metric = _choose(runs, options.metric, _METRICS, lambda run, name: run.value(name) is not None)
-    curve = _choose(runs, options.curve, _CURVES, lambda run, name: bool(run.curve(name)), True)
+    found = compared(runs, options)
+    baseline = _baseline(found.groups, options.baseline)
+    against = Comparison(baseline, found.groups, options.margin) if baseline else None
+    shown = dataclasses.replace(found, groups=found.groups[: options.top])
+    if options.plot:
+        _plot(shown.groups, shown.curve, options.plot)
+    for warning in found.warnings:
+        _say(f"warning: {warning}")
+    return _render(shown, against, options)
+
+
+def compared(runs: Sequence[Run], options: argparse.Namespace) -> Grouped:
+    """Groups and sorts runs, and looks for reasons to doubt their comparison.
+
+    Raises:
+        CompareError: for a metric that no run has.
+    """
+    metric = options.metric or final_metric(runs)
+    curve = options.curve or curve_metric(runs, metric)
+    _check_known(runs, options)
     groups = group_runs(runs, metric, curve, by_seed=not options.no_group)
     smallest_first = options.ascending or is_loss(metric) or metric in CHEAPER
     groups.sort(key=lambda group: group.sort_key(smallest_first))
-    baseline = _baseline(groups, options.baseline)
     warnings = [*_lacking(runs, metric, options), *warnings_about(runs), *doubts(groups)]
-    shown = groups[: options.top]
-    if options.plot:
-        _plot(shown, curve, options.plot)
-    for warning in warnings:
-        _say(f"warning: {warning}")
-    return _render(shown, baseline, warnings, options)
+    return Grouped(groups, metric, curve, [*warnings, *many_tested(groups)])
 
 
-def _choose(
-    runs: Sequence[Run],
-    asked: str | None,
-    names: Sequence[str],
-    has: Callable[[Run, str], bool],
-    commonest: bool = False,
-) -> str:
-    """The given name, or else the first that some run has, or that most runs have."""
-    if asked is None:
-        counts = {name: sum(has(run, name) for run in runs) for name in names}
-        return max(names, key=lambda name: counts[name] if commonest else counts[name] > 0)
-    if not any(has(run, asked) for run in runs):
-        known = sorted({key for run in runs for key in run.summary if run.value(key) is not None})
-        raise CompareError(f"no run has {asked}; there are {', '.join(known) or 'no metrics'}")
-    return asked
+def _check_known(runs: Sequence[Run], options: argparse.Namespace) -> None:
+    """Refuses a metric or a curve that was asked for and that no run has."""
+    lacks_metric = all(run.value(options.metric or "") is None for run in runs)
+    lacks_curve = not any(run.curve(options.curve or "") for run in runs)
+    for asked, lacks in ((options.metric, lacks_metric), (options.curve, lacks_curve)):
+        if asked and lacks:
+            known = sorted(
+                {key for run in runs for key in run.summary if run.value(key) is not None}
+            )
+            raise CompareError(f"no run has {asked}; there are {', '.join(known) or 'no metrics'}")
 
 
 def _lacking(runs: Sequence[Run], metric: str, options: argparse.Namespace) -> list[str]:
     """Warnings on runs that lack the metric."""
-    if metric == "train/acc" and options.metric is None:
+    if options.metric is None and metric == "train/acc":
         return ["compared by train/acc: no run has an accuracy on validation or test"]
+    guessed = options.metric is None and metric not in FINAL
+    found = [f"compared by {metric}: no run has {FINAL[0]}; --metric names another"]
     without = sum(run.value(metric) is None for run in runs if run.status != "unreadable")
-    return [f"{without} of {len(runs)} runs have no {metric}"] if without else []
+    lacking = [f"{without} of {len(runs)} runs have no {metric}"] if without else []
+    return [*(found if guessed else []), *lacking]
 
 
 def _baseline(groups: Sequence[Group], name: str | None) -> Group | None:
@@ -252,29 +221,82 @@ def _baseline(groups: Sequence[Group], name: str | None) -> Group | None:
     return found[0] if name is not None else None
 
 
-def _render(
-    groups: Sequence[Group],
-    baseline: Group | None,
-    warnings: Sequence[str],
-    options: argparse.Namespace,
-) -> str:
+def _render(found: Grouped, against: Comparison | None, options: argparse.Namespace) -> str:
+    groups, warnings = found.groups, found.warnings
     if options.format in {"csv", "json"}:
-        frame = numbers(groups, baseline, everything=options.all)
+        frame = numbers(groups, against, everything=options.all)
         if options.format == "csv":
             safe = frame.rename(columns=csv_cell).map(csv_cell)
             return str(safe.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
         rows = frame.astype(object).where(frame.notna(), None).to_dict(orient="records")
         return json.dumps({"warnings": warnings, "runs": rows}, indent=1) + "\n"
-    frame = table(groups, baseline, everything=options.all)
+    frame = table(groups, against, everything=options.all)
     if options.format == "table":
         return _terminal_table(frame)
     notes = [pages.Paragraph(f"Warning: {warning}") for warning in warnings]
     if options.format == "md":
         return pages.markdown_blocks([pages.Table(frame), *notes])
     blocks: list[pages.Block] = [*notes, pages.Table(frame)]
-    if options.plot:
-        blocks.append(pages.Figure(options.plot, "Mean and standard deviation over seeds."))
-    return pages.html_page("Runs compared", blocks)
+    return static_page(_content(found, against, options), pages.html_blocks(blocks))
+
+
+def _content(
+    found: Grouped, against: Comparison | None, options: argparse.Namespace
+) -> dict[str, Any]:
+    """The runs, pictures included, and the view that the page begins with."""
+    content = payload(found)
+    folders = dict(zip(content["order"], (run.path for run in found.runs), strict=True))
+    view = _view(options)
+    if against is not None:
+        view["baseline"] = lines_of(found.groups)[against.baseline.runs[0].path]
+    return {**content, "pictures": embedded_pictures(folders), "view": view, "live": False}
+
+
+def _view(options: argparse.Namespace) -> dict[str, Any]:
+    """The view of the page that the options ask for."""
+    view: dict[str, Any] = {"ascending": options.ascending, "everything": options.all}
+    return {**view, "group": "run"} if options.no_group else view
+
+
+def _serve(options: argparse.Namespace) -> None:
+    """Serves the page until Ctrl-C."""
+    with contextlib.suppress(KeyboardInterrupt), server_of(options) as server:
+        where = printable(str(options.runs_dir))
+        print(f"{server.address} shows the runs of {where}; stop with Ctrl-C", flush=True)
+        if options.open:
+            webbrowser.open(server.address)
+        server.serve_forever()
+
+
+def server_of(options: argparse.Namespace) -> PageServer:
+    """The server of the page, on a port of its own.
+
+    Args:
+        options: as `parser` reads them.
+
+    Raises:
+        CompareError: if the port is taken.
+    """
+
+    def find() -> list[Run]:
+        try:
+            return find_runs(options.runs, options.runs_dir, time.time())
+        except CompareError:
+            return []  # not yet, or not any more
+
+    def judge(runs: Sequence[Run]) -> Grouped:
+        try:
+            return compared(runs, options)
+        except CompareError as error:  # no run has the metric yet
+            names = options.metric or FINAL[0], options.curve or CURVES[0]
+            return Grouped(group_runs(runs, *names), *names, [str(error)])
+
+    roots = [options.runs_dir, *(Path(name) for name in options.runs if Path(name).is_dir())]
+    view = _view(options) | ({"baseline": options.baseline} if options.baseline else {})
+    try:
+        return PageServer(Watched(find, judge, roots, view), options.port)
+    except OSError as error:
+        raise CompareError(f"port {options.port}: {reason_of(error)}; name another") from error
 
 
 def _terminal_table(frame: pd.DataFrame) -> str:

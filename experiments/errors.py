@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from experiments.texts import printable
+
 
 class RunError(RuntimeError):
     """A run or its files can't be used for this command; the message names the remedy."""
@@ -38,6 +40,13 @@ def is_user_error(error: BaseException) -> bool:
     return any(kind in _LIBRARY_ERRORS for kind in kinds)
 
 
+def fail(message: str) -> NoReturn:
+    """Prints an error in one line, and exits with status 2."""
+    with contextlib.suppress(OSError):  # nobody may be listening
+        print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
+    raise SystemExit(2)
+
+
 class OneLineParser(argparse.ArgumentParser):
     """A parser whose errors are one line, with status 2; it takes no abbreviations."""
 
@@ -46,8 +55,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Prints the error and exits."""
-        print(f"error: {' '.join(message.split())}; see {self.prog} --help", file=sys.stderr)
-        raise SystemExit(2)
+        fail(f"{message}; see {self.prog} --help")
 
 
 @contextlib.contextmanager

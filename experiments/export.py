@@ -11,15 +11,13 @@ of the classes in its metadata.
 """
 
 import argparse
-import contextlib
 import importlib
 import json
 import logging
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,7 +38,7 @@ from experiments.checkpoints.loading import (
 from experiments.command_line.config_files import expand_home, use_utf8
 from experiments.command_line.own_modules import add_working_directory
 from experiments.command_line.parsing import ParserError, RunParser
-from experiments.errors import OneLineParser, RunError
+from experiments.errors import OneLineParser, RunError, fail
 from experiments.inference import BATCH, Predictor, load
 from experiments.monitoring.summary import show
 from experiments.records.files import replacing
@@ -214,9 +212,9 @@ def main(args: list[str] | None = None) -> None:
         verified = export(loaded, checkpoint.name, options.format, output, test)
     except DatasetError as error:  # its cause lacks the remedies of a fit
         found = error.__cause__ if isinstance(error.__cause__, DatasetError) else error
-        _fail(f"no test set to verify the file with: {found}; name its folder with --data_dir")
+        fail(f"no test set to verify the file with: {found}; name its folder with --data_dir")
     except (RunError, ValueError, OverflowError, OSError) as error:
-        _fail(str(error))
+        fail(str(error))
     size = output.stat().st_size / 2**20
     show(
         printable(
@@ -225,12 +223,6 @@ def main(args: list[str] | None = None) -> None:
             f"probability {verified.difference:.1e}"
         )
     )
-
-
-def _fail(message: str) -> NoReturn:
-    with contextlib.suppress(OSError):  # nobody may be listening
-        print(printable(f"error: {' '.join(message.split())}"), file=sys.stderr)
-    raise SystemExit(2)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -302,8 +294,9 @@ def _class_of(name: str | None) -> type[Classifier] | None:
     add_working_directory([name])
     try:
         found = getattr(importlib.import_module(module), kind)
-    except Exception as error:  # whatever a user's module raises
-        raise RunError(f"--model_class {name}: {error}; name it as MODULE.CLASS") from error
+    except (Exception, SystemExit) as error:  # whatever a user's module raises
+        reason = f"{type(error).__name__}: {error}"
+        raise RunError(f"--model_class {name}: {reason}; name it as MODULE.CLASS") from error
     if not (isinstance(found, type) and issubclass(found, Classifier)):
         raise RunError(f"--model_class {name}: derive it from lightning_modules.Classifier")
     return found

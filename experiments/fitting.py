@@ -1,8 +1,10 @@
 """``cli.py fit`` from Python: arguments in place of flags, and the record of the run."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.errors import UsageError
 from experiments.identity import as_flag
 from experiments.records.record import RunRecord
 
@@ -32,8 +34,22 @@ def fit(*configs: str, flags: Mapping[str, Any] | None = None, **options: Any) -
     from experiments.command_line.interface import execute  # noqa: PLC0415 - takes seconds
 
     given = {**options, **(flags or {})}
-    words = [f"--{key}={as_flag(value)}" for key, value in given.items()]
+    words = [_word(key, value) for key, value in given.items()]
     record = execute(["fit", *(f"--config={name}" for name in configs), *words])
     if record is None:
         raise ValueError("trainer.fast_dev_run keeps no run: call cli.main instead")
     return RunRecord.open(record.path)
+
+
+def _word(key: str, value: Any) -> str:
+    """A flag as on the command line."""
+    if key.startswith("-"):
+        raise UsageError(f"flags: keys have no dashes: write {key.lstrip('-')!r} for {key!r}")
+    if isinstance(value, type):
+        path = f"{value.__module__}.{value.__qualname__}"
+        raise UsageError(f"{key}: pass the name of the class as text, {path!r}")
+    try:
+        return f"--{key}={as_flag(os.fspath(value) if isinstance(value, os.PathLike) else value)}"
+    except TypeError as error:
+        kind = type(value).__name__
+        raise UsageError(f"{key}: expected text, a number, a list or a dict, got {kind}") from error

@@ -15,6 +15,8 @@ from typing import Any
 # The short key of the learning rate, and its key in configurations.
 LEARNING_RATE = "model.lr"
 LEARNING_RATE_LONG = "model.init_args.optimizer.init_args.lr"
+# The seed of everything: here, and as other projects call it.
+SEEDS = ("seed_everything", "seed", "random_seed", "random_state", "manual_seed")
 MAX_TIME = "trainer.max_time"  # ``stopped_by`` begins with it if this limit stopped the run
 
 
@@ -47,7 +49,7 @@ TABLE: tuple[tuple[str, Kind], ...] = (
     (r"runs_dir|test_after_fit|data\.data_dir|trainer\.logger.*|run\..*", _CIRCUMSTANCE),
     (r"data\.download|trainer\.(default_root_dir|enable_.*)", Kind(name=False, group=False)),
     # Seeds; the name of a run ends in the seed of everything.
-    (r"seed_everything", Kind(name=False, group=False)),
+    ("|".join(SEEDS), Kind(name=False, group=False)),
     (r"data\.seed", Kind(group=False)),
     # A resumed run may have higher limits.
     (r"trainer\.max_(steps|epochs)", Kind(resume=False)),
@@ -130,6 +132,18 @@ def flags_of(arguments: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
+def written_out(arguments: Sequence[str]) -> list[str]:
+    """Writes ``--key value`` as ``--key=value``; a flag without a value stays alone.
+
+    Args:
+        arguments: see `flags_of`.
+
+    Raises:
+        ValueError: see `flags_of`.
+    """
+    return [f"--{key}={value}" if value else f"--{key}" for key, value in flags_of(arguments)]
+
+
 def as_flag(value: Any) -> str:
     """A value as flags take it: JSON is YAML."""
     return value if isinstance(value, str) else json.dumps(value)
@@ -170,6 +184,22 @@ def file_word(text: str) -> str:
 def experiment_name(name: str) -> str:
     """The name that runs of one experiment share: a run's name without seed and time."""
     return _SEED_AND_TIME.sub("", name) or name
+
+
+def run_labels(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The default group, job type and tags of a run in another tool.
+
+    Args:
+        name: of the run.
+        fields: of its record.
+    """
+    known = [fields.get(key) for key in ("model", "optimizer", "data")]
+    known.append(f"seed {fields.get('seed')}")
+    return {
+        "group": experiment_name(name),
+        "job_type": fields.get("job_type"),
+        "tags": [str(value) for value in known if value],
+    }
 
 
 def experiment_settings(config: Mapping[str, Any]) -> dict[str, Any]:

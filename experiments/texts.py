@@ -8,6 +8,7 @@ from typing import Any
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\uffa0\U000e0100-\U000e01ef]"
 )
+_HUGE = 1e6
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 # A backslash starts an escape; much of Europe separates cells by ``;``.
 _ESCAPED = str.maketrans({"\\": r"\\", ";": r"\x3b"})
@@ -37,6 +38,11 @@ def _printable(character: str) -> str:
 def shortened(text: str, most: int) -> str:
     """Cuts a text to ``most`` characters; an ellipsis marks the cut."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def decimals(value: float, places: int = 4) -> str:
+    """A number with ``places`` decimals; a huge one, as of a loss that diverges, as ``1.2e+30``."""
+    return f"{value:.{places}f}" if abs(value) < _HUGE else f"{value:.{places}g}"
 
 
 def csv_cell(value: Any) -> Any:

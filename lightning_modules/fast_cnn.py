@@ -48,7 +48,7 @@ class FastCNN(Classifier):
         bn_momentum: share of a batch in the running statistics; use less for small batches.
         channels_last: store activations as NHWC; same results, faster convolutions.
         convolution: ``winograd`` for 3x3 convolutions that take less time on a CPU (in bfloat16,
-            with a rounding error of 0.4 % instead of 0.2 %); ``native`` for PyTorch's.
+            with a rounding error of 0.4 % instead of 0.2 %); ``native`` for those of PyTorch.
         compiled: compile the groups of convolutions with `torch.compile`. This takes up to a minute
             for each size of images, longer than the training on a GPU.
         optimizer: makes the optimiser from the parameters.
@@ -73,7 +73,7 @@ class FastCNN(Classifier):
         whiten_bias_until: float = 0.375,
         bn_momentum: float = 0.4,
         channels_last: bool = True,
-        convolution: Convolution = "winograd",
+        convolution: Convolution = "native",
         compiled: bool = False,
         optimizer: OptimizerCallable = Muon,
         **kwargs: Any,

@@ -44,23 +44,27 @@ BY_NAME = {"getattr", "setattr", "hasattr", "delattr", "attrgetter", "methodcall
 # Rooms of experiments, the lowest floor first, each with the rooms that it may import from.
 _BASE = {"errors", "texts", "identity"}
 ROOMS: dict[str, set[str]] = {
-    **{room: set[str]() for room in (*_BASE, "lightning_seam")},
+    **{room: set[str]() for room in ("texts", "identity", "lightning_seam")},
+    "errors": {"texts"},
     "process": {"errors"},
     "records": _BASE,
     "checkpoints": {"errors", "identity", "lightning_seam", "records"},
     "analysis": {"texts", "identity", "records"},
+    "sources": {"texts", "identity", "records"},
     "monitoring": {*_BASE, "lightning_seam", "records", "checkpoints", "analysis"},
     "session": {"errors", "identity", "lightning_seam", "process", "records", "checkpoints"}
     | {"analysis", "monitoring"},
     "command_line": {*_BASE, "lightning_seam", "process", "records", "checkpoints", "monitoring"}
     | {"session"},
     "reproduction": {"texts", "identity", "records", "analysis"},
-    "compare": {"errors", "texts", "identity", "records", "analysis", "command_line"},
+    "page": {"texts", "identity", "records", "analysis"},
+    "compare": {"errors", "texts", "records", "analysis", "sources", "command_line", "page"},
+    "export_runs": {*_BASE, "records", "sources", "command_line"},
     "tuning": {"errors", "texts", "identity", "process", "records", "analysis", "session"}
     | {"command_line", "compare"},
     "wandb_report": set[str](),
     "inference": {"errors", "checkpoints"},
-    "fitting": {"identity", "records", "command_line"},
+    "fitting": {"errors", "identity", "records", "command_line"},
     "export": {"errors", "texts", "records", "checkpoints", "monitoring", "command_line"}
     | {"inference"},
     "completion": {"errors", "identity", "monitoring", "command_line"},

@@ -82,7 +82,8 @@ def test_fit_keeps_everything_in_the_runs_folder(trained: Trained) -> None:
     kept = {"config.yaml", "record.json", "metrics.jsonl", "best.ckpt", "last.ckpt"}
     kept |= {"previous.ckpt", ".lock", ".record.lock"}
     drawn = {"curves.png", "confusion_val.png", "confusion_test.png", "mistakes_test.png"}
-    assert trained.files == kept | drawn
+    counted = {"confusion_val.json", "confusion_test.json"}
+    assert trained.files == kept | drawn | counted
 
 
 def test_record_says_what_ran_where_and_how_it_ended(trained: Trained) -> None:
@@ -476,3 +477,11 @@ def test_a_folder_is_predicted_without_the_data_set(
     theirs = np.array([row[3:] for row in known[1:]], dtype=float)
     np.testing.assert_allclose(ours, theirs, atol=2e-6)
     assert not nothing.exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [("fti", "did you mean fit?"), ("swep", "did you mean sweep?"), ("x", "there are fit, vali")],
+)
+def test_an_unknown_command_is_one_line(word: str, hint: str, error_of: Callable[..., str]) -> None:
+    assert error_of([word, "--config=mlp"]).startswith(f"no command '{word}': {hint}")

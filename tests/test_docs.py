@@ -160,6 +160,7 @@ def test_every_command_is_of_a_program_that_a_test_runs(page: str) -> None:
         "python draw.py",
         "python make.py",
         "python serve.py",
+        "python classify.py",
         "curl --data-binary",
     )
     assert {" ".join(words[:2]) for words in commands_of(PAGES[page])} <= {*known}

@@ -75,10 +75,21 @@ def test_the_walk_through_a_comparison(
             main([*words[2:], *SHORT, *synthetic, "--trainer.logger=false"])
         else:
             assert words[:3] == ["python", "-m", "experiments.compare"]
-            compare.main(words[3:])
+            compared(words[3:])
     assert "paired t" in capsys.readouterr().out
     assert "batch-lr0.1-s0" in Path("runs.html").read_text()
     assert Path("curves.png").is_file()
+
+
+def compared(words: list[str]) -> None:
+    """Runs `compare`; a server only starts and is closed."""
+    if "--serve" not in words:
+        compare.main(words)
+        return
+    with compare.server_of(compare.parser().parse_args(words)) as server:
+        names = server.watched.news()["order"]
+        print(f"{server.address}:", *names)
+        assert names
 
 
 RELIABILITY = (PROJECT / "docs/reliability.md").read_text()
@@ -126,7 +137,7 @@ def test_the_story_of_the_page(
     for program, *words in story():
         if program == "-m":
             capsys.readouterr()
-            compare.main(words[1:])
+            compared(words[1:])
             shown = capsys.readouterr().out
             assert "wrote runs.html" in shown or {"my-mlp", "my-mlp-batch"} <= {*shown.split()}
         elif "--model.help" in words:
@@ -139,7 +150,7 @@ def test_the_story_of_the_page(
             main(words)
     kinds = [words[1] if words[0] == "cli.py" else "compare" for words in story()]
     assert kinds[:3] == ["fit", "test", "predict"]
-    assert kinds[-4:] == ["fit", "compare", "compare", "compare"]
+    assert kinds[-5:] == ["fit", *["compare"] * 4]
     run = tmp_path / "runs" / "my-mlp"
     assert RunRecord.open(run).fields["resumed"]
     assert {"best.ckpt", "curves.png", "confusion_test.png"} <= {

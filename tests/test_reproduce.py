@@ -2,12 +2,16 @@ import json
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import reproduce
+from experiments.reproduction.claims import CLAIMS
+from experiments.reproduction.judges import first_seeds
+from experiments.reproduction.kept import read_kept
 from tests.conftest import PROJECT, SHORT
 
 Reproduce = Callable[..., Path]
@@ -45,7 +49,7 @@ def test_a_claim_runs_its_experiments_and_writes_the_page(
     assert re.search("^plateau  ", out, re.MULTILINE)
     assert not re.search("^tanh  ", out, re.MULTILINE)
     page = (root / "reproduction.md").read_text()
-    assert "paired t, p = " in page
+    assert "paired t; holds: p = " in page
     assert "Warning: 9 of 9 runs are not on CIFAR-10 but on other images" in page
     assert "(reproduction/mlp_deep.png)" in page
     assert (root / "reproduction/mlp_deep.png").is_file()
@@ -73,6 +77,100 @@ def test_what_exists_is_neither_run_again_nor_replaced(
         small("--only", "small-init", "--seeds=1", "--trainer.gradient_clip_val", "0.5")
     assert "(trainer.gradient_clip_val None, asked for 0.5)" in capsys.readouterr().err
     assert written(root) == after  # nothing is replaced
+
+
+def test_runs_are_added_to_a_page(
+    small: Reproduce, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, only = tmp_path / "page", ("--only", "small-init")
+    root = small(*only, "--seeds=1", f"--output={page}")
+    shutil.rmtree(root)  # the page alone keeps the run
+    kept = json.loads((page / "reproduction/runs.json").read_text())
+    small(*only, "--seeds=2", f"--output={page}")
+    assert written(root).keys() == {"two_layers_small_init-s1"}
+    content = json.loads((page / "reproduction/runs.json").read_text())
+    assert [record["seed"] for record in content["runs"]] == [0, 1]
+    assert content["runs"][0] == kept["runs"][0]
+    assert [(w["seeds"], w["added"]) for w in content["history"]] == [
+        ("1 seed", 1),
+        ("2 seeds", 1),
+    ]
+    assert "(1 seed; 1 run), then by `" in (page / "reproduction.md").read_text()
+    small(*only, "--seeds=2", f"--output={page}")  # nothing is left to do
+    again = json.loads((page / "reproduction/runs.json").read_text())
+    assert (again["runs"], again["history"]) == (content["runs"], content["history"])
+    before = written(root)
+    with pytest.raises(SystemExit) as stopped:
+        small(*only, "--seeds=3", f"--output={page}", "--trainer.gradient_clip_val=0.5")
+    assert stopped.value.code == 2
+    said = "the page keeps two_layers_small_init-s0, a run of another command"
+    assert said in capsys.readouterr().err
+    assert written(root) == before  # nothing is made
+    small(*only, "--seeds=1")  # a page in the folder of the runs is of these runs alone
+    assert len(written(root)) == 2
+    records = json.loads((root / "reproduction/runs.json").read_text())["runs"]
+    assert [record["seed"] for record in records] == [0, 1]
+
+
+def test_only_runs_that_were_asked_for_are_added(small: Reproduce, tmp_path: Path) -> None:
+    page, only = tmp_path / "page", ("--only", "small-init")
+    root = small(*only, "--seeds=2")
+    shutil.copytree(root / "reproduction", page / "reproduction")
+    small(*only, "--seeds=3")
+    small("--only", "two-layers", "--seeds=1", f"--output={page}")
+    records = json.loads((page / "reproduction/runs.json").read_text())["runs"]
+    names = {record["name"] for record in records}
+    assert names == {f"two_layers_small_init-s{s}" for s in (0, 1)} | {
+        "mlp-s0",
+        "two_layers_sgd-s0",
+    }
+
+
+def test_the_first_seeds_are_judged_without_a_page(
+    kept: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reproduce.main([f"--rejudge={kept}", "--seeds=4", "--only", "relu"])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("relu ")
+    assert line.count("(n = 4)") == 2
+    assert [file.name for file in kept.rglob("*") if file.is_file()] == ["runs.json"]
+
+
+def test_the_readme_counts_what_the_page_says() -> None:
+    page = (PROJECT / "docs/reproduction.md").read_text()
+    runs = json.loads((PROJECT / "docs/reproduction/runs.json").read_text())["runs"]
+    readme = " ".join((PROJECT / "README.md").read_text().split())
+    words = {
+        "Holds": "{} hold,",
+        "Does not hold": "{} do not,",
+        "Equal within a point": "{} are about a difference that is shown to be below a point",
+        "Compatible": "{} name a figure that is compatible with our runs",
+        "Inside noise": "{} are within the noise",
+    }
+    counts = dict(re.findall(r"^([A-Z][a-z ]+) \((\d+)\): ", page, re.MULTILINE))
+    assert counts.keys() <= words.keys()
+    for verdict, count in counts.items():
+        assert words[verdict].format(count) in readme
+    assert f"of {sum(map(int, counts.values()))} claims, " in readme
+    assert readme.count(f"{len(runs)} runs") == 2
+
+
+def test_the_verdicts_that_changed_are_listed() -> None:
+    """Of the list, all but the verdicts of the old tests can be computed."""
+    text = (PROJECT / "docs/reproduction_changes.md").read_text()
+    pattern = r"^\| `([a-z-]+)` \| ([a-z ]+) \| ([a-z ]+) \| ([a-z ]+) \| (\w+)"
+    listed = {key: row for key, *row in re.findall(pattern, text, re.MULTILINE)}
+    runs = read_kept(PROJECT / "docs").runs
+    before: Counter[str] = Counter()
+    for claim in CLAIMS:
+        few, every = (claim.judge.judge(found).verdict for found in (first_seeds(runs, 5), runs))
+        then, again, now, why = listed.get(claim.key, [few, few, few, ""])
+        before[then] += 1
+        assert [again, now] == [few, every], claim.key
+        changed = {"tests": then != again, "seeds": again != now}
+        assert why == "" or changed[why], claim.key
+    assert before == {"holds": 25, "does not hold": 5, "inside noise": 5}
+    assert listed.keys() <= {claim.key for claim in CLAIMS}
 
 
 def test_the_committed_page_is_what_its_kept_runs_come_to(
@@ -229,7 +327,7 @@ def test_the_author_s_cnn_is_explained(small: Reproduce) -> None:
         (["--model.lr=1"], "unknown option --model.lr=1"),
         (["adam"], "'adam' is no option; name claims after --only"),
         (["--data.val_size", "3", "adam"], "'adam' is the value of no flag"),
-        (["--rejudge=docs", "--seeds=3"], "--rejudge runs nothing"),
+        (["--rejudge=docs", "--output=docs"], "--rejudge runs nothing"),
     ],
 )
 def test_bad_input_is_one_line(

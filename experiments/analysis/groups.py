@@ -13,6 +13,7 @@ import pandas as pd
 
 from experiments.analysis.costs import cost_numbers, cost_words, machine
 from experiments.analysis.significance import FEWEST, Difference, difference
+from experiments.analysis.verdicts import Outcome, margin_for, outcomes
 from experiments.identity import MAX_TIME, experiment_name, experiment_settings, kind_of
 from experiments.records.runs import Run
 from experiments.texts import shortened
@@ -191,16 +192,86 @@ def _shown(group: Group, everything: bool) -> Mapping[str, Any]:
     return {**found, **config, **found}
 
 
+class Comparison:
+    """Lines tested against a baseline, as one family.
+
+    Args:
+        baseline: the line that the others are tested against.
+        family: all lines, also those that are not shown: a correction for the best lines alone
+            would be none.
+        margin: the least difference that matters; default: one point of accuracy, for another
+            metric none.
+    """
+
+    def __init__(
+        self, baseline: Group, family: Sequence[Group], margin: float | None = None
+    ) -> None:
+        self.baseline = baseline
+        margin = margin_for(baseline.metric) if margin is None else margin
+        differences = [_difference(group, baseline) for group in family]
+        found = outcomes(differences, baseline.metric, margin)
+        self._found = {id(group): tested for group, tested in zip(family, found, strict=True)}
+        self._family = family  # keeps the groups, and so their ids
+
+    def tested(self, group: Group) -> Outcome | None:
+        """The result of a line; None if it is not tested."""
+        return self._found.get(id(group))
+
+    def heading(self) -> str:
+        """The heading of the results: it says over how many tests they are corrected."""
+        family = sum(tested is not None for tested in self._found.values())
+        corrected = f", p by Holm over {family}" if family > 1 else ""
+        return f"difference to {self.baseline.name}{corrected}"
+
+    def words(self, group: Group) -> str:
+        """The result of a line, for people."""
+        if group is self.baseline:
+            return "(baseline)"
+        if tested := self.tested(group):
+            return tested.words()
+        gap = _gap(group, self.baseline)
+        if gap is None:
+            return ""
+        few = f"n too small to test (below {FEWEST})"
+        same = group.data == self.baseline.data
+        return f"{gap:+.4f}, {few if same else 'on other data: not tested'}"
+
+    def numbers(self, group: Group) -> dict[str, Any]:
+        """The result of a line, for programs."""
+        tested = self.tested(group)
+        parts = ("mean", "low", "high", "p", "test")
+        found = {part: getattr(tested.difference, part) if tested else None for part in parts}
+        return {
+            **{f"difference {part}": value for part, value in found.items()},
+            "difference mean": _gap(group, self.baseline),
+            "difference holm p": tested and tested.holm,
+            "difference family": tested and tested.family,
+            "difference margin": tested and tested.margin,
+            "difference equivalence p": tested and tested.equivalence,
+            "difference equivalence holm p": tested and tested.equivalence_holm,
+            "difference verdict": tested and tested.verdict,
+        }
+
+
 def numbers(
-    groups: Sequence[Group], baseline: Group | None, everything: bool = False
+    groups: Sequence[Group],
+    baseline: Group | Comparison | None,
+    everything: bool = False,
 ) -> pd.DataFrame:
-    """A line for each group, with numbers for programs."""
+    """A line for each group, with numbers for programs.
+
+    Args:
+        groups: the lines.
+        baseline: the line that they are tested against, as one family; or tests made before.
+        everything: show the whole configuration.
+    """
     keys = differing(groups, everything)
-    return pd.DataFrame([_numbers(group, baseline, keys, everything) for group in groups])
+    against = Comparison(baseline, groups) if isinstance(baseline, Group) else baseline
+    return pd.DataFrame([_numbers(group, against, keys, everything) for group in groups])
 
 
 def _numbers(
-    group: Group, baseline: Group | None, keys: Sequence[str], everything: bool
+    group: Group, against: Comparison | None, keys: Sequence[str], everything: bool
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"name": group.name, "status": group.status(), "runs": len(group.runs)}
     columns = {
@@ -215,11 +286,8 @@ def _numbers(
         row[f"{name} mean"] = statistics.fmean(values) if values else None
         row[f"{name} sd"] = statistics.stdev(values) if len(values) > 1 else None
     row |= cost_numbers(group.runs)
-    if baseline is not None:
-        gap = _tested(group, baseline)
-        for part in ("mean", "low", "high", "p", "test"):
-            row[f"difference {part}"] = getattr(gap, part) if gap else None
-        row["difference mean"] = _gap(group, baseline)
+    if against is not None:
+        row |= against.numbers(group)
     config = _shown(group, everything)
     taken = {*row, "seeds", "note"}
     row |= {_free(key, taken): _cell(config.get(key)) for key in keys}
@@ -229,13 +297,16 @@ def _numbers(
 
 
 def table(
-    groups: Sequence[Group], baseline: Group | None, everything: bool = False
+    groups: Sequence[Group],
+    baseline: Group | Comparison | None,
+    everything: bool = False,
 ) -> pd.DataFrame:
     """A line for each group, with text for people; empty columns are left out.
 
-    The machine is shown if the lines have several.
+    The machine is shown if the lines have several. For the arguments, see `numbers`.
     """
     keys = differing(groups, everything)
+    against = Comparison(baseline, groups) if isinstance(baseline, Group) else baseline
     several = len({machine(run) for group in groups for run in group.runs} - {None}) > 1
     rows = []
     for group in groups:
@@ -244,8 +315,8 @@ def table(
         row[f"{group.curve}: best"] = _spread(group.best())
         row["at step"] = _steps(group.best_steps())
         row["last"] = _spread(group.last())
-        if baseline is not None:
-            row[f"difference to {baseline.name}"] = _words(group, baseline)
+        if against is not None:
+            row[against.heading()] = against.words(group)
         costs = cost_words(group.runs)
         row |= costs if several else {k: v for k, v in costs.items() if k != "machine"}
         config = _shown(group, everything)
@@ -278,19 +349,7 @@ def _steps(found: Mapping[int, float]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _words(group: Group, baseline: Group) -> str:
-    if group is baseline:
-        return "(baseline)"
-    if found := _tested(group, baseline):
-        return _test(found)
-    gap = _gap(group, baseline)
-    if gap is None:
-        return ""
-    reason = f"n too small to test (below {FEWEST})"
-    return f"{gap:+.4f}, {reason if group.data == baseline.data else 'on other data: not tested'}"
-
-
-def _tested(group: Group, baseline: Group) -> Difference | None:
+def _difference(group: Group, baseline: Group) -> Difference | None:
     if group is baseline or group.data != baseline.data:
         return None
     return difference(group.final(), baseline.final())
@@ -302,11 +361,6 @@ def _gap(group: Group, baseline: Group) -> float | None:
     if group is baseline or not ours or not theirs:
         return None
     return statistics.fmean(ours.values()) - statistics.fmean(theirs.values())
-
-
-def _test(found: Difference) -> str:
-    interval = f"{found.low:+.4f} to {found.high:+.4f}"
-    return f"{found.mean:+.4f} ({interval}), p = {found.p:.2g}, {found.test}"
 
 
 def _cell(value: Any) -> Any:

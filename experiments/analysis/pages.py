@@ -157,7 +157,7 @@ def _rendered(frame: pd.DataFrame, cell: Callable[[str, str], str]) -> pd.DataFr
 
 def html_page(title: str, blocks: Sequence[Block]) -> str:
     """Renders a page as one self-contained HTML file, with its figures."""
-    body = "\n".join(_html(block) for block in blocks)
+    body = html_blocks(blocks)
     name = _in_html(title)
     head = (
         f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
@@ -167,6 +167,11 @@ def html_page(title: str, blocks: Sequence[Block]) -> str:
         f'<!doctype html>\n<html lang="en"><head>{head}</head>\n'
         f"<body><h1>{name}</h1>\n{body}\n</body></html>\n"
     )
+
+
+def html_blocks(blocks: Sequence[Block]) -> str:
+    """Renders blocks as HTML, for a page with a style and a script of its own."""
+    return "\n".join(_html(block) for block in blocks)
 
 
 def _html(block: Block) -> str:

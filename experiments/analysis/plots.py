@@ -17,7 +17,7 @@ from matplotlib.text import Text
 
 from experiments.records.curves import curve_of
 from experiments.records.files import replacing
-from experiments.texts import printable, shortened
+from experiments.texts import decimals, printable, shortened
 
 # Colours for people with each kind of colour blindness: Okabe and Ito, "Color Universal Design"
 # (2008), without yellow, which is too light on white.
@@ -76,6 +76,11 @@ def curves(
     save(figure, path)
 
 
+# It is hollow: a point of validation at the same place stays visible.
+_STAR: dict[str, Any] = {
+    **{"color": RED, "marker": "*", "ls": ""},
+    **{"markersize": 16, "markerfacecolor": "none", "markeredgewidth": 1.3, "zorder": 3},
+}
 # The name, the legend and the style of each part of a record's metrics.
 _PARTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "train": ("training", "training batches, mean since the last point", {"color": BLUE}),
@@ -85,7 +90,7 @@ _PARTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "test images during training",
         {"color": GREEN, "marker": "s", "markersize": 3},
     ),
-    "test": ("test", "test images", {"color": RED, "marker": "*", "markersize": 12, "ls": ""}),
+    "test": ("test", "test images", _STAR),
 }
 
 
@@ -98,7 +103,7 @@ def _draw(ax: Axes, entries: list[Mapping[str, Any]], part: str, metric: str) ->
     *_, (step, last) = points.items()
     label += f", weights of step {step:,}" if part == "test" else ""
     ax.plot([*points], [*points.values()], label=label, **style)
-    return f"{name} {last:.3f}"
+    return f"{name} {decimals(last, 3)}"
 
 
 def described(metric: str) -> str:

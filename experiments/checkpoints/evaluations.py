@@ -21,9 +21,9 @@ from experiments.records.record import RECORD, RunRecord
 
 Stage = Literal["validate", "test", "predict"]
 
-_PICTURES = {
-    "test": ("confusion_test", "mistakes_test"),
-    "validate": ("confusion_validate",),
+_FILES = {
+    "test": ("confusion_test.png", "confusion_test.json", "mistakes_test.png"),
+    "validate": ("confusion_validate.png", "confusion_validate.json"),
 }
 OTHER_WEIGHTS = "weights"  # key in ``differs`` for weights that do not belong to the run
 
@@ -279,7 +279,7 @@ def set_aside(record: RunRecord, key: str) -> None:
     if key in EVALUATED:
         names = [name for name in record.summary if name.startswith(f"{key}/")]
         entry |= {name.partition("/")[2]: record.summary.pop(name) for name in names}
-    for name in (f"{picture}.png" for picture in _PICTURES[key]) if key in EVALUATED else (key,):
+    for name in _FILES[key] if key in EVALUATED else (key,):
         if (path := record.path / name).is_file():
             path.replace(path.with_name(f"{path.stem}{tag}{path.suffix}"))
     record.evaluations[f"{Path(key).stem}{tag}{Path(key).suffix}"] = entry

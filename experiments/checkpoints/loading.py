@@ -1,5 +1,6 @@
 """Loads the checkpoints of a run: finds them by name, refuses damaged ones and other models."""
 
+import contextlib
 import hashlib
 import logging
 import math
@@ -16,6 +17,7 @@ from torch.optim import Optimizer
 
 from datamodules import CIFAR10DataModule, CIFAR100DataModule, ImageFolderDataModule
 from experiments.errors import RunError
+from lightning_modules import FineTuned
 
 _log = logging.getLogger(__name__)
 
@@ -169,12 +171,26 @@ def check_model(path: Path, checkpoint: dict[str, Any], model: nn.Module) -> Non
     for name in [*asked, *found]:
         if found.get(name) != asked.get(name):
             raise RunError(
-                f"{path} holds another {ours}: {name} is {found.get(name, 'missing')} there and "
+                _other_classes(path, checkpoint, model)
+                or f"{path} holds another {ours}: {name} is {found.get(name, 'missing')} there and "
                 f"{asked.get(name, 'missing')} in the model asked for; use the run's own config"
             )
     for name, value in state.items():
         if wrong := _unusable(value, own[name]):
             raise RunError(f"{path} is of no use: {name} {wrong}; take another with --ckpt_path")
+
+
+def _other_classes(path: Path, checkpoint: dict[str, Any], model: nn.Module) -> str:
+    """The message for a checkpoint with another number of classes; empty for the same number."""
+    with contextlib.suppress(RunError):
+        _, trained_on = state_of_data(path, checkpoint)
+        theirs, ours = len(trained_on["label_names"]), getattr(model, "num_classes", None)
+        if theirs != ours:
+            remedy = f"take data with {theirs} classes"
+            if isinstance(model, FineTuned):
+                remedy += f", or --model.weights {path} in a new fit: all but the last layer"
+            return f"{path} is for {theirs} classes, but the model asked for has {ours}: {remedy}"
+    return ""
 
 
 def _shape(value: Any) -> Any:

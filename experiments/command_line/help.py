@@ -48,7 +48,8 @@ examples:
 
 other commands, each with a --help of its own:
   python cli.py export --name RUN         write a model as an ONNX or torch.export file
-  python cli.py compare                   compare runs
+  python cli.py compare                   compare runs, also those of other tools
+  python cli.py export_runs --to trackio  write runs for trackio, MLflow, W&B, or as Parquet
   python cli.py sweep FILE                search settings on validation
   python cli.py find_lr --config mlp      suggest a learning rate; find_batch_size: a batch size
   python cli.py reproduce --list          the claims of the report

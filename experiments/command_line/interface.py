@@ -38,7 +38,7 @@ from experiments.command_line.config_files import check_encodings, expand_homes,
 from experiments.command_line.help import COMMANDS, DESCRIPTION
 from experiments.command_line.lightning_table import check_lightning
 from experiments.command_line.messages import one_line, show_notes
-from experiments.command_line.own_modules import add_working_directory
+from experiments.command_line.own_modules import add_working_directory, refuse_to_end
 from experiments.command_line.parser_seam import options_of, set_option_type
 from experiments.command_line.parsing import (
     ParserError,
@@ -296,25 +296,28 @@ def execute(
     keep_freed_memory()
     die_with_parent()
     try:
-        return _command_line(args, kind).record
+        with refuse_to_end():
+            return _command_line(args, kind).record
     except ParserError as stop:
         raise stop.error from None
 
 
 class _Parsers(CIFAR10CLI):
-    """The command line, up to the point where it would parse a command."""
+    """The command line without a command: it makes its parsers, and parses and runs nothing."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        raise StopIteration({command: self.command_parser(command) for command in COMMANDS})
+        """Leaves the configuration empty, and asks for no seed."""
+        empty = {"subcommand": None, "seed_everything": False}
+        self.config = Namespace(**empty)  # type: ignore[no-untyped-call]
+
+    def instantiate_classes(self) -> None:
+        """Builds nothing."""
 
 
 def parsers() -> dict[str, LightningArgumentParser]:
     """The parser of each command; nothing is parsed or run."""
-    try:
-        _command_line([], _Parsers)
-    except StopIteration as stop:
-        found: dict[str, LightningArgumentParser] = stop.value
-    return found
+    made = _command_line([], _Parsers)
+    return {command: made.command_parser(command) for command in COMMANDS}
 
 
 def _command_line(args: ArgsType, kind: Callable[..., CIFAR10CLI]) -> CIFAR10CLI:

@@ -83,10 +83,12 @@ def prepare_arguments(args: list[str] | None) -> list[str]:
 
     Raises:
         RunError: if the named run does not exist, or the name is invalid.
-        ValueError: for a config file that can't be used; the message names file and line.
+        ValueError: for a config file that can't be used, with file and line; for a Python file in
+            place of a class.
     """
     given = sys.argv[1:] if args is None else args
     _check_order(given)
+    _check_classes(given)
     arguments = _expand_switches(list(map(expand_learning_rate, given)))
     configs = _values(arguments, "-c", "--config")
     names = _values(arguments, "--name")
@@ -114,6 +116,15 @@ def _check_order(arguments: list[str]) -> None:
     commands = [argument for argument in arguments if argument in COMMANDS]
     if commands and arguments[0].startswith("-"):
         raise ValueError(f"options come after the command: {commands[0]} {arguments[0]} ...")
+
+
+def _check_classes(arguments: list[str]) -> None:
+    """Refuses the file of a class in place of its name."""
+    for flag in ("--model", "--data"):
+        for value in _values(arguments, flag):
+            if value.endswith(".py"):
+                module = ".".join(Path(value).with_suffix("").parts)
+                raise ValueError(f"{value} is a file: pass {flag} {module}.ClassName")
 
 
 def _expand_switches(arguments: list[str]) -> list[str]:

@@ -7,16 +7,45 @@ _cifar10_table() {  # sets reply to the words that may follow a command, or a fl
     esac
 }
 
+_cifar10_plain() {  # sets plain to a typed word without its quoting, quote to one that is open
+    local rest=$1 char
+    plain= quote=
+    while [[ -n $rest ]]; do
+        char=${rest:0:1} rest=${rest:1}
+        case $quote$char in
+        \\ | \"\\) plain+=${rest:0:1} rest=${rest:1} ;;
+        \" | \') quote=$char ;;
+        \"\" | \'\') quote= ;;
+        *) plain+=$char ;;
+        esac
+    done
+}
+
+_cifar10_quoted() {  # sets word to how it is typed after $quote
+    if [[ -n ${_cifar10_raw-} ]]; then  # fish quotes it itself, and takes a line for a word
+        [[ $word != *[[:cntrl:]]* ]]
+    elif [[ $quote == \' ]]; then
+        [[ $word != *\'* ]]
+    elif [[ $quote == \" ]]; then
+        printf -v word '%s' "${word//[\\]/\\\\}"
+        printf -v word '%s' "${word//[\"]/\\\"}"
+        printf -v word '%s' "${word//[\$]/\\\$}"
+        printf -v word '%s' "${word//[\`]/\\\`}"
+    else
+        printf -v word %q "$word"
+    fi
+}
+
 _cifar10_add() {  # offers those words that begin with $cur; a name is data and is not expanded
     local word
     for word; do
-        [[ $word == "$cur"* ]] && printf -v word %q "$word" && COMPREPLY+=("$before$word")
+        [[ $word == "$cur"* ]] && _cifar10_quoted && COMPREPLY+=("$before$word")
     done
 }
 
 _cifar10() {
     local cur=${COMP_WORDS[COMP_CWORD]} flag=${COMP_WORDS[COMP_CWORD-1]} at=1 runs=runs
-    local before= command= reply= file i
+    local before= command= reply= file i plain quote
     COMPREPLY=()
     if [[ ${COMP_WORDS[0]##*/} == python* ]]; then
         at=2
@@ -29,7 +58,8 @@ _cifar10() {
         --runs_dir=*) runs=${COMP_WORDS[i]#*=} ;;
         esac
     done
-    runs=${runs/#\~/$HOME}
+    [[ -z ${_cifar10_raw-} ]] && _cifar10_plain "$runs" && runs=$plain
+    runs=${runs/#\~/$HOME} quote=
     if [[ $cur == = ]]; then  # bash splits --flag=value into three words
         cur=
     elif [[ $flag == = ]]; then
@@ -43,6 +73,8 @@ _cifar10() {
         return 0
     fi
     case $flag in -*) ;; *) flag= ;; esac
+    _cifar10_plain "$cur"
+    cur=$plain
     _cifar10_table "$command $flag"
     _cifar10_add $reply
     case $command$flag in
@@ -51,7 +83,7 @@ _cifar10() {
         [[ $cur == */* ]] && for file in "$cur"*/; do [[ -d $file ]] && _cifar10_add "$file"; done ;;
     *--ckpt_path)
         for file in "$runs"/*/*.ckpt; do [[ -f $file ]] && _cifar10_add "$file"; done ;;
-    *--name | *--init_from | *--baseline | compare)
+    *--name | *--init_from | *--baseline | compare | export_runs)
         for file in "$runs/$cur"*/record.json; do
             [[ -f $file ]] && file=${file%/*} && _cifar10_add "${file##*/}"
         done ;;

@@ -37,7 +37,7 @@ _CLASSES: dict[str, list[type]] = {
 }
 _FISH = """function __cifar10
     set -l found (bash --norc -c '# SCRIPT
-COMP_WORDS=("$0" "$@") COMP_CWORD=$#; _cifar10; for word in "${COMPREPLY[@]}"; do echo "$word"; done
+COMP_WORDS=("$0" "$@") COMP_CWORD=$# _cifar10_raw=1; _cifar10; printf "%s\\n" "${COMPREPLY[@]}"
 ' (commandline -opc) (commandline -ct)); or true
     test -n "$found"; and printf "%s\\n" $found; or __fish_complete_path (commandline -ct)
 end

@@ -1,6 +1,7 @@
 """Callbacks that write reports and predictions."""
 
 import csv
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from experiments.analysis import plots
 from experiments.checkpoints.evaluations import Evaluation, confirmed
 from experiments.monitoring.loggers import run_loggers
 from experiments.records.curves import last_step
-from experiments.records.files import replacing
+from experiments.records.files import replace_file, replacing, writing
 from experiments.records.record import RunRecord
 from experiments.texts import csv_cell
 from lightning_modules import Classifier
@@ -102,6 +103,9 @@ class EvaluationReport(Callback):
         else:
             self._note(stage, figures, trainer)
         path = self.record.path / f"confusion_{stage}{self._tag(stage)}.png"
+        counts = {"classes": names, "counts": matrix.tolist()}
+        with writing(self.record.path):
+            replace_file(path.with_suffix(".json"), json.dumps(counts) + "\n")
         step = self._step_of(stage)
         images = "test" if stage == "test" else "validation"
         title = f"Confusion matrix of {self.record.name} on {images} images\n"

@@ -16,7 +16,7 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from experiments.errors import RunError
-from experiments.identity import experiment_name
+from experiments.identity import run_labels
 from experiments.lightning_seam import OpenWandbLogger
 from experiments.monitoring.summary import python, upload_command
 from experiments.records.curves import direction
@@ -212,7 +212,7 @@ class WandbLogger(OpenWandbLogger, RunLogger):
         self.keep_in(str(record.path))
         arguments = self.init_arguments
         arguments.update(name=record.name, id=record.fields.get("wandb_id"))
-        labels = _labels(record)
+        labels = run_labels(record.name, record.fields)
         labels["tags"] += arguments.pop("tags", None) or []
         for key, value in labels.items():
             arguments[key] = arguments.get(key) or value
@@ -331,17 +331,6 @@ def keep_environment(logger: Any) -> None:
     for config in logger if isinstance(logger, list) else [logger]:
         if getattr(config, "class_path", None) in _CLASS_PATHS:
             vars(config.init_args).update(with_environment(vars(config.init_args)))
-
-
-def _labels(record: RunRecord) -> dict[str, Any]:
-    """The default group, job type and tags of a run on a W&B project page."""
-    known = [record.fields.get(key) for key in ("model", "optimizer", "data")]
-    known.append(f"seed {record.fields.get('seed')}")
-    return {
-        "group": experiment_name(record.name),
-        "job_type": record.fields.get("job_type"),
-        "tags": [str(value) for value in known if value],
-    }
 
 
 def without_epoch_of_evaluation(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from experiments.checkpoints.evaluations import Evaluation
 from experiments.checkpoints.loading import BEST, LAST
 from experiments.records.curves import CHOSEN_BY
 from experiments.records.record import RunRecord
-from experiments.texts import printable
+from experiments.texts import decimals, printable
 
 _NO_VALUE = "-"
 _SETS = {"test": "test", "validate": "val"}  # the set of images of each command
@@ -23,7 +24,11 @@ _DATA = {
 
 
 def summary_table(
-    record: RunRecord, command: str, seconds: float, evaluation: Evaluation | None
+    record: RunRecord,
+    command: str,
+    seconds: float,
+    evaluation: Evaluation | None,
+    logs: Sequence[Path] = (),
 ) -> str:
     """Formats the results of a command, its files and the next command.
 
@@ -32,6 +37,7 @@ def summary_table(
         command: fit, validate, test or predict.
         seconds: how long the command's main part took.
         evaluation: the evaluation of the command; None for a fit.
+        logs: folders of the loggers that write files for other tools.
 
     Returns:
         A table, without a newline at its end.
@@ -44,7 +50,7 @@ def summary_table(
         rows += _aside(record, evaluation)
     rows.append(("stopped", record.fields.get("stopped_by", "") if command == "fit" else ""))
     rows += [("time", f"{seconds:.1f} s for {command}"), ("run", str(record.path))]
-    rows.append(("W&B", _upload(record)))
+    rows += [("W&B", _upload(record)), ("logs", ", ".join(map(str, logs)))]
     rows += [("look at", _files(record, command)), ("next", _next(record, command))]
     width = max(len(key) for key, _ in rows)
     lines = [f"  {key:<{width}}  {printable(value)}" for key, value in rows if value]
@@ -131,7 +137,7 @@ def _figures(record: RunRecord, stage: str) -> str:
 
 
 def _number(value: float | None) -> str:
-    return _NO_VALUE if value is None else f"{value:.4f}"
+    return _NO_VALUE if value is None else decimals(value)
 
 
 def _files(record: RunRecord, command: str) -> str:

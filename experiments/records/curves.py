@@ -1,11 +1,14 @@
 """Metrics by step and their best value, for records, checkpoints, tables and plots."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from experiments.records.reader import is_number
 
+_WORD = re.compile(r"[a-z]+")
+_SMALLER = {"error", "err", "mse", "rmse", "mae", "nll", "perplexity", "ppl", "wer", "cer", "fid"}
 CHOSEN_BY = "val/acc"  # the figure whose best step is kept as best.ckpt
 
 
@@ -30,8 +33,13 @@ def last_step(entries: Iterable[Mapping[str, Any]], metric: str) -> int:
 
 
 def is_loss(metric: str) -> bool:
-    """Whether a smaller value of a metric is better."""
-    return "loss" in metric
+    """Whether a smaller value of a metric is better: a loss, an error, a perplexity."""
+    return "loss" in metric.lower() or not _SMALLER.isdisjoint(_WORD.findall(metric.lower()))
+
+
+def is_accuracy(metric: str) -> bool:
+    """Whether a metric is a share of images, such as ``test/acc`` or ``test_curve/acc@2300``."""
+    return metric.partition("@")[0].rpartition("/")[2] == "acc"
 
 
 def direction(metric: str) -> Literal["min", "max"]:

@@ -15,6 +15,7 @@ import yaml
 
 from experiments.records.files import read_lines, read_text, reason_of
 
+FORMAT = 1  # of the folder of a run, see docs/run_format.md
 # A record has 10 KB, and about 400 bytes more for each resume.
 LARGEST_RECORD = 4 * 2**20
 # A configuration has 5 KB and 250 values. YAML takes 2 s for a megabyte.
@@ -36,7 +37,7 @@ _OBJECTS = ("summary", "git", "versions", "images", "hardware", "evaluations", "
 _KINDS: dict[str, type] = {
     **dict.fromkeys(_OBJECTS, dict),
     "started_from": dict,
-    **dict.fromkeys(("seed", "parameters", "best_since"), int),
+    **dict.fromkeys(("format", "seed", "parameters", "best_since"), int),
     **dict.fromkeys(
         ("name", "status", "error", "wandb_id", "data", "job_type", "model", "chosen"), str
     ),
@@ -152,13 +153,17 @@ def read_record(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: if it can't be read.
-        ValueError: if it is not of this project.
+        ValueError: if it is not of this project, or of a newer version of it.
     """
     fields = read_json(path, LARGEST_RECORD)
     if not isinstance(fields, dict):
         raise ValueError("it is not of this project: no fields")
     fields = {k: v for k, v in fields.items() if v is not None or k not in _REQUIRED_VALUES}
     check_record(fields)
+    if (version := fields.get("format") or FORMAT) > FORMAT:
+        raise ValueError(
+            f"it has format {version}; this version reads up to {FORMAT}: update this project"
+        )
     return fields
 
 

@@ -40,14 +40,20 @@ from experiments.records.log import (
     write_entries,
 )
 from experiments.records.machine import hardware
-from experiments.records.reader import read_record
+from experiments.records.reader import FORMAT, read_record
 
 Status = Literal["running", "finished", "failed", "interrupted", "preempted"]
 
 RECORD = "record.json"
 CONFIG = "config.yaml"
 
-_RESULT_FILES = ("curves.png", "confusion_*.png", "mistakes_*.png", "predictions*.csv")
+_RESULT_FILES = (
+    "curves.png",
+    "confusion_*.png",
+    "confusion_*.json",
+    "mistakes_*.png",
+    "predictions*.csv",
+)
 _END_FIELDS = (
     "error",
     "fitted",
@@ -101,6 +107,7 @@ class RunRecord:
             RunError: if the folder can't be written.
         """
         fields = {
+            "format": FORMAT,
             "name": path.name,
             "status": "running",
             "command": command,
@@ -182,8 +189,7 @@ class RunRecord:
             for key in _END_FIELDS:
                 self.fields.pop(key, None)
             self.fields.update(facts, status="running", summary={})
-            if best_anew:
-                self.fields["best_since"] = step
+            self.fields |= {"best_since": step} if best_anew else {}
             for entry in kept:
                 summarize(entry, self.summary, self.fields.get("best_since", -1))
             self._before = (kept[-1].get("seconds") or 0.0) if kept else 0.0

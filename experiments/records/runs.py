@@ -24,7 +24,7 @@ class Run:
     """A run as read from disk.
 
     Attributes:
-        name: the name of its folder, or its name in W&B.
+        name: the name of its folder, or its name in another tool.
         path: its folder.
         status: ``finished``, ``running``, ``failed``, ``interrupted``; ``crashed`` if the record
             says ``running`` but nothing was written for ten minutes; ``unreadable``.
@@ -32,7 +32,7 @@ class Run:
         config: the resolved configuration, flat (see `flat`).
         entries: the log entries, each with its ``step``, oldest first.
         note: the problem of the run in one line; empty if there is none.
-        source: ``record`` or ``wandb``.
+        source: ``record``, or another tool, such as ``wandb``.
     """
 
     name: str

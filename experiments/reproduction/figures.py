@@ -113,7 +113,10 @@ def _changes(runs: Runs, folder: Path) -> pages.Figure | None:
     ax.invert_yaxis()
     ax.set(xlabel="test accuracy minus that of mlp_deep (share of images), 95 % interval")
     plots.save(figure, folder / "changes.png")
-    caption = "Each change to `mlp_deep`, in pairs of the same seed, with 95 % intervals."
+    caption = (
+        "Each change to `mlp_deep`, in pairs of the same seed, with 95 % intervals. An interval is "
+        f"for its change alone: of {len(rows)}, one may miss the true difference by chance."
+    )
     return pages.Figure(folder / "changes.png", caption)
 
 
@@ -170,7 +173,7 @@ def _batch_sizes(runs: Runs, folder: Path) -> pages.Figure | None:
     }
     if not any(any(curves) for curves in found.values()):
         return None
-    title = f"Test accuracy after two epochs by batch size, {_OVER_SEEDS}"
+    title = f"Test accuracy after two epochs by batch size\n{_OVER_SEEDS}"
     figure, (ax,) = plots.panels(1, title)
     for (norm, curves), style in zip(found.items(), plots.STYLES, strict=False):
         plots.band(ax, curves, f"{norm} normalisation", marker="o", **style)

@@ -1,4 +1,8 @@
-"""Judges decide whether a claim holds; each judge has its own statistical test."""
+"""Judges decide whether a claim holds; each judge has its own statistical test.
+
+A judge asks two questions: do the runs show that the claim holds, and do they show that it does
+not? Each has a p-value, see `Evidence`.
+"""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -6,21 +10,75 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from experiments.analysis.significance import (
+    ALPHA,
     FEWEST,
     Difference,
     difference,
+    from_figure,
+    from_run,
+    holm,
     mean_interval,
     prediction_interval,
 )
+from experiments.analysis.verdicts import POINT
 from experiments.records.runs import Run
 
 ACCURACY = "test/acc"
 CHANCE = 0.1
-# A gain below one point counts as no gain.
-_MARGIN = 0.01
 
-Verdict = Literal["holds", "does not hold", "inside noise", "too few seeds", "not run"]
+Verdict = Literal[
+    "holds",
+    "does not hold",
+    "equal within a point",
+    "compatible",
+    "inside noise",
+    "too few seeds",
+    "not run",
+]
 Runs = Mapping[str, Mapping[int, Run]]  # by arm and seed
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What runs show about a claim, by p-values; below 5 % counts as shown.
+
+    Attributes:
+        holds: of the test that shows that the claim holds.
+        fails: of the test that shows that it does not hold.
+        equal: of the test that shows a difference below one point, where a claim says that there
+            is a difference.
+        otherwise: the verdict if none of them is below 5 %.
+    """
+
+    holds: float
+    fails: float
+    equal: float = 1.0
+    otherwise: Verdict = "inside noise"
+
+    @property
+    def verdict(self) -> Verdict:
+        """The first that is shown: it does not hold, it holds, both sides are equal."""
+        if self.fails < ALPHA:
+            return "does not hold"
+        if self.holds < ALPHA:
+            return "holds"
+        return "equal within a point" if self.equal < ALPHA else self.otherwise
+
+    @property
+    def p(self) -> float:
+        """The p-value of the verdict; the smallest if the verdict shows nothing."""
+        of = {
+            "does not hold": self.fails,
+            "holds": self.holds,
+            "equal within a point": self.equal,
+        }
+        return of.get(self.verdict, min(self.holds, self.fails, self.equal))
+
+    def words(self) -> str:
+        """Its p-values: ``holds: p = 0.002, fails: p = 1``; that of equality where it decides."""
+        decides = min(self.holds, self.fails) >= ALPHA and self.equal < 1
+        equal = f", equal: p = {self.equal:.2g}" if decides else ""
+        return f"holds: p = {self.holds:.2g}, fails: p = {self.fails:.2g}{equal}"
 
 
 @dataclass(frozen=True)
@@ -31,11 +89,18 @@ class Judgement:
         verdict: whether the claim holds.
         ours: our figures.
         test: the test and its result.
+        evidence: the p-values behind the verdict; None if it has none.
     """
 
     verdict: Verdict
     ours: str
     test: str
+    evidence: Evidence | None = None
+
+    @property
+    def p(self) -> float | None:
+        """The p-value of the verdict; None if it has none."""
+        return None if self.evidence is None else self.evidence.p
 
 
 class Judge(Protocol):
@@ -64,6 +129,14 @@ def values(runs: Runs, arm: str, metric: str = ACCURACY) -> dict[int, float]:
         if value is not None:
             found[seed] = value
     return found
+
+
+def first_seeds(runs: Runs, count: int) -> Runs:
+    """The runs with the seeds below a number."""
+    return {
+        arm: {seed: run for seed, run in found.items() if seed < count}
+        for arm, found in runs.items()
+    }
 
 
 def diverged(run: Run) -> bool:
@@ -108,18 +181,23 @@ class _OneArm:
 
 @dataclass(frozen=True)
 class Figure(_OneArm):
-    """A claim with a figure: it holds if the figure agrees with one more run of ours."""
+    """A claim with a figure.
+
+    It holds if our runs are shown to be equal to the figure, within a point. It does not hold if
+    the figure is outside the 95 % prediction interval of our runs. Otherwise the figure could be
+    one of our runs, but so could others: it is compatible.
+    """
 
     def judge(self, runs: Runs) -> Judgement:
-        """Tests whether the figure is inside the 95 % prediction interval of our runs."""
+        """Tests the difference of our mean and the figure as that of one more run of ours."""
         found = values(runs, self.arm, self.metric)
         ours = f"{self.arm}: {spread(found)}"
+        gap = from_run(list(found.values()), self.number)
         ends = prediction_interval(list(found.values()))
-        if ends is None:
+        if gap is None or ends is None:
             return Judgement(_missing(found) or "not run", ours, "prediction interval")
-        inside = ends[0] <= self.number <= ends[1]
-        test = f"95 % prediction interval {_interval(ends)}"
-        return Judgement("holds" if inside else "does not hold", ours, test)
+        evidence = Evidence(gap.equivalence(POINT), gap.p, otherwise="compatible")
+        return _judged(evidence, ours, f"95 % prediction interval {_interval(ends)}")
 
 
 @dataclass(frozen=True)
@@ -127,18 +205,25 @@ class AtLeast(_OneArm):
     """A claim that an accuracy is at least a figure."""
 
     def judge(self, runs: Runs) -> Judgement:
-        """Tests on which side of the figure the 95 % confidence interval of our mean is."""
+        """Tests on which side of the figure our mean is, or whether it is within a point of it."""
         found = values(runs, self.arm, self.metric)
         ours = f"{self.arm}: {spread(found)}"
+        gap = from_figure(list(found.values()), self.number)
         ends = mean_interval(list(found.values()))
-        if ends is None:
+        if gap is None or ends is None:
             return Judgement(_missing(found) or "not run", ours, "confidence interval")
-        verdict: Verdict = "inside noise"
-        if ends[0] >= self.number:
-            verdict = "holds"
-        elif ends[1] < self.number:
-            verdict = "does not hold"
-        return Judgement(verdict, ours, f"95 % confidence interval {_interval(ends)}")
+        sides = _two_sided(gap.above(0.0)), _two_sided(gap.below(0.0))
+        evidence = Evidence(*sides, gap.equivalence(POINT))
+        return _judged(evidence, ours, f"95 % confidence interval {_interval(ends)}")
+
+
+def _judged(evidence: Evidence, ours: str, test: str) -> Judgement:
+    return Judgement(evidence.verdict, ours, f"{test}; {evidence.words()}", evidence)
+
+
+def _two_sided(p: float) -> float:
+    """The two-sided p-value of a one-sided one, as a 95 % interval tests either side."""
+    return min(1.0, 2 * p)
 
 
 @dataclass(frozen=True)
@@ -153,13 +238,16 @@ class NoLearning:
         return (self.arm,)
 
     def judge(self, runs: Runs) -> Judgement:
-        """Tests whether every run ends within one point of chance."""
+        """Tests whether the mean is within a point of chance; no run may be further from it."""
         found = values(runs, self.arm)
         ours = f"{self.arm}: {spread(found)}"
-        missing = _missing(found)
-        at_chance = all(abs(value - CHANCE) <= _MARGIN for value in found.values())
-        verdict: Verdict = missing or ("holds" if at_chance else "does not hold")
-        return Judgement(verdict, ours, "every run within a point of chance")
+        gap = from_figure(list(found.values()), CHANCE)
+        if gap is None:
+            return Judgement(_missing(found) or "not run", ours, "within a point of chance")
+        if any(abs(value - CHANCE) > POINT for value in found.values()):
+            return Judgement("does not hold", ours, "a run is over a point from chance")
+        evidence = Evidence(gap.equivalence(POINT), 1.0)
+        return _judged(evidence, ours, "every run within a point of chance")
 
 
 @dataclass(frozen=True)
@@ -195,17 +283,15 @@ class Greater:
         found = difference(ours, theirs)
         if found is None:
             return Judgement(_missing(ours, theirs) or "not run", _both(self, ours, theirs), "t")
-        verdicts = [_beyond(found.low, found.high, self.by)]
-        if self.at_most is not None:
-            verdicts.append(_beyond(-found.high, -found.low, -self.at_most))
-        return Judgement(_worst(verdicts), _both(self, ours, theirs), _words(found))
+        return _judged(self._evidence(found), _both(self, ours, theirs), _words(found))
 
-
-def _beyond(low: float, high: float, margin: float) -> Verdict:
-    """Whether an interval is completely above a margin, completely below it, or neither."""
-    if low > margin:
-        return "holds"
-    return "does not hold" if high < margin else "inside noise"
+    def _evidence(self, found: Difference) -> Evidence:
+        holds, fails = _two_sided(found.above(self.by)), _two_sided(found.below(self.by))
+        if self.at_most is not None:  # both bounds must be shown, but one of them is missed
+            holds = max(holds, _two_sided(found.below(self.at_most)))
+            fails = min(fails, _two_sided(found.above(self.at_most)))
+        of_accuracy = self.metric.startswith(_ACCURACIES)
+        return Evidence(holds, fails, found.equivalence(POINT) if of_accuracy else 1.0)
 
 
 def _pair(runs: Runs, judge: Greater) -> tuple[dict[int, float], dict[int, float]]:
@@ -225,24 +311,58 @@ def _both(judge: Greater, ours: Mapping[int, float], theirs: Mapping[int, float]
 
 def _words(found: Difference) -> str:
     ends = _interval((found.low, found.high))
-    return f"difference {found.mean:+.4f} ({ends}), {found.test}, p = {found.p:.2g}"
+    return f"difference {found.mean:+.4f} ({ends}), {found.test}"
+
+
+@dataclass(frozen=True)
+class Same:
+    """A claim that two arms reach the same accuracy.
+
+    Attributes:
+        arm: one arm.
+        than: the other.
+    """
+
+    arm: str
+    than: str
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Both arms."""
+        return (self.arm, self.than)
+
+    def judge(self, runs: Runs) -> Judgement:
+        """Tests whether the difference is within a point (equivalence), or is not 0."""
+        pair = Greater(self.arm, self.than)
+        ours, theirs = _pair(runs, pair)
+        figures = _both(pair, ours, theirs)
+        found = difference(ours, theirs)
+        if found is None:
+            return Judgement(_missing(ours, theirs) or "not run", figures, "equivalence")
+        return _judged(Evidence(found.equivalence(POINT), found.p), figures, _words(found))
 
 
 @dataclass(frozen=True)
 class NoGain:
-    """A claim that none of several changes brings a significant improvement.
+    """A claim that none of several changes helps.
+
+    That a change does not help is a statement on its size: the gain is shown to be below a point
+    (non-superiority). It is not shown by a gain that is not significant.
 
     Attributes:
         changed: the arms with a change.
         than: the arm without a change.
         metric: the metric that does not improve.
         than_metric: the metric of the arm without a change; default: the same.
+        allows_small: whether the claim allows a gain below a point, as "no significant gain" does.
+            If not, it does not hold if any gain is shown.
     """
 
     changed: tuple[str, ...]
     than: str
     metric: str = ACCURACY
     than_metric: str | None = None
+    allows_small: bool = False
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -250,32 +370,43 @@ class NoGain:
         return tuple(dict.fromkeys((*self.changed, self.than)))
 
     def judge(self, runs: Runs) -> Judgement:
-        """Judges each change, and takes the worst verdict.
-
-        A change is a gain if it is significantly better, at a level of 5 % for all changes
-        together (Bonferroni). It is no gain if the interval of its difference ends below a point.
-        """
-        verdicts, ours, tests = [], [], []
-        for arm in self.changed:
-            pair = Greater(arm, self.than, self.metric, self.than_metric)
-            a, b = _pair(runs, pair)
-            ours.append(f"{self.metric if arm == self.than else arm}: {spread(a)}")
-            found = difference(a, b)
-            verdicts.append(_missing(a, b) or self._verdict(found))
-            tests.append(f"{arm}: {_words(found)}" if found else f"{arm}: not tested")
+        """Judges each change; the claim is on all of them, see `_all`."""
+        parts = {arm: self._judge(runs, arm) for arm in self.changed}
         without = self._than_metric if self.changed == (self.than,) else self.than
+        ours = [part.ours for part in parts.values()]
         ours.append(f"{without}: {spread(values(runs, self.than, self._than_metric))}")
-        return Judgement(_worst(verdicts), "; ".join(ours), "; ".join(tests))
+        return _all(parts, "; ".join(ours))
+
+    def _judge(self, runs: Runs, arm: str) -> Judgement:
+        ours, theirs = _pair(runs, Greater(arm, self.than, self.metric, self.than_metric))
+        figures = f"{self.metric if arm == self.than else arm}: {spread(ours)}"
+        found = difference(ours, theirs)
+        if found is None:
+            return Judgement(_missing(ours, theirs) or "not run", figures, "not tested")
+        gain = POINT if self.allows_small else 0.0
+        evidence = Evidence(found.below(POINT), _two_sided(found.above(gain)))
+        return _judged(evidence, figures, _words(found))
 
     @property
     def _than_metric(self) -> str:
         return self.than_metric or self.metric
 
-    def _verdict(self, found: Difference | None) -> Verdict:
-        assert found is not None
-        if found.mean > 0 and found.p < 0.05 / len(self.changed):
-            return "does not hold"
-        return "holds" if found.high < _MARGIN else "inside noise"
+
+def _all(parts: Mapping[str, Judgement], ours: str) -> Judgement:
+    """Judges a claim that holds only if all its parts hold.
+
+    Each part must be shown, so the largest p-value counts, and no correction is needed (R. L.
+    Berger, Technometrics 24, 295, 1982). One part of many may seem to fail by chance, so the
+    p-values of failing are corrected by Holm.
+    """
+    known = [part.evidence for part in parts.values() if part.evidence is not None]
+    verdicts = [part.verdict for part in parts.values() if part.evidence is None]
+    test = "; ".join(f"{word}: {part.test}" for word, part in parts.items())
+    if not known:
+        return Judgement(_worst(verdicts), ours, test)
+    fails = min(p for p in holm([evidence.fails for evidence in known]) if p is not None)
+    together = Evidence(max(evidence.holds for evidence in known), fails)
+    return Judgement(_worst([*verdicts, together.verdict]), ours, test, together)
 
 
 def _worst(verdicts: Sequence[Verdict]) -> Verdict:
@@ -299,10 +430,6 @@ class Everywhere:
         return tuple(dict.fromkeys(arm for part in self.parts.values() for arm in part.arms))
 
     def judge(self, runs: Runs) -> Judgement:
-        """Judges each part, and takes the worst verdict."""
+        """Judges each part, and all together, see `_all`."""
         found = {word: part.judge(runs) for word, part in self.parts.items()}
-        return Judgement(
-            _worst([judged.verdict for judged in found.values()]),
-            "; ".join(f"{word}: {judged.ours}" for word, judged in found.items()),
-            "; ".join(f"{word}: {judged.test}" for word, judged in found.items()),
-        )
+        return _all(found, "; ".join(f"{word}: {judged.ours}" for word, judged in found.items()))

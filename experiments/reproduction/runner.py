@@ -6,22 +6,22 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
 from datamodules.course import CourseOrder
 from experiments.identity import flags_of, flat_key, setting_mismatches
-from experiments.records.environment import environment_fields
 from experiments.records.runs import Run, flat, read_run
 from experiments.reproduction.arms import ARMS, Arm
 from experiments.reproduction.claims import CLAIMS, Claim
 from experiments.reproduction.judges import Runs, diverged
+from experiments.reproduction.kept import command_differences, is_over
 from experiments.texts import printable
 
 PROJECT = Path(__file__).resolve().parents[2]
-BUDGETS = {"quick": (3, 0), "full": (5, 3)}  # number of seeds of an experiment, and of a slow one
+BUDGETS = {"quick": (3, 0), "full": (10, 3)}  # number of seeds of an experiment, and of a slow one
 _IMAGES, _BATCH, _STEPS, _EVERY, _SEED = 50_000, 32, 5_000, 500, 42  # of the author's CNN
 
 
@@ -35,6 +35,7 @@ class Runner:
         budget: a key of `BUDGETS`, for the number of seeds.
         seeds: number of seeds of every experiment, instead of the budget's.
         passed: more flags for every fit, each as ``--key=value``.
+        kept: runs that a page keeps; those that are over are not made again.
     """
 
     fit: Callable[[], None]
@@ -42,6 +43,7 @@ class Runner:
     budget: str
     seeds: int | None
     passed: Sequence[str]
+    kept: Runs = field(default_factory=dict)
 
     def seeds_of(self, arm: Arm) -> range:
         """The seeds of an experiment."""
@@ -50,16 +52,28 @@ class Runner:
         quick, slow = BUDGETS[self.budget]
         return range(slow if arm.slow else quick)
 
+    def seeds_in_words(self) -> str:
+        """The number of seeds, for the page: ``10 seeds, 3 for the CNNs``."""
+        if self.seeds is not None:
+            return f"{self.seeds} seed{'' if self.seeds == 1 else 's'}"
+        quick, slow = BUDGETS[self.budget]
+        return f"{quick} seeds, {slow or 'none'} for the CNNs"
+
+    def todo(self, claims: Sequence[Claim]) -> list[tuple[Arm, int]]:
+        """The runs that claims need, seed by seed: an early stop leaves some for every claim."""
+        names = dict.fromkeys(name for claim in claims for name in claim.arms)
+        arms = [arm for arm in ARMS.values() if arm.name in names]
+        return [(arm, seed) for seed in range(100) for arm in arms if seed in self.seeds_of(arm)]
+
     def run_all(self, claims: Sequence[Claim]) -> list[str]:
         """Makes the missing runs of claims; returns the names of failed runs.
 
         Raises:
             SystemExit: if another run has the name, or a run could not start or was interrupted.
         """
-        names = dict.fromkeys(name for claim in claims for name in claim.arms)
-        # Seed by seed, so that an early stop leaves some runs for every claim.
-        arms = [arm for arm in ARMS.values() if arm.name in names]
-        todo = [(arm, seed) for seed in range(100) for arm in arms if seed in self.seeds_of(arm)]
+        todo = self.todo(claims)
+        for arm, seed in todo:
+            self._check_kept(arm, seed)  # before anything is made
         failed = []
         for done, (arm, seed) in enumerate(todo, 1):
             started = time.perf_counter()
@@ -83,6 +97,8 @@ class Runner:
         Raises:
             SystemExit: if a finished run with other settings has the name.
         """
+        if kept := self._kept(arm, seed):
+            return kept, False
         path = self.root / f"{arm.name}-s{seed}"
         run = read_run(path)
         differs = self._differs(arm, seed, run)
@@ -94,8 +110,7 @@ class Runner:
             print(printable(message), file=sys.stderr)
             raise SystemExit(2)
         fits = run.status != "unreadable" and not differs
-        is_over = run.status == "finished" and run.value("test/acc") is not None
-        if fits and (is_over or diverged(run)):
+        if fits and is_over(run):
             return run, False
         if run.status == "unreadable" and path.exists():
             print(printable(f"{path}: {run.note}: run again"), file=sys.stderr)
@@ -109,6 +124,21 @@ class Runner:
             _say_how_to_go_on()
             raise SystemExit(128 + signal.SIGINT)
         return run, True
+
+    def _kept(self, arm: Arm, seed: int) -> Run | None:
+        run = self.kept.get(arm.name, {}).get(seed)
+        return run if run and is_over(run) else None
+
+    def _check_kept(self, arm: Arm, seed: int) -> None:
+        run = self._kept(arm, seed)
+        differs = run and command_differences(run, self._arguments(arm, seed, Path()))
+        if run and differs:
+            message = (
+                f"error: the page keeps {run.name}, a run of another command "
+                f"({'; '.join(differs)}): take another --output"
+            )
+            print(printable(message), file=sys.stderr)
+            raise SystemExit(2)
 
     def _arguments(self, arm: Arm, seed: int, path: Path) -> list[str]:
         claims = [claim.key for claim in CLAIMS if arm.name in claim.arms]
@@ -194,42 +224,3 @@ def share_seen() -> dict[int, float]:
     """By step, the share of images in the author's evaluations that were trained before."""
     order = CourseOrder.draw(_IMAGES, _BATCH, _STEPS, _EVERY, _SEED)
     return {_EVERY * count: share for count, share in enumerate(order.seen(), 1)}
-
-
-_PROTOCOL = (
-    "Every network is trained on all 50,000 training images for a fixed number of steps. Its last "
-    "weights are tested on the official 10,000 test images; nothing is selected on them. Learning "
-    "rates are those of the report; only the batch-size experiments have others, which were chosen "
-    "on validation images. The test curves in the figures are measured during the training, and "
-    "nothing is chosen by them."
-)
-
-
-def intro(command: Sequence[str], runs: Runs) -> list[str]:
-    """The first paragraphs of a page: command, date and machine of its runs.
-
-    Args:
-        command: the words of the command.
-        runs: by arm and seed.
-    """
-    now = environment_fields()
-    versions = ", ".join(f"{name} {version}" for name, version in now["versions"].items())
-    machine = now["hardware"]
-    gpus = ", ".join(machine["gpus"]) or "no GPU"
-    return [
-        *_on_other_data(runs),
-        f"Written by `{' '.join(command)}` on {now['date']}. {_PROTOCOL}",
-        f"{machine['cpu']}, {machine['threads']} threads, {gpus}; {versions}.",
-    ]
-
-
-def _on_other_data(runs: Runs) -> list[str]:
-    """A warning if runs are not on CIFAR-10, or only on a part of it."""
-    found = [run for arm in runs.values() for run in arm.values() if run.fields.get("data")]
-    other = sum(run.fields["data"] != "cifar10" for run in found)
-    if not other:
-        return []
-    return [
-        f"Warning: {other} of {len(found)} runs are not on CIFAR-10 but on other images: their "
-        "figures and verdicts say nothing about the report."
-    ]

@@ -199,14 +199,20 @@ def note_without_validation(trainer: Trainer, data: CIFAR10DataModule) -> None:
     settings: Any = trainer
     if settings.fast_dev_run or not data.val_size or not settings.limit_val_batches:
         return
+    if too_short := ends_before_validation(trainer, data):
+        _log.info(
+            f"{too_short}: it will have no best.ckpt; for one, lower --trainer.val_check_interval"
+        )
+
+
+def ends_before_validation(trainer: Trainer, data: CIFAR10DataModule) -> str:
+    """Tells that a fit will end before its first validation; empty if it will not."""
     epoch = _batches_of_an_epoch(trainer, data)
     first = _first_validation(trainer, epoch)
     total = _batches_of_fit(trainer, epoch)
-    if first > total:
-        _log.info(
-            f"this fit ends after {total:,} batches, its first validation would come after "
-            f"{first:,}: it will have no best.ckpt; for one, lower --trainer.val_check_interval"
-        )
+    if first <= total:
+        return ""
+    return f"this fit ends after {total:,} batches, its first validation would come after {first:,}"
 
 
 def _first_validation(trainer: Trainer, epoch: int) -> int:

@@ -8,6 +8,7 @@ import sys
 from experiments.analysis import plots
 from experiments.checkpoints.evaluations import confirmed, set_aside, set_aside_others, weights_of
 from experiments.monitoring.callbacks import EvaluationReport
+from experiments.monitoring.file_loggers import FileLogger
 from experiments.monitoring.loggers import run_loggers
 from experiments.monitoring.summary import program, show, summary_table
 from experiments.records.record import Status
@@ -90,10 +91,12 @@ def close(
     if run.changes_status:
         record.finish(outcome)
     best = {k: v for k, v in record.summary.items() if k.startswith(("best/", "train/"))}
-    for logger in run_loggers(prepared.trainer):
+    loggers = run_loggers(prepared.trainer)
+    for logger in loggers:
         logger.summarize(best)
         logger.close(exit_code=0)
-    show(summary_table(record, prepared.command, seconds, run.evaluation))
+    logs = [record.path / one.folder for one in loggers if isinstance(one, FileLogger)]
+    show(summary_table(record, prepared.command, seconds, run.evaluation, logs))
 
 
 def _save_evaluation(run: OpenRun, report: EvaluationReport) -> None:

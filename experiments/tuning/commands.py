@@ -11,7 +11,8 @@ from importlib import import_module
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 
-_INTERFACE = "experiments.command_line.interface"
+RUN = "experiments.command_line.interface"
+CHECK = "experiments.tuning.check_fit"
 _POLL_S = 0.5
 
 
@@ -20,37 +21,42 @@ def _context() -> ForkServerContext | SpawnContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([_INTERFACE])
+    context.set_forkserver_preload([CHECK])  # which imports RUN
     return context
 
 
 def run_command(
-    words: Sequence[str], log: Path, each_moment: Callable[[], int | None], every_s: float = _POLL_S
+    words: Sequence[str],
+    log: Path,
+    each_moment: Callable[[], int | None] = lambda: None,
+    what: str = RUN,
 ) -> int:
     """Runs a command to its end.
 
     Args:
         words: arguments of ``cli.py``.
         log: a file that receives what the command prints.
-        each_moment: called every ``every_s`` seconds; returns a signal to send, if any.
-        every_s: seconds.
+        each_moment: called twice a second; returns a signal to send, if any.
+        what: `RUN`, or `CHECK` to check a fit and end before it trains.
 
     Returns:
         The exit status; negative for a signal that the command did not take.
     """
-    arguments = (list(words), str(log), str(Path.cwd()), dict(os.environ))
+    arguments = (what, list(words), str(log), str(Path.cwd()), dict(os.environ))
     process = _context().Process(target=_execute, args=arguments)
     process.start()
     while process.is_alive():
         signum = each_moment()
         if signum is not None and process.pid is not None:
             os.kill(process.pid, signum)
-        process.join(every_s)
+        process.join(_POLL_S)
     assert process.exitcode is not None
     return process.exitcode
 
 
-def _execute(words: list[str], log: str, folder: str, environment: Mapping[str, str]) -> None:
+def _execute(
+    what: str, words: list[str], log: str, folder: str, environment: Mapping[str, str]
+) -> None:
     """The command, in its process."""
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C at the terminal reaches the sweep, which passes it on once
@@ -63,7 +69,7 @@ def _execute(words: list[str], log: str, folder: str, environment: Mapping[str, 
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
     sys.argv = ["cli.py", *words]
-    import_module(_INTERFACE).run()
+    import_module(what).run()
 
 
 def _stop_with_parent() -> None:

@@ -31,7 +31,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, NoReturn
+from typing import Any
 
 try:
     import optuna
@@ -53,7 +53,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from experiments import compare
 from experiments.command_line.config_files import expand_home, use_utf8
-from experiments.errors import OneLineParser, RunError
+from experiments.errors import OneLineParser, RunError, fail
 from experiments.identity import (
     as_flag,
     experiment_of,
@@ -62,6 +62,7 @@ from experiments.identity import (
     flat_key,
     kind_of,
     setting_mismatches,
+    written_out,
 )
 from experiments.process.signals import Phase, Stopped, StopSignals
 from experiments.records.curves import CHOSEN_BY
@@ -70,7 +71,7 @@ from experiments.records.reader import parse_yaml
 from experiments.records.record import RECORD
 from experiments.records.runs import Run, flat, read_run
 from experiments.texts import printable
-from experiments.tuning.commands import run_command
+from experiments.tuning.commands import CHECK, RUN, run_command
 from experiments.tuning.sweep_file import Sweep, check_flags, grid_size, read_sweep
 
 _STUDY = "sweep.db"
@@ -78,6 +79,8 @@ _LOGS = "logs"
 _FAILED = "failed"  # marks a point that has no value, as after a training that diverged
 _USAGE_ERROR = 2  # the status of a command that could not start
 _SHOWN = 10  # lines of the comparison
+# What may change when a search goes on: the number of points; words, whose meaning is in `config`.
+_MAY_CHANGE = {"count": None, "words": None}
 
 
 class Pruning:
@@ -322,8 +325,8 @@ def open_study(sweep: Sweep, folder: Path, config: str) -> optuna.Study:
             f"{folder / _STUDY} can't be used ({str(error).splitlines()[0]}): name another folder "
             "with --runs_dir"
         ) from error
-    asked = {**asdict(sweep), "space": {k: repr(v) for k, v in sweep.space.items()}, "count": None}
-    asked |= {"words": None, "config": config}
+    asked = asdict(sweep) | _MAY_CHANGE
+    asked |= {"space": {k: repr(v) for k, v in sweep.space.items()}, "config": config}
     if study.user_attrs.setdefault("sweep", asked) != json.loads(json.dumps(asked)):
         raise RunError(f"{folder} has another sweep: name another folder with --runs_dir")
     study.set_user_attr("sweep", asked)
@@ -412,7 +415,7 @@ def _search(options: argparse.Namespace, passed: list[str]) -> None:
 
 
 def check_points(sweep: Sweep, words: Sequence[str]) -> str:
-    """Parses flags with every listed value once, before anything is written.
+    """Checks a fit with every listed value once, before anything is written.
 
     Args:
         sweep: what to search.
@@ -428,12 +431,14 @@ def check_points(sweep: Sweep, words: Sequence[str]) -> str:
     most = max(map(len, listed.values()), default=1)
     for number in range(most):
         point = {key: values[number % len(values)] for key, values in listed.items()}
-        config = _parsed(["fit", *sweep.words, *words, *flags_for(point), "--print_config"])
+        fit = ["fit", *sweep.words, *words, *flags_for(point)]
+        config = flat(parse_yaml(_output([*fit, "--print_config"])))
         if config.get("data.val_size") == 0:
             raise RunError(
                 f"data.val_size is 0, and there is no {sweep.metric}: hold images out, as with "
                 "--data.val_size 5000"
             )
+        _output(fit, CHECK)
     swept = {flat_key(key) for key in sweep.space}
     shared = {k: v for k, v in experiment_settings(config).items() if k not in swept}
     return hashlib.sha256(json.dumps(shared, sort_keys=True, default=str).encode()).hexdigest()
@@ -447,27 +452,25 @@ def values_of(kind: BaseDistribution) -> Sequence[Any]:
     return kind.low, kind.high
 
 
-def _parsed(words: Sequence[str]) -> dict[str, Any]:
-    """The configuration of a command, flat.
+def _output(words: Sequence[str], what: str = RUN) -> str:
+    """What a command prints.
 
     Raises:
-        RunError: for a wrong flag.
+        RunError: if it refuses its flags.
     """
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.txt"
-        if run_command(words, log, lambda: None):
+        if run_command(words, log, what=what):
             raise RunError(last_line(log))
-        # The first line is the command.
-        return flat(parse_yaml(log.read_text(encoding="utf-8").partition("\n")[2]))
+        return log.read_text(encoding="utf-8").partition("\n")[2]  # the first line is the command
 
 
 def _flags(passed: list[str]) -> list[str]:
     """The flags for every fit, as ``--key=value``."""
-    flags = flags_of(passed)
     if passed and not passed[0].startswith("-"):
         raise ValueError(f"{passed[0]!r} is no option; name one file")
-    check_flags(key for key, _ in flags)
-    return [f"--{key}={value}" if value else f"--{key}" for key, value in flags]
+    check_flags(key for key, _ in flags_of(passed))
+    return written_out(passed)
 
 
 def _count(sweep: Sweep, options: argparse.Namespace) -> int:
@@ -533,14 +536,8 @@ def _test(searcher: Searcher, names: Sequence[str]) -> None:
         if read_run(folder / name).value("test/acc") is None:
             log = folder / _LOGS / f"{name}.txt"
             words = ["test", f"--name={name}", f"--runs_dir={folder}"]
-            if run_command(words, log, lambda: None):
+            if run_command(words, log):
                 raise RunError(last_line(log))
-
-
-def fail(message: str) -> NoReturn:
-    """Prints an error in one line, and exits with status 2."""
-    print(printable(f"error: {' '.join(message.split())}"), file=sys.stderr)
-    raise SystemExit(_USAGE_ERROR)
 
 
 def parser() -> argparse.ArgumentParser:

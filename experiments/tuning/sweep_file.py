@@ -18,10 +18,15 @@ from experiments.identity import as_flag, flags_of
 from experiments.records.reader import read_config
 
 SEEDS = "seed_everything"
-# Flags that a sweep gives to its fits itself.
-_OWN_FLAGS = {
-    *("name", "runs_dir", "resume", "overwrite", SEEDS, "test_after_fit", "ckpt_path"),
-    *("init_from", "print_config", "trainer.fast_dev_run", "trust_run"),
+_SET = "the sweep sets it for each run"
+_NEW = "every run of a sweep is trained anew"
+# Flags of fit that a sweep does not take, and why.
+_REFUSED = {
+    **dict.fromkeys(("name", "runs_dir", "resume", "overwrite", SEEDS, "test_after_fit"), _SET),
+    **dict.fromkeys(("ckpt_path", "init_from"), _NEW),
+    "print_config": "a sweep trains; python cli.py fit prints a configuration",
+    "trainer.fast_dev_run": "it keeps no run to compare",
+    "trust_run": "it is for a run from somebody else, and a sweep makes its own",
 }
 _MOST_POINTS = 10_000  # of a grid
 _METHODS = ("grid", "random", "bayes")
@@ -131,13 +136,13 @@ def _choices(kind: BaseDistribution) -> int:
 
 
 def check_flags(keys: Iterable[str]) -> None:
-    """Refuses flags that a sweep sets for each run.
+    """Refuses flags that a sweep sets for each run, or that suit no sweep.
 
     Raises:
         ValueError: naming the first one.
     """
-    if own := sorted(_OWN_FLAGS & {*keys}):
-        raise ValueError(f"leave {own[0]} out: the sweep sets it for each run")
+    if wrong := sorted(_REFUSED.keys() & {*keys}):
+        raise ValueError(f"leave {wrong[0]} out: {_REFUSED[wrong[0]]}")
 
 
 def _listed(names: Any) -> str:

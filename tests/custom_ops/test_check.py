@@ -1,6 +1,7 @@
 # ruff: noqa: RUF001 - faults are named in the letters of their formulas
 """The checker finds nothing in right operators, and names what is wrong in others."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -401,4 +402,19 @@ def test_warnings_of_numpy_are_no_noise(run: Run, tmp_path: Path) -> None:
 def test_a_file_that_exits_is_not_right(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "ops.py"
     path.write_text("raise SystemExit(0)")
-    assert run(str(path)) == (2, f"error: {path} can't be run: SystemExit: 0\n")
+    assert run(str(path)) == (2, f"error: {path} can't be run: SystemExit: 0 "
+                              "(ops.py, line 1: raise SystemExit(0))\n")  # fmt: skip
+
+
+def test_an_error_names_its_innermost_line_in_the_file(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "ops.py"
+    path.write_text(
+        "import numpy as np\n"
+        "def add(x):\n    return np.add(x, np.zeros(999))\n"
+        "class ELU:\n    def forward(self, x):\n        return add(x)\n"
+        "class Linear:\n    pass\n"  # fails when it is called, in no line of the file
+    )
+    status, out = run(str(path))
+    assert status == 1
+    assert re.search(r"it raises ValueError: .*\(ops.py, line 3: return np.add", out)
+    assert "it raises TypeError: Linear() takes no arguments\n" in out

@@ -129,6 +129,89 @@ def test_a_baseline_is_compared_in_pairs(rows: Rows) -> None:
     assert baseline["difference mean"] is None
 
 
+NUMBERS = {"holm p", "family", "margin", "equivalence p", "equivalence holm p", "verdict"}
+
+
+@pytest.fixture
+def five_lines(write: Write) -> None:
+    """Plain, nearly the same, noisy, and two that are better by much and by little."""
+    noise = (0.0, 0.001, -0.001, 0.0005)
+    gaps = {
+        "same": [0.001, 0.0, 0.0005, 0.0],
+        "noisy": [0.03, -0.02, 0.02, -0.01],
+        "much": [0.05, 0.051, 0.05, 0.052],
+        "little": [0.004, 0.005, 0.004, 0.0045],
+    }
+    for seed, part in enumerate(noise):
+        write(f"plain-s{seed}", 0.5 + part, seed)
+        for name, gap in gaps.items():
+            write(f"{name}-s{seed}", 0.5 + part + gap[seed], seed, norm=name)
+
+
+@pytest.mark.usefixtures("five_lines")
+def test_each_line_has_a_verdict_of_its_family(rows: Rows, output: Callable[..., str]) -> None:
+    found = {row["name"]: row for row in rows("--baseline=plain")}
+    verdicts = {name: row["difference verdict"] for name, row in found.items()}
+    expected = {"much": "better", "little": "better", "same": "equivalent", "noisy": "undecided"}
+    assert verdicts == {**expected, "plain": None}
+    assert {f"difference {part}" for part in NUMBERS} <= found["same"].keys()
+    assert found["same"]["difference family"] == 4
+    assert found["same"]["difference margin"] == 0.01
+    assert found["much"]["difference holm p"] == pytest.approx(4 * found["much"]["difference p"])
+    text = output("--baseline=plain")
+    assert "difference to plain, p by Holm over 4" in text
+    assert "+0.0044 (+0.0036 to +0.0051): better, but by less than 0.01, p = " in text
+    assert ": equivalent within ±0.01, TOST p = " in text
+    assert "+0.0050 (-0.0329 to +0.0429): undecided, paired t" in text
+    assert "no difference" not in text
+
+
+@pytest.mark.usefixtures("five_lines")
+def test_lines_that_are_not_shown_count_in_the_correction(rows: Rows) -> None:
+    whole, top = rows("--baseline=plain"), rows("--baseline=plain", "--top=2")
+    assert top == whole[:2]
+    assert top[0]["difference family"] == 4
+
+
+@pytest.mark.usefixtures("five_lines")
+def test_the_margin_can_be_set(rows: Rows, output: Callable[..., str]) -> None:
+    found = {row["name"]: row for row in rows("--baseline=plain", "--margin=0.1")}
+    assert found["noisy"]["difference verdict"] == "equivalent"
+    assert "equivalent within ±0.1," in output("--baseline=plain", "--margin=0.1")
+
+
+def test_a_loss_is_better_lower_and_equivalent_by_a_margin_that_is_given(
+    write: Write, rows: Rows
+) -> None:
+    for seed in range(4):
+        write(f"plain-s{seed}", None, seed, summary={"test/loss": 1.5})
+        write(f"low-s{seed}", None, seed, norm="low", summary={"test/loss": 1.0 + seed / 100})
+        near = {"test/loss": 1.5 + (-1) ** seed / 100}
+        write(f"near-s{seed}", None, seed, norm="near", summary=near)
+    args = ("--metric=test/loss", "--baseline=plain")
+    verdicts = {row["name"]: row["difference verdict"] for row in rows(*args)}
+    assert verdicts == {"low": "better", "near": "undecided", "plain": None}
+    verdicts = {row["name"]: row["difference verdict"] for row in rows(*args, "--margin=0.1")}
+    assert verdicts == {"low": "better", "near": "equivalent", "plain": None}
+
+
+@pytest.mark.parametrize("form", ["table", "md", "html", "json"])
+def test_many_lines_of_one_test_set_are_warned_of(
+    form: str, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for line in range(6):
+        for seed in range(2):
+            write(f"a{line}-s{seed}", 0.5 + (line + seed) / 100, seed, norm=f"{line}")
+    said = "6 lines are compared on the same test images"
+    main([f"--runs_dir={tmp_path / 'runs'}", f"--format={form}"])
+    printed = capsys.readouterr()
+    assert f"warning: {said}" in printed.err
+    assert "about 0.0063 (1.27 standard errors) over seeds; choose by val/acc" in printed.err
+    assert (said in printed.out) == (form != "table")
+    main([f"--runs_dir={tmp_path / 'runs'}", "--metric=val/acc"])
+    assert said not in capsys.readouterr().err
+
+
 def test_a_single_seed_is_not_tested(write: Write, output: Callable[..., str]) -> None:
     write("a", 0.5)
     write("b", 0.6, norm="batch")
@@ -260,6 +343,9 @@ def test_bad_input_is_one_line(
     ("args", "message"),
     [
         (["--top=0"], "--top must be at least 1, got 0"),
+        (["--baseline=plain", "--margin=0"], "--margin must be above 0, got 0"),
+        (["--baseline=plain", "--margin=nan"], "--margin must be above 0, got nan"),
+        (["--margin=0.1"], "--margin is for a comparison with a line: add --baseline NAME"),
         (["--plot=curves.jpgz"], "--plot draws PNG files"),
         (["empty"], "no runs: empty is no run and holds no runs"),
     ],

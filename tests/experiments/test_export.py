@@ -215,6 +215,8 @@ def test_a_class_of_ones_own_is_named(
     assert "or --model_class MODULE.CLASS" in refused(words, capsys)
     assert "no attribute" in refused([*words, "--model_class=mine_of_export.Yours"], capsys)
     assert "name it as MODULE.CLASS" in refused([*words, "--model_class=Mine"], capsys)
+    (tmp_path / "ends.py").write_text("raise SystemExit(0)", encoding="utf-8")
+    assert "SystemExit: 0; name it as" in refused([*words, "--model_class=ends.Net"], capsys)
     assert "derive it from" in refused([*words, "--model_class=json.JSONDecoder"], capsys)
     main(["export", *words, "--model_class=mine_of_export.Mine"])
     assert (run / "model.pt2").is_file()

@@ -58,6 +58,10 @@ def test_configs_go_by_their_names(small: dict[str, object], runs: Path) -> None
         ({"model.hiden_units": [4]}, UsageError, "unknown key 'hiden_units', did you mean"),
         ({"model.lr": "fast"}, UsageError, "model.lr: expected float, got fast"),
         ({"ckpt_path": "nothing.ckpt"}, UsageError, "no checkpoint nothing.ckpt"),
+        ({"--model.lr": 0.1}, UsageError, "keys have no dashes: write 'model.lr'"),
+        ({"model": Path}, UsageError, "model: pass the name of the class as text, 'pathlib.Path'"),
+        ({"model.lr": 1j}, UsageError, "model.lr: expected text, a number, .*, got complex"),
+        ({"ckpt_path": Path("no.ckpt")}, UsageError, "no checkpoint no.ckpt"),
         ({"trainer.fast_dev_run": True}, ValueError, "fast_dev_run keeps no run"),
     ],
 )

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from experiments.analysis.groups import Group, doubts, group_runs
-from experiments.analysis.wandb_runs import read_wandb
 from experiments.records.runs import Run
+from experiments.sources.wandb_runs import read_wandb
 
 
 def run(seed: int | None, value: float | None, curve: list[float], number: int = 0) -> Run:
@@ -88,7 +88,7 @@ def test_what_w_and_b_has_of_a_run_with_a_time_limit_stays_apart(
         update = {"type": "run", "run": {"run_id": path.stem, "config": {"update": tree}}}
         return [update, {"type": "exit", "exit": {}}]
 
-    monkeypatch.setattr("experiments.analysis.wandb_runs._records", records)
+    monkeypatch.setattr("experiments.sources.wandb_runs._records", records)
     runs = read_wandb([Path(f"{seed}.wandb") for seed in range(len(limits))], 0.0)
     assert [run.note for run in runs] == [""] * len(limits)
     assert grouped(*runs) == [[0], [1], [2], [3, 4]]

@@ -51,6 +51,15 @@ def measures_of(figure: Figure) -> list[tuple[str, int]]:
     return [(ax.get_ylabel(), len(ax.get_lines())) for ax in figure.axes]
 
 
+def test_a_test_hides_no_validation_of_the_same_step(
+    tmp_path: Path, figure: Callable[[], Figure]
+) -> None:
+    plots.curves(ENTRIES, tmp_path / "curves.png", "title")
+    markers = {line.get_marker(): line for line in figure().axes[0].get_lines()}
+    assert markers["*"].get_markerfacecolor() == "none"
+    assert markers["*"].get_markersize() > 2 * markers["o"].get_markersize()
+
+
 ENTRIES: list[dict[str, Any]] = [
     {"step": 20, "train/loss": 2.3, "train/acc": 0.1},
     {"step": 40, "train/loss": 2.1, "train/acc": 0.2, "val/loss": 1.9, "val/acc": 0.25},

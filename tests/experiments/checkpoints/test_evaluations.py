@@ -90,7 +90,7 @@ def test_an_evaluation_of_something_else_is_kept_aside(
     kept = record.evaluations[name]
     assert any(key in found for found in kept["differs"])
     assert 0 <= kept["acc"] <= 1
-    assert (runs / "a" / f"confusion_{name}.png").is_file()
+    assert all((runs / "a" / f"confusion_{name}.{kind}").is_file() for kind in ("png", "json"))
     assert "not the run's own figures" in capsys.readouterr().out
 
 

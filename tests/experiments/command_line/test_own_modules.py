@@ -102,3 +102,22 @@ def test_without_a_name_of_a_module_there_the_directory_stays_away(here: Path, t
 def test_a_broken_module_is_one_line(here: Path, error_of: Callable[[list[str]], str]) -> None:
     (here / "broken.py").write_text("def (:", encoding="utf-8")
     assert error_of(["fit", "--model=broken.MyNet"]).startswith("model: invalid syntax (broken.py")
+
+
+@pytest.mark.parametrize("ends", ["import sys; sys.exit(0)", "raise GeneratorExit"])
+def test_a_module_that_ends_the_program_is_an_error(
+    ends: str, here: Path, error_of: Callable[[list[str]], str]
+) -> None:
+    (here / "ends.py").write_text(f"x = 1\n{ends}\n", encoding="utf-8")
+    line = error_of(["fit", "--model=ends.MyNet"])
+    assert line.startswith(f"{here / 'ends.py'}, line 2, raises ")
+    assert "put what is a program under if __name__" in line
+
+
+@pytest.mark.parametrize(("file", "name"), [("mynet.py", "mynet"), ("./sub/mynet.py", "sub.mynet")])
+def test_a_file_in_place_of_a_class_is_named(
+    file: str, name: str, here: Path, error_of: Callable[[list[str]], str]
+) -> None:
+    line = f"{file} is a file: pass --model {name}.ClassName"
+    assert error_of(["fit", f"--model={file}"]) == line
+    assert error_of(["fit", "--model", file]) == line

@@ -22,7 +22,8 @@ _cifar10
 for word in "${COMPREPLY[@]}"; do printf '%s\\n' "$word"; done
 """
 COMMANDS = [
-    *("fit", "validate", "test", "predict", "export", "compare", "reproduce"),
+    *("fit", "validate", "test", "predict", "export", "compare", "export_runs"),
+    *("reproduce",),
     *("sweep", "find_lr", "find_batch_size", "completion"),
 ]
 RUNS = ["mlp-s0", "mlp-s1"]
@@ -97,6 +98,8 @@ CASES: list[tuple[list[str], list[str]]] = [
     (["cifar10", "export", "--format", ""], ["onnx", "torch_export"]),
     (["cifar10", "compare", "mlp-s0", ""], RUNS),
     (["cifar10", "compare", "--format", "c"], ["csv"]),
+    (["cifar10", "export_runs", "mlp-s0", ""], RUNS),
+    (["cifar10", "export_runs", "--to", "t"], ["trackio"]),
     (["cifar10", "compare", "--baseline", "mlp-s1"], ["mlp-s1"]),
     (["cifar10", "reproduce", "--b"], ["--budget"]),
     (["cifar10", "find_lr", "--min"], ["--min_lr"]),
@@ -144,6 +147,50 @@ def test_a_name_is_not_expanded(script: str, here: Path) -> None:
     assert not (here / "ran").exists()
 
 
+ODD = ["a b'c", 'quo"te', "do$l`ar", "back\\slash", "ünï x", "(par)&;"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("a", [r"a\ b\'c"]),
+        (r"a\ b", [r"a\ b\'c"]),
+        ('"a b', ["a b'c"]),
+        ("'a", []),  # a name with ' can't be in '
+        ("'quo", ['quo"te']),
+        ('"quo', [r"quo\"te"]),
+        ('"do', [r"do\$l\`ar"]),
+        ("'do", ["do$l`ar"]),
+        (r"do\$", [r"do\$l\`ar"]),
+        ('"back', [r"back\\slash"]),
+        ("'ün", ["ünï x"]),
+        (r"\(p", [r"\(par\)\&\;"]),
+    ],
+)
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_name_is_quoted_as_the_word_was_begun(
+    shell: str, typed: str, found: list[str], script: str, here: Path
+) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
+    odd_runs(here)
+    assert offered(script, ["cifar10", "test", "--name", typed], shell) == found
+    own = [f"--name={word}" for word in found]
+    assert offered(script, ["cifar10", "test", f"--name={typed}"], shell) == own
+
+
+def odd_runs(here: Path) -> None:
+    for name in ODD:
+        (here / "runs" / name).mkdir()
+        (here / "runs" / name / "record.json").touch()
+
+
+def test_fish_is_given_names_as_they_are(script: str, here: Path) -> None:
+    odd_runs(here)
+    found = offered(f"_cifar10_raw=1\n{script}", ["cifar10", "test", "--name", ""])
+    assert sorted(found) == sorted([*ODD, *RUNS])
+
+
 def test_bash_completes_both_programs_in_a_terminal(script: str, here: Path) -> None:
     (here / "script").write_text(script, encoding="utf-8")
     done = subprocess.run(
@@ -169,6 +216,12 @@ def test_fish(here: Path) -> None:
         ["fish", "-N", "-c", script + asked], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines() == ["predict", "--config=mlp_deep", *RUNS]
+    odd_runs(here)
+    asked = "complete -C 'cifar10 test --name a'; complete -C 'cifar10 test --name \\'a b'"
+    done = subprocess.run(
+        ["fish", "-N", "-c", script + asked], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [ODD[0], ODD[0]]
 
 
 def test_an_unknown_shell_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

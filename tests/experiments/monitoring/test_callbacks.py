@@ -1,5 +1,6 @@
 import csv
 import io
+import json
 import os
 import re
 from pathlib import Path
@@ -147,6 +148,17 @@ def test_plain_names_are_written_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "predictions.csv"
     write_predictions(path, ["größe 1.png"], [None], np.ones((1, 1)), ["cat"])
     assert path.read_bytes().decode("utf-8").splitlines()[1] == "größe 1.png,cat,1.000000,1.000000"
+
+
+def test_confusions_are_kept_as_counts(fit: Cli) -> None:
+    record: RunRecord = fit(*TINY, "--test_after_fit=true")
+    for stage in ("val", "test"):
+        found = json.loads((record.path / f"confusion_{stage}.json").read_text())
+        counts = np.array(found["counts"])
+        per_class = record.summary[f"{stage}/per_class"]
+        assert found["classes"] == [*per_class]
+        assert counts.sum() == record.summary[f"{stage}/images"]
+        assert plots.accuracy_per_class(counts) == pytest.approx([*per_class.values()])
 
 
 def test_pictures_say_what_they_show_and_of_which_weights(

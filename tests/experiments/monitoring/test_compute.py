@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from experiments.monitoring.compute import ComputeCount, training_flops
-from lightning_modules import CNN, MLP, Classifier, FastCNN, NumPyMLP
+from lightning_modules import CNN, MLP, FastCNN, NumPyMLP
 from tests.conftest import Cli
 
 # Two operations a multiply-add, in three products a layer; the pixels get no gradient.
 DENSE = 2 * (2 * 3072 * 100) + 3 * (2 * 100 * 10)
 
 
-class Peeks(Classifier):
+class Peeks(MLP):
     """A network that needs the values of its images."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ def test_numpy_computes_the_gradient_of_the_pixels_too() -> None:
 
 
 def test_convolutions_count() -> None:
-    class One(Classifier):
+    class One(MLP):
         def __init__(self) -> None:
             super().__init__()
             self.conv = nn.Conv2d(3, 10, 3, padding=1)

@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -57,3 +58,14 @@ def test_a_test_of_some_images_says_so(images: int, part: str, tmp_path: Path) -
     figures = {"test/acc": 0.5, "test/loss": 1.0, "test/images": images}
     run = record(tmp_path / "a", **figures, **{"test/checkpoint": "best.ckpt"})
     assert row("test", run, "test") == f"acc 0.5000, loss 1.0000 (best.ckpt{part})"
+
+
+def test_a_huge_loss_is_short(tmp_path: Path) -> None:
+    run = record(tmp_path / "a", **{"train/steps": 4, "train/acc": 0.1, "train/loss": 2e36})
+    assert str(row("train", run)).startswith("acc 0.1000, loss 2e+36, 4 steps")
+
+
+def test_the_folders_of_other_logs_are_named(tmp_path: Path) -> None:
+    logs = [tmp_path / "a/tensorboard", tmp_path / "a/csv"]
+    table = summary_table(record(tmp_path / "a"), "fit", 1.0, None, logs)
+    assert re.search(rf"^  logs +{re.escape(f'{logs[0]}, {logs[1]}')}$", table, re.MULTILINE)

@@ -7,6 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from datamodules.files import CIFAR100
+from datamodules.sources import make_synthetic
 from experiments.analysis.groups import group_runs
 from experiments.checkpoints.loading import checkpoint_sha256
 from experiments.records.runs import read_run
@@ -111,3 +113,14 @@ def test_other_data_must_be_on_the_same_scale(
     small = ["--data.batch_size=2", "--data.val_size=2", "--trainer.max_steps=1"]
     start = [f"--init_from={source}", f"--runs_dir={runs}", "--data.normalization=channel"]
     assert "set --data.normalization mean_image" in error_of(["fit", *TINY, *data, *small, *start])
+
+
+def test_other_classes_are_named_with_what_can_be_done(
+    source: Path, runs: Path, tmp_path: Path, error_of: Callable[[list[str]], str]
+) -> None:
+    make_synthetic(tmp_path / "hundred", 200, CIFAR100)
+    data = ["--data=CIFAR100DataModule", f"--data.data_dir={tmp_path / 'hundred'}"]
+    small = ["--data.source=synthetic", "--data.synthetic_images=200", "--data.val_size=100"]
+    start = [f"--init_from={source}", f"--runs_dir={runs}", "--trainer.logger=false"]
+    line = error_of(["fit", *TINY, *data, *small, *start])
+    assert "best.ckpt is for 10 classes, but the model asked for has 100: take data with 10" in line

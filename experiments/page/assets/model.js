@@ -1,0 +1,279 @@
+// What the page knows of the runs: lines, columns, units and words. Nothing here touches the page.
+const model = (() => {
+  const { mean, sd, difference, holm, FEWEST } = statistics;
+  const BY_EXPERIMENT = "experiment";
+  const BY_RUN = "run";
+  const ALWAYS = [BY_EXPERIMENT, BY_RUN, "status", "machine", "seed"];
+  const data = { runs: new Map(), order: [], lines: {}, labels: {}, differing: [], settings: [], cheaper: [] };
+
+  // A record without names of its own: a key of a run may be "constructor" or "__proto__".
+  const bare = (record) => Object.assign(Object.create(null), record);
+  const RECORDS = ["config", "summary", "partial", "curves", "confusion"];
+
+  // Takes what the server or the file says; only changed runs come again.
+  function take(news) {
+    for (const run of news.runs) {
+      for (const name of RECORDS) run[name] = bare(run[name]);
+      data.runs.set(run.id, run);
+    }
+    const kept = new Set(news.order);
+    for (const id of data.runs.keys()) if (!kept.has(id)) data.runs.delete(id);
+    const { runs, ...others } = news;
+    Object.assign(data, others);
+    for (const name of ["lines", "labels", "pictures"]) data[name] = bare(data[name]);
+  }
+
+  const runs = () => data.order.map((id) => data.runs.get(id)).filter(Boolean);
+  const smallerIsBetter = (metric) => metric.includes("loss") || data.cheaper.includes(metric);
+  const label = (key) => data.labels[key] ?? key;
+
+  const UNITS = bare({
+    acc: "share of images", loss: "nats", seconds: "s", images_per_s: "images/s",
+    peak_gpu_mib: "MiB", flops: "FLOP",
+  });
+  const unit = (metric) => UNITS[metric.replace(/.*\//, "")] ?? "";
+
+  const withUnit = (metric) => metric + (unit(metric) ? ` (${unit(metric)})` : "");
+
+  // Decimals that leave about four digits of a value.
+  function decimals(value) {
+    const size = Math.abs(value);
+    if (size >= 1000) return 0;
+    return size >= 1 ? 3 - Math.floor(Math.log10(size)) : 4;
+  }
+
+  // A figure in four digits, or with as many decimals as another one.
+  function number(value, like = value) {
+    if (value === null || value === undefined || Number.isNaN(value)) return "";
+    const size = Math.abs(like);
+    if (size >= 1e9 || (size < 1e-3 && size > 0)) return value.toExponential(3);
+    if (Number.isInteger(value) && like === value) return value.toLocaleString("en");
+    const digits = decimals(like);
+    return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  }
+
+  // A setting is shown as it was typed, not rounded.
+  function setting(value) {
+    if (value === null || value === undefined) return "";
+    if (typeof value !== "number") return String(value);
+    const small = value !== 0 && Math.abs(value) < 1e-4;
+    return small ? String(Number(value)).replace(/e-0?/, "e-") : String(value);
+  }
+
+  const signed = (value, like) => (value < 0 ? "\u2212" : "+") + number(Math.abs(value), like);
+  const pWords = (p) => (p < 0.001 ? "< 0.001" : p.toPrecision(2));
+
+  function keyOf(run, key) {
+    if (key === BY_EXPERIMENT) return data.lines[run.id] ?? run.id;
+    if (key === BY_RUN) return run.id;
+    if (key === "status" || key === "machine" || key === "seed") return String(run[key] ?? "");
+    return setting(run.config[key]);
+  }
+
+  // Lines: runs with the same value of a key.
+  function lines(key) {
+    const found = new Map();
+    for (const run of runs()) {
+      const name = keyOf(run, key) || "(none)";
+      if (!found.has(name)) found.set(name, { id: name, runs: [] });
+      found.get(name).runs.push(run);
+    }
+    return [...found.values()];
+  }
+
+  // A value for each seed; repeats of a seed count once, by their mean, as they are not independent.
+  function bySeed(line, of) {
+    const found = new Map();
+    line.runs.forEach((run, position) => {
+      const value = of(run);
+      if (typeof value !== "number") return;
+      const seed = run.seed ?? -position - 1;
+      found.set(seed, [...(found.get(seed) ?? []), value]);
+    });
+    return new Map([...found].map(([seed, values]) => [seed, mean(values)]));
+  }
+
+  const figure = (metric) => (run) => run.summary[metric];
+  const bestValue = (curve) => (run) => run.curves[curve]?.best?.[1];
+  const bestStep = (curve) => (run) => run.curves[curve]?.best?.[0];
+  const lastValue = (curve) => (run) => run.curves[curve]?.last;
+
+  function spread(values) {
+    const found = [...values.values()];
+    if (!found.length) return { text: "", sort: null };
+    const middle = mean(found);
+    const text = number(middle, found.length > 1 && Number.isInteger(middle) ? middle + 1e-9 : middle)
+      + (found.length > 1 ? ` \u00b1 ${number(sd(found), middle)}` : "");
+    return { text, sort: middle };
+  }
+
+  function range(values) {
+    const found = [...values.values()];
+    if (!found.length) return { text: "", sort: null };
+    const [low, high] = [Math.min(...found), Math.max(...found)];
+    const text = low === high ? number(low) : `${number(low)} to ${number(high)}`;
+    return { text, sort: mean(found) };
+  }
+
+  function counted(values) {
+    const counts = new Map();
+    for (const value of values) counts.set(value, (counts.get(value) ?? 0) + 1);
+    return [...counts].sort((a, b) => b[1] - a[1]);
+  }
+
+  function status(line) {
+    const counts = counted(line.runs.map((run) => run.status));
+    const text = counts.length === 1 ? counts[0][0] : counts.map(([s, n]) => `${n} ${s}`).join(", ");
+    return { text, sort: text };
+  }
+
+  function settingOf(line, key) {
+    const values = counted(line.runs.map((run) => setting(run.config[key]))).map(([v]) => v);
+    if (values.length === 1) {
+      const value = line.runs[0].config[key];
+      return { text: values[0], sort: value ?? null };
+    }
+    const text = values.length > 3 ? `${values.length} values` : values.join(" | ");
+    return { text, sort: text };
+  }
+
+  function note(line) {
+    const notes = new Set(line.runs.map((run) => run.note).filter(Boolean));
+    for (const run of line.runs) {
+      for (const [stage, part] of Object.entries(run.partial)) {
+        notes.add(`${run.id}: ${stage} is of ${part} images, not compared`);
+      }
+    }
+    const text = [...notes].join("; ");
+    return { text, sort: text };
+  }
+
+  function differing(everything) {
+    return everything ? [...new Set([...data.settings, ...data.differing])] : data.differing;
+  }
+
+  const metrics = () => [...new Set(runs().flatMap((run) => Object.keys(run.summary)))].sort();
+  const curves = () => [...new Set(runs().flatMap((run) => Object.keys(run.curves)))].sort();
+
+  // The columns of the table: a key, a heading, and the cell of a line.
+  function columns(view) {
+    const [metric, curve] = [view.metric, view.curve];
+    const found = [
+      { key: "status", title: "status", cell: status },
+      { key: "n", title: "n", numeric: true, cell: (line) => count(line, metric) },
+      figureColumn(metric),
+    ];
+    if (view.baseline) found.push(...testColumns());
+    if (curve) found.push(...curveColumns(curve));
+    found.push(...view.metrics.filter((name) => name !== metric).map(figureColumn));
+    const keys = differing(view.everything).filter((key) => key !== view.group);
+    found.push(...keys.map((key) => settingColumn(key)));
+    return [...found, { key: "note", title: "note", cell: note }];
+  }
+
+  // In the table, only a unit that the name does not say.
+  const heading = (metric) => (["s", "MiB"].includes(unit(metric)) ? withUnit(metric) : metric);
+
+  const figureColumn = (metric) => ({
+    key: metric, title: heading(metric), numeric: true,
+    cell: (line) => spread(bySeed(line, figure(metric))),
+  });
+
+  const settingColumn = (key) => ({
+    key, title: label(key), setting: true,
+    numeric: runs().every((run) => ["number", "undefined"].includes(typeof (run.config[key] ?? undefined))),
+    cell: (line) => settingOf(line, key),
+  });
+
+  const testColumns = () => [
+    { key: "difference", title: "difference (95 % interval)", numeric: true, cell: (line) => line.gap },
+    { key: "p", title: "p (Holm)", numeric: true, cell: (line) => line.p },
+  ];
+
+  const curveColumns = (curve) => [
+    { key: `best ${curve}`, title: `best ${curve}`, numeric: true,
+      cell: (line) => spread(bySeed(line, bestValue(curve))) },
+    { key: "at step", title: "at step", numeric: true,
+      cell: (line) => range(bySeed(line, bestStep(curve))) },
+    { key: `last ${curve}`, title: `last ${curve}`, numeric: true,
+      cell: (line) => spread(bySeed(line, lastValue(curve))) },
+  ];
+
+  function count(line, metric) {
+    const have = line.runs.filter((run) => typeof run.summary[metric] === "number").length;
+    const all = line.runs.length;
+    return { text: have === all || !have ? String(all) : `${have} of ${all}`, sort: all };
+  }
+
+  // Tests each line against the baseline; `correct` then corrects the p-values.
+  function compare(found, view) {
+    const base = found.find((line) => line.id === view.baseline);
+    const theirs = base ? bySeed(base, figure(view.metric)) : new Map();
+    for (const line of found) {
+      line.test = null;
+      line.p = { text: "", sort: null };
+      line.gap = gapTo(line, base, theirs, view);
+    }
+  }
+
+  function gapTo(line, base, theirs, view) {
+    if (line === base) return { text: "(baseline)", sort: 0 };
+    const ours = bySeed(line, figure(view.metric));
+    if (!ours.size || !theirs.size) return { text: "", sort: null };
+    const middle = mean([...theirs.values()]);
+    const sort = mean([...ours.values()]) - middle;
+    const words = (value) => signed(value, middle + 1e-9);
+    if (dataOf(line) !== dataOf(base)) return { text: `${words(sort)}, on other data: not tested`, sort };
+    line.test = difference(ours, theirs);
+    if (!line.test) return { text: `${words(sort)}, fewer than ${FEWEST} seeds: not tested`, sort };
+    return { text: `${words(sort)} (${words(line.test.low)} to ${words(line.test.high)})`, sort };
+  }
+
+  const dataOf = (line) => counted(line.runs.map((run) => run.data)).map(([name]) => name).join();
+
+  // Holm's correction over all lines: one over the best lines alone would be none.
+  function correct(found) {
+    const testedLines = found.filter((line) => line.test);
+    const adjusted = holm(testedLines.map((line) => line.test.p));
+    testedLines.forEach((line, i) => {
+      line.p = { text: `${pWords(adjusted[i])}, ${line.test.test}`, sort: adjusted[i] };
+    });
+    return testedLines.length;
+  }
+
+  // Settings that differ within a line: the line mixes experiments.
+  function mixed(found) {
+    const keys = new Set();
+    for (const line of found) {
+      for (const key of data.differing) {
+        if (new Set(line.runs.map((run) => setting(run.config[key]))).size > 1) keys.add(key);
+      }
+    }
+    return [...keys];
+  }
+
+  const machines = (found) => [...new Set(found.flatMap((line) => line.runs.map((run) => run.machine)))]
+    .filter(Boolean);
+
+  // Whether a line passes a filter: [key, comparison, value].
+  function passes(line, columnsByKey, [key, how, wanted]) {
+    const cell = key === "name" ? { text: line.id, sort: line.id } : columnsByKey.get(key)?.cell(line);
+    if (!cell) return true;
+    const text = cell.text.toLowerCase();
+    const small = wanted.toLowerCase();
+    const [value, limit] = [Number(cell.sort), Number(wanted)];
+    const isNumber = cell.sort !== null && cell.sort !== "" && !Number.isNaN(value) && wanted.trim() !== "";
+    const same = text === small || (isNumber && value === limit);
+    const tests = bare({
+      "=": () => same, "!=": () => !same, "~": () => text.includes(small),
+      ">": () => isNumber && value > limit, "<": () => isNumber && value < limit,
+    });
+    return tests[how]?.() ?? true;
+  }
+
+  return {
+    ALWAYS, BY_EXPERIMENT, BY_RUN, data, bare, take, runs, lines, columns, compare, correct, mixed,
+    machines, passes, label, number, setting, signed, unit, withUnit, smallerIsBetter, metrics, curves,
+    differing, bySeed, figure, counted,
+  };
+})();

@@ -1,0 +1,1 @@
+"""Reads runs: those of this project, and those that other tools wrote."""
