@@ -23,11 +23,7 @@ import argparse
 import functools
 import itertools
 import json
-import os
-import random
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +33,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.reports import write_report
+from benchmarks.timing import measure, without_trimming
 from custom_ops import layer_norm
 from custom_ops.layer_norm import formula
 from experiments.command_line.config_files import expand_home
@@ -53,8 +50,6 @@ TABLE = [
 SWEEP = [((rows, row), 1) for row in (64, 1024) for rows in (8, 32, 128, 512, 2048, 8192, 32768)]
 LARGE = [((32768, 4096), 1), ((4096, 8192), 1), ((4096, 16384), 1), ((32768, 32768), 1)]  # of GPUs
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-BATCH_S = 2e-3
-_TUNABLES = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
 
 Way = Callable[..., Tensor]
 
@@ -92,51 +87,6 @@ def calls(
     for name, way in ways(compiled).items():
         yield "forward", name, functools.partial(way, x, row, weight, bias)
         yield "both", name, functools.partial(both, way)
-
-
-def timer(device: str) -> Callable[[Callable[[], object], int], float]:
-    """Returns a function that times a number of calls, in seconds for each call."""
-
-    def wait() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    def seconds(call: Callable[[], object], count: int) -> float:
-        wait()
-        start = time.perf_counter()
-        for _ in range(count):
-            call()
-        wait()
-        return (time.perf_counter() - start) / count
-
-    return seconds
-
-
-def measure(
-    measured: list[tuple[str, str, Callable[[], object]]], device: str, rounds: int
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Times calls in turn, in another order each round.
-
-    Returns:
-        For each pass and implementation the median ``us`` of a call, and for `forward` and `both`
-        the median ``ratio`` of PyTorch's time to its time.
-    """
-    clock = timer(device)
-    counts = []
-    for _, _, call in measured:
-        clock(call, 3)  # compiles, fills caches
-        counts.append(max(1, int(BATCH_S / clock(call, 3))))
-    times: list[list[float]] = [[] for _ in measured]
-    for _ in range(rounds):
-        for i in random.sample(range(len(measured)), len(measured)):
-            times[i].append(clock(measured[i][2], counts[i]))
-    native = {kind: times[i] for i, (kind, name, _) in enumerate(measured) if name == "native"}
-    result: dict[str, dict[str, dict[str, float]]] = {"forward": {}, "both": {}}
-    for (kind, name, _), own in zip(measured, times, strict=True):
-        ratios = [a / b for a, b in zip(native[kind], own, strict=True)]
-        figures = {"us": 1e6 * statistics.median(own), "ratio": statistics.median(ratios)}
-        result[kind][name] = {key: round(value, 3) for key, value in figures.items()}
-    return result
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -229,13 +179,6 @@ def plot(cases: list[dict[str, Any]], path: Path) -> None:
     plots.save(figure, path)
 
 
-def without_trimming() -> None:
-    """Starts this process again with an allocator that keeps its memory."""
-    if sys.platform == "linux" and _TUNABLES not in os.environ.get("GLIBC_TUNABLES", ""):
-        os.environ["GLIBC_TUNABLES"] = _TUNABLES
-        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.layer_norm", *sys.argv[1:]])
-
-
 def shape_of(text: str) -> tuple[tuple[int, ...], int]:
     """Parses ``4096x1024`` or, with more than one dimension in a row, ``64x512x4x4:3``."""
     sizes, _, ndim = text.partition(":")
@@ -275,5 +218,5 @@ def main(args: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     if "cuda" not in sys.argv:
-        without_trimming()
+        without_trimming("benchmarks.layer_norm")
     main()

@@ -6,7 +6,7 @@ uses only NumPy and PyTorch.
 """
 
 from custom_ops import numpy_ops
-from custom_ops.convolution import Conv2dFunction, conv2d
+from custom_ops.convolution import Conv2d, Conv2dFunction, conv2d
 from custom_ops.functions import (
     CrossEntropyFunction,
     ELUFunction,
@@ -22,6 +22,7 @@ from custom_ops.functions import (
 from custom_ops.layer_norm import LayerNorm, LayerNormFunction, layer_norm
 
 __all__ = [
+    "Conv2d",
     "Conv2dFunction",
     "CrossEntropyFunction",
     "ELUFunction",

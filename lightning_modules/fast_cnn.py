@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_modules.classifier import Classifier
+from lightning_modules.cnn import Convolution, convolution_class
 from lightning_modules.mlp import IMAGE_SHAPE
 from lightning_modules.muon import Muon
 from lightning_modules.schedules import steps_to_schedule
@@ -46,6 +47,8 @@ class FastCNN(Classifier):
             gradient of the first layer is needed.
         bn_momentum: share of a batch in the running statistics; use less for small batches.
         channels_last: store activations as NHWC; same results, faster convolutions.
+        convolution: ``winograd`` for 3x3 convolutions that take less time on a CPU (in bfloat16,
+            with a rounding error of 0.4 % instead of 0.2 %); ``native`` for those of PyTorch.
         compiled: compile the groups of convolutions with `torch.compile`. This takes up to a minute
             for each size of images, longer than the training on a GPU.
         optimizer: makes the optimiser from the parameters.
@@ -70,6 +73,7 @@ class FastCNN(Classifier):
         whiten_bias_until: float = 0.375,
         bn_momentum: float = 0.4,
         channels_last: bool = True,
+        convolution: Convolution = "native",
         compiled: bool = False,
         optimizer: OptimizerCallable = Muon,
         **kwargs: Any,
@@ -100,7 +104,7 @@ class FastCNN(Classifier):
         self.register_buffer("whitened", torch.tensor(False))
         channels = (filters, *widths)
         self.groups = nn.Sequential(
-            *(_group(a, b, bn_momentum) for a, b in itertools.pairwise(channels))
+            *(_group(a, b, bn_momentum, convolution) for a, b in itertools.pairwise(channels))
         )
         self.head = nn.Linear(widths[-1], self.num_classes, bias=False)
         nn.init.normal_(self.head.weight, std=1 / 256)
@@ -226,20 +230,20 @@ def _patch_moments(images: Tensor) -> Tensor:
     return patches.T @ patches / len(patches)
 
 
-def _group(fan_in: int, width: int, bn_momentum: float) -> nn.Sequential:
+def _group(fan_in: int, width: int, bn_momentum: float, kind: Convolution) -> nn.Sequential:
     return nn.Sequential(
-        _convolution(fan_in, width),
+        _convolution(fan_in, width, kind),
         nn.MaxPool2d(2),
         _batch_norm(width, bn_momentum),
         nn.GELU(),
-        _convolution(width, width),
+        _convolution(width, width, kind),
         _batch_norm(width, bn_momentum),
         nn.GELU(),
     )
 
 
-def _convolution(fan_in: int, width: int) -> nn.Conv2d:
-    convolution = nn.Conv2d(fan_in, width, 3, padding=1, bias=False)
+def _convolution(fan_in: int, width: int, kind: Convolution) -> nn.Conv2d:
+    convolution = convolution_class(kind)(fan_in, width, 3, padding=1, bias=False)
     nn.init.dirac_(convolution.weight.data[:fan_in])
     return convolution
 

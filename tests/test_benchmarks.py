@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import fast94, layer_norm, loader, step_overhead, time_to_accuracy
+from benchmarks import convolution, fast94, layer_norm, loader, step_overhead, time_to_accuracy
 from datamodules import CIFAR10DataModule
 from tests.conftest import IMAGES, Cli
 
@@ -48,6 +48,20 @@ def test_layer_norm_compares_all_ways_and_draws_them(
     picture.unlink()
     layer_norm.main(["--plot_only", f"--output={output}", f"--plot={picture}"])
     assert picture.read_bytes() == drawn
+
+
+def test_convolutions_are_compared_with_their_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "result.json"
+    few = ["--rounds=2", "--threads=1", "--shapes", "16x64x64x8", "1x3x4x5"]
+    convolution.main([*few, f"--output={output}"])
+    cases = json.loads(output.read_text())["cases"]
+    assert [case["used"] for case in cases] == [True, False] * 2
+    for case in cases:
+        assert case["forward"]["native"]["ratio"] == case["backward"]["native"]["ratio"] == 1
+        assert all(e < 1e-2 for errors in case["errors"].values() for e in errors.values())
+    assert len(capsys.readouterr().out.splitlines()) == len(cases) + 1  # and the machine
 
 
 def test_the_loop_takes_the_steps_it_is_asked_for(data_dir: Path) -> None:

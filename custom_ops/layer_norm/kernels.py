@@ -185,9 +185,9 @@ def load(device_type: str) -> bool:
 
 def _load(device_type: str) -> bool:
     if device_type == "cpu":
-        from custom_ops.layer_norm import cpu  # noqa: PLC0415  only needed here
+        from custom_ops import cpu  # noqa: PLC0415  only needed here
 
-        return cpu.load()
+        return cpu.load("layer_norm")
     if device_type == "cuda" and importlib.util.find_spec("triton"):
         from custom_ops.layer_norm import triton_kernel  # noqa: PLC0415  nor is Triton everywhere
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from custom_ops.layer_norm import cpu, kernels
+from custom_ops import cpu
+from custom_ops.layer_norm import kernels
 from tests.custom_ops import cases
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
@@ -55,7 +56,7 @@ each_layout = pytest.mark.parametrize(
 @pytest.fixture(scope="session")
 def library() -> Path:
     try:
-        return cpu.build()
+        return cpu.build("layer_norm")
     except cpu.BuildError as error:
         pytest.skip(str(error))
 
@@ -293,19 +294,19 @@ def test_a_library_is_built_once_for_all_processes(
     built: Path, cache: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with ThreadPoolExecutor() as pool:  # a file lock keeps threads apart as it does processes
-        paths = {job.result() for job in [pool.submit(cpu.build) for _ in range(3)]}
-    assert paths == {cpu.build()}
+        paths = {job.result() for job in [pool.submit(cpu.build, "layer_norm") for _ in range(3)]}
+    assert paths == {cpu.build("layer_norm")}
     assert paths.pop().parent == cache
     assert times(built) == 1
     assert capfd.readouterr().err.count("Building the CPU kernel") == 1
 
 
 def test_a_damaged_library_is_built_again(built: Path) -> None:
-    path = cpu.build()
+    path = cpu.build("layer_norm")
     whole = path.read_bytes()
     for damaged in (b"", whole[:5000], whole[:-1] + b"?"):
         path.write_bytes(damaged)
-        assert cpu.build().read_bytes() == whole
+        assert cpu.build("layer_norm").read_bytes() == whole
     assert times(built) == 4
 
 
@@ -323,16 +324,16 @@ def test_the_cache_is_private(
 ) -> None:
     before = os.umask(0)
     try:
-        library = cpu.build()
+        library = cpu.build("layer_norm")
     finally:
         os.umask(before)
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
     assert stat.S_IMODE(library.stat().st_mode) == 0o700
     cache.chmod(0o755)  # as releases made it before; others only read
-    assert cpu.build() == library
+    assert cpu.build("layer_norm") == library
     monkeypatch.setenv("XDG_CACHE_HOME", "~/elsewhere")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cpu.build().parent == tmp_path / "elsewhere" / "cifar10-lightning"
+    assert cpu.build("layer_norm").parent == tmp_path / "elsewhere" / "cifar10-lightning"
     assert times(built) == 2
 
 
@@ -342,11 +343,11 @@ def test_a_cache_that_others_may_write_is_not_loaded(
     mode: int, holds_a_library: bool, built: Path, cache: Path
 ) -> None:
     if holds_a_library:
-        cpu.build()
+        cpu.build("layer_norm")
     cache.mkdir(parents=True, exist_ok=True)
     cache.chmod(mode)
     with pytest.warns(UserWarning, match=rf"\A.*{cache} is another user's, or .*: delete it.*\Z"):
-        assert not cpu.load()
+        assert not cpu.load("layer_norm")
     assert len([*cache.glob("*.so")]) == times(built) if holds_a_library else not built.exists()
 
 
@@ -354,13 +355,13 @@ def test_a_cache_that_others_may_write_is_not_loaded(
 def test_a_cache_of_another_user_is_not_loaded(
     through_a_link: bool, built: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cpu.build()
+    cpu.build("layer_norm")
     if through_a_link:
         cache.rename(cache.with_name("theirs"))
         cache.symlink_to("theirs")
     give_away(cache.resolve(), monkeypatch)
     with pytest.warns(UserWarning, match="is another user's, or others may write to it: delete"):
-        assert not cpu.load()
+        assert not cpu.load("layer_norm")
     assert times(built) == 1
 
 
@@ -369,7 +370,7 @@ def test_a_library_that_others_left_is_built_again(
     planted: str, built: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a folder that is private now: it may have been open to others when they wrote."""
-    library, elsewhere = cpu.build(), tmp_path / "elsewhere"
+    library, elsewhere = cpu.build("layer_norm"), tmp_path / "elsewhere"
     if planted == "writable":
         library.chmod(0o777)
     elif planted == "link":
@@ -385,7 +386,7 @@ def test_a_library_that_others_left_is_built_again(
         for suffix in (".draft", ".log", ".sha256"):
             library.with_suffix(suffix).unlink(missing_ok=True)
             library.with_suffix(suffix).symlink_to(elsewhere)
-    assert cpu.build() == library
+    assert cpu.build("layer_norm") == library
     assert times(built) == 2
     assert not library.is_symlink()
     assert stat.S_IMODE(library.stat().st_mode) == 0o700
@@ -395,9 +396,9 @@ def test_a_library_that_others_left_is_built_again(
 
 
 def test_other_flags_are_another_library(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    native = cpu.build()
+    native = cpu.build("layer_norm")
     monkeypatch.setenv("CUSTOM_OPS_ISA", "-mavx2 -mfma")
-    assert cpu.build() != native
+    assert cpu.build("layer_norm") != native
     assert {"-mavx2", "-mfma"} < set(cpu.compiler_flags())
     assert times(built) == 2
 
@@ -412,7 +413,7 @@ def test_a_failing_compiler_is_reported_in_one_line(
     script.chmod(0o755)
     monkeypatch.setenv("CXX", str(script))
     with pytest.warns(UserWarning, match=r"\Alayer_norm goes without its CPU kernel.*\Z") as caught:
-        assert not cpu.load()
+        assert not cpu.load("layer_norm")
     (log,) = cache.glob("*.log")
     assert str(log) in str(caught[0].message)
     assert "no such thing" in log.read_text()
@@ -425,7 +426,7 @@ def test_a_cache_that_cannot_be_written_is_reported_in_one_line(
     blocked.touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
     with pytest.warns(UserWarning, match=r"\Alayer_norm goes without .*blocked.*\Z"):
-        assert not cpu.load()
+        assert not cpu.load("layer_norm")
     assert not built.exists()
 
 
@@ -433,7 +434,7 @@ def test_the_kernel_can_be_switched_off(built: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("CUSTOM_OPS_NO_KERNEL", "1")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not cpu.load()
+        assert not cpu.load("layer_norm")
     assert not built.exists()
 
 
@@ -443,7 +444,7 @@ def test_the_kernel_is_not_switched_off_by_nothing(
 ) -> None:
     looked = []
 
-    def stop() -> Path:
+    def stop(name: str) -> Path:
         looked.append(True)
         raise RuntimeError("stop here")
 
@@ -451,7 +452,7 @@ def test_the_kernel_is_not_switched_off_by_nothing(
     monkeypatch.setenv("CUSTOM_OPS_NO_KERNEL", value)
     words = r"slower: stop here \(CUSTOM_OPS_NO_KERNEL=1 does so silently\)\Z"
     with pytest.warns(UserWarning, match=words):
-        assert not cpu.load()
+        assert not cpu.load("layer_norm")
     assert looked
 
 
@@ -459,9 +460,10 @@ def test_building_ahead_says_where_and_how(
     built: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CUSTOM_OPS_ISA", "-mavx2 -mfma")
+    monkeypatch.setattr(cpu, "SOURCES", {"layer_norm": cpu.SOURCES["layer_norm"]})
     cpu.main()
     path, flags = capsys.readouterr().out.splitlines()
-    assert Path(path) == cpu.build()
+    assert Path(path) == cpu.build("layer_norm")
     assert flags.startswith("Flags: -O3 -mavx2 -mfma -std=c++20 ")
     monkeypatch.setenv("CXX", "unknown-compiler")
     with pytest.raises(SystemExit, match=r"\Aerror: CXX=unknown-compiler is not found: .*\Z"):
@@ -473,10 +475,10 @@ def test_compilers_are_tried_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PATH", str(tmp_path))
     words = r"\Ano C\+\+ compiler is found: install g\+\+ or clang\+\+, or set CXX\Z"
     with pytest.raises(cpu.BuildError, match=words):
-        cpu.build()
+        cpu.build("layer_norm")
     monkeypatch.setenv("CXX", "unknown-compiler -v")
     with pytest.raises(cpu.BuildError, match="CXX=unknown-compiler -v is not found"):
-        cpu.build()
+        cpu.build("layer_norm")
 
 
 def test_a_kernel_is_looked_for_once_and_never_for_fake_tensors(
@@ -484,7 +486,7 @@ def test_a_kernel_is_looked_for_once_and_never_for_fake_tensors(
 ) -> None:
     looked = []
 
-    def load() -> bool:
+    def load(name: str) -> bool:
         looked.append(True)
         return False
 
@@ -570,10 +572,10 @@ def test_other_instruction_sets_give_the_same_numbers(isa: str, cache: Path) -> 
 def test_whatever_stops_the_build_the_formula_can_do_without(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail() -> Path:
+    def fail(name: str) -> Path:
         raise error
 
     monkeypatch.delenv("CUSTOM_OPS_NO_KERNEL", raising=False)
     monkeypatch.setattr(cpu, "build", fail)
     with pytest.warns(UserWarning, match=f"goes without its CPU kernel, slower: {error}"):
-        assert not cpu.load()
+        assert not cpu.load("layer_norm")

@@ -183,6 +183,31 @@ def gradients_of(model: FastCNN, images: Tensor) -> dict[str, Tensor]:
     return {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
 
 
+def test_winograd_changes_the_last_digits_alone() -> None:
+    images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    native = FastCNN(widths=(64, 64, 64))
+    ours = FastCNN(widths=(64, 64, 64), convolution="winograd")
+    ours.load_state_dict(native.state_dict())
+    expected = gradients_of(native, images)
+    for name, gradient in gradients_of(ours, images).items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-4, rtol=1e-3)
+    assert not torch.equal(ours(images), native(images))  # it was used
+
+
+def test_a_fit_with_winograd_is_repeated_to_the_last_digit(fit: Cli) -> None:
+    options = ["--model=FastCNN", "--model.widths=[64,64,64]", "--model.convolution=winograd"]
+    options += ["--data.batch_size=20"]
+    one, other = (fit(*options, f"--name={name}") for name in ("one", "other"))
+    name = "train/weights_sha256"
+    assert one.summary[name] == other.summary[name]
+
+
+def test_an_unknown_convolution_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.convolution must be winograd or native, got fft"):
+        FastCNN(convolution="fft")  # type: ignore[arg-type]
+
+
 def test_the_convolutions_are_compiled_if_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[nn.Module] = []
 

@@ -1,19 +1,19 @@
-"""Builds the CPU kernels, `layer_norm.cpp`, at their first use, and loads them.
+"""Builds the CPU kernels, the C++ files of `SOURCES`, at their first use, and loads them.
 
-The library is kept in ``cifar10-lightning`` in the user's cache directory. Its name depends on
+Each library is kept in ``cifar10-lightning`` in the user's cache directory. Its name depends on
 source, PyTorch, compiler, flags and processor, so several versions and machines can share a home,
 and processes that start together build it once. Loading the library runs its code, so only the user
 and root may have written it: the folder has mode 0700, and a folder of another user, or one that
 others may write to, is refused.
 
-Without a compiler, `formula` computes everything, only slower. Environment variables:
+Without a compiler, PyTorch's own operators compute everything, only slower. Environment variables:
 
 - ``CXX``: the compiler, GCC 11 or later or Clang; default: c++, g++ or clang++ from the PATH.
 - ``CUSTOM_OPS_ISA``: compiler flags instead of ``-march=native``, such as ``-mavx2 -mfma -mf16c``.
 - ``CUSTOM_OPS_NO_KERNEL``: 1 neither builds nor loads.
 - ``XDG_CACHE_HOME``: the cache directory; default: ``~/.cache``.
 
-To build ahead: ``python -m custom_ops.layer_norm.cpu``.
+To build ahead: ``python -m custom_ops.cpu``.
 """
 
 import hashlib
@@ -30,7 +30,9 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-SOURCE = Path(__file__).with_name("layer_norm.cpp")
+SOURCES = {
+    name: Path(__file__).parent / name / f"{name}.cpp" for name in ("layer_norm", "convolution")
+}
 _COMPILERS = ("c++", "g++", "clang++")
 _TORCH = Path(torch.__file__).parent
 
@@ -39,8 +41,11 @@ class BuildError(RuntimeError):
     """The kernels cannot be built; the message has the reason and the remedy in one line."""
 
 
-def load() -> bool:
-    """Builds the kernels if necessary, loads them into `torch.ops.custom_ops`; warns on failure.
+def load(name: str) -> bool:
+    """Builds kernels if necessary, loads them into `torch.ops.custom_ops`; warns on failure.
+
+    Args:
+        name: a key of `SOURCES`.
 
     Returns:
         Whether the kernels now compute CPU tensors.
@@ -48,11 +53,11 @@ def load() -> bool:
     if os.environ.get("CUSTOM_OPS_NO_KERNEL", "0") not in ("", "0"):
         return False
     try:
-        torch.ops.load_library(str(build()))  # type: ignore[no-untyped-call]
-    except Exception as error:  # after any error, the formula still works
+        torch.ops.load_library(str(build(name)))  # type: ignore[no-untyped-call]
+    except Exception as error:  # after any error, PyTorch still computes
         reason = " ".join(str(error.__cause__ or error).split())
         warnings.warn(
-            f"layer_norm goes without its CPU kernel, slower: {reason} "
+            f"{name} goes without its CPU kernel, slower: {reason} "
             "(CUSTOM_OPS_NO_KERNEL=1 does so silently)",
             stacklevel=2,
         )
@@ -60,8 +65,11 @@ def load() -> bool:
     return True
 
 
-def build() -> Path:
-    """Compiles the kernels, unless the cache has them.
+def build(name: str) -> Path:
+    """Compiles kernels, unless the cache has them.
+
+    Args:
+        name: a key of `SOURCES`.
 
     Returns:
         The library.
@@ -72,13 +80,13 @@ def build() -> Path:
     """
     compiler = _compiler()
     flags = compiler_flags()
-    library = _private_cache() / f"layer_norm-{_key(compiler, flags)}.so"
+    library = _private_cache() / f"{name}-{_key(SOURCES[name], compiler, flags)}.so"
     if _whole(library):
         return library
     with FileLock(f"{library}.lock"):
         if not _whole(library):  # another process may have built it in the meantime
-            print("Building the CPU kernel of layer_norm, once, about 20 s ...", file=sys.stderr)
-            _compile(compiler, flags, library)
+            print(f"Building the CPU kernel of {name}, once, about 20 s ...", file=sys.stderr)
+            _compile(SOURCES[name], compiler, flags, library)
     return library
 
 
@@ -127,7 +135,7 @@ def _written_by_us_alone(status: os.stat_result) -> bool:
     return status.st_uid in (0, os.geteuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _key(compiler: list[str], flags: list[str]) -> str:
+def _key(source: Path, compiler: list[str], flags: list[str]) -> str:
     """A digest of everything that the library depends on."""
     version = subprocess.run(
         [*compiler, "--version"],
@@ -137,7 +145,7 @@ def _key(compiler: list[str], flags: list[str]) -> str:
         errors="replace",
     )
     parts = (
-        SOURCE.read_text(encoding="utf-8"),
+        source.read_text(encoding="utf-8"),
         torch.__version__,
         version.stdout,
         *flags,
@@ -172,12 +180,12 @@ def _whole(library: Path) -> bool:
         return False
 
 
-def _compile(compiler: list[str], flags: list[str], library: Path) -> None:
+def _compile(source: Path, compiler: list[str], flags: list[str], library: Path) -> None:
     draft, log = library.with_suffix(".draft"), library.with_suffix(".log")
     for path in (draft, log, _digest(library)):  # never write through another user's file
         path.unlink(missing_ok=True)
     paths = ["-shared", "-fPIC", f"-isystem{_TORCH / 'include'}", f"-L{_TORCH / 'lib'}"]
-    command = [*compiler, *flags, *paths, str(SOURCE), "-o", str(draft), "-ltorch_cpu", "-lc10"]
+    command = [*compiler, *flags, *paths, str(source), "-o", str(draft), "-ltorch_cpu", "-lc10"]
     try:
         done = subprocess.run(
             command,
@@ -198,9 +206,10 @@ def _compile(compiler: list[str], flags: list[str], library: Path) -> None:
 
 
 def main() -> None:
-    """Builds the kernels, and prints their path and how they were built."""
+    """Builds all kernels, and prints their paths and how they were built."""
     try:
-        print(build())
+        for name in SOURCES:
+            print(build(name))
     except (BuildError, OSError) as error:
         sys.exit(f"error: {error}")
     print("Flags:", shlex.join(compiler_flags()))

@@ -1,0 +1,144 @@
+"""Speed of 3x3 convolutions: PyTorch's and this project's, side by side.
+
+    python -m benchmarks.convolution                       # about 10 minutes
+    python -m benchmarks.convolution --shapes 500x64x256x15 --threads 2
+
+Both run in this process in turn. A time is the median over the rounds; a ratio is the median of the
+ratios within a round, above 1 where this project is faster. `forward` computes Y, `backward`
+dL/dX and dL/dg. GFLOP/s count the operations of a direct convolution without its border for both,
+and the share is that of this machine's product of matrices in the same type.
+
+An error is relative, in the L2 norm, against float64. Images are channels-last, normal numbers.
+"""
+
+import argparse
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.reports import write_report
+from benchmarks.timing import measure, without_trimming
+from custom_ops.convolution import Geometry, kernels
+from experiments.command_line.config_files import expand_home
+from experiments.records.machine import hardware, peak_gflops
+
+RESULT = Path(__file__).resolve().parent / "results" / "convolution_cpu.json"
+Shape = tuple[int, int, int, int]  # images, channels in and out, side in pixels
+FAST_CNN = [(500, 24, 64, 31), (500, 64, 64, 15), (500, 64, 256, 15), (500, 256, 256, 7)]
+FAST_CNN += [(500, 256, 256, 3), (500, 64, 256, 11), (500, 256, 256, 5)]
+CNN = [(32, 64, 64, 32), (32, 128, 128, 16), (32, 256, 256, 8), (32, 512, 512, 4)]
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+_PAD = ((1, 1), (1, 1), (1, 1), False, (0, 0), 1)  # stride, padding, dilation, ...
+
+
+def inputs(shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """X, g and dL/dY."""
+    images, channels, outputs, side = shape
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(images, channels, side, side, generator=random)
+    dy = torch.randn(images, outputs, side, side, generator=random)
+    weight = torch.randn(outputs, channels, 3, 3, generator=random) / (3 * channels**0.5)
+    x, dy, weight = (t.to(dtype, memory_format=torch.channels_last) for t in (x, dy, weight))
+    return x, weight, dy
+
+
+def calls(
+    x: Tensor, weight: Tensor, dy: Tensor
+) -> list[tuple[str, str, Callable[[], tuple[Tensor, ...]]]]:
+    """The measured calls: pass, implementation, and a call without arguments."""
+    ours, back = torch.ops.custom_ops.winograd, torch.ops.custom_ops.winograd_backward
+    native = torch.ops.aten.convolution_backward
+    return [
+        ("forward", "native", lambda: (F.conv2d(x, weight, padding=1),)),
+        ("forward", "ours", lambda: (ours(x, weight, None),)),
+        ("backward", "native", lambda: native(dy, x, weight, None, *_PAD, [True, True, False])[:2]),
+        ("backward", "ours", lambda: back(dy, x, weight, [True, True])),
+    ]
+
+
+def errors(shape: Shape, dtype: torch.dtype) -> dict[str, dict[str, float]]:
+    """The relative errors of Y, dL/dX and dL/dg for at most 20 of the images, by implementation."""
+    x, weight, dy = inputs((min(shape[0], 20), *shape[1:]), dtype)
+    wide = [t.double() for t in (x, weight, dy)]
+    truth = [*calls(*wide)[0][2](), *calls(*wide)[2][2]()]
+    found: dict[str, list[Tensor]] = {}
+    for _, name, call in calls(x, weight, dy):
+        found.setdefault(name, []).extend(call())
+    return {
+        name: {
+            what: float(f"{((one.double() - true).norm() / true.norm()).item():.1e}")
+            for what, one, true in zip(("y", "dx", "dg"), tensors, truth, strict=True)
+        }
+        for name, tensors in found.items()
+    }
+
+
+def operations(shape: Shape) -> int:
+    """Of a direct forward pass, without those on the zeros around an image."""
+    images, channels, outputs, side = shape
+    return 2 * images * channels * outputs * (3 * side - 2) ** 2
+
+
+def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Measures every case and yields it with its settings."""
+    shapes = options.shapes or [*FAST_CNN, *CNN]
+    for threads, name, shape in itertools.product(options.threads, DTYPES, shapes):
+        torch.set_num_threads(threads)
+        peak = peak_gflops(hardware(again=True), DTYPES[name], on_gpu=False)
+        x, weight, dy = inputs(shape, DTYPES[name])
+        found = measure(calls(x, weight, dy), "cpu", options.rounds)
+        for kind, times in (("forward", 1), ("backward", 2)):
+            for figures in found[kind].values():
+                figures["gflops"] = round(times * operations(shape) / figures["us"] / 1e3, 1)
+                if peak:
+                    figures["share of peak"] = round(figures["gflops"] / peak, 3)
+        used = kernels.suits(x, weight, Geometry(padding=(1, 1)))
+        case = {"shape": shape, "dtype": name, "threads": threads, "used": used}
+        yield {**case, **found, "errors": errors(shape, DTYPES[name])}
+
+
+def line(case: dict[str, Any]) -> str:
+    """A case as a line of the printed table."""
+    shape = "x".join(map(str, case["shape"]))
+    parts = [
+        f"{case['threads']} {shape:>16} {case['dtype']:>8} {'' if case['used'] else 'unused':6}"
+    ]
+    for kind in ("forward", "backward"):
+        native, ours = case[kind]["native"], case[kind]["ours"]
+        share = ours.get("share of peak")
+        parts.append(
+            f"{kind} {native['us'] / 1e3:8.2f} / {ours['us'] / 1e3:8.2f} ms = {ours['ratio']:.2f}"
+            + (f" ({share:.0%} of peak)" if share else "")
+        )
+    return " | ".join(parts)
+
+
+def shape_of(text: str) -> Shape:
+    """Parses ``500x64x256x15``."""
+    images, channels, outputs, side = map(int, text.split("x"))
+    return images, channels, outputs, side
+
+
+def main(args: list[str] | None = None) -> None:
+    """Measures, prints a table, and writes it with date, hardware and versions."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--shapes", type=shape_of, nargs="+", help="these only: 500x64x256x15")
+    parser.add_argument("--output", type=expand_home, default=RESULT)
+    options = parser.parse_args(args)
+    cases = []
+    for case in run(options):
+        print(line(case), flush=True)
+        cases.append(case)
+    write_report(options.output, {"cases": cases})
+
+
+if __name__ == "__main__":
+    without_trimming("benchmarks.convolution")
+    main()

@@ -1,0 +1,700 @@
+// The CPU kernels of the operators that kernels.py defines: Winograd's F(2x2, 3x3). What they
+// compute, and the letters d, g, u, v, z and m, stand in winograd.py.
+//
+// Images are NHWC. A tile is a square of 2x2 outputs. Channels are done in vectors, and a product of
+// matrices sums over channels (or, for the gradient of the kernels, over tiles). Between the
+// transforms and the products lie blocks of tiles that stay in the cache. bfloat16 is multiplied in
+// pairs, as the instruction wants it: what is summed over comes in pairs next to each other. Sums
+// are float32.
+//
+// What is added up in which order depends on the shape alone, never on the number of threads. Where
+// a number of bytes or rows decides, it was the best of several on one machine with caches of 48 KB
+// and 1 MB; results depend on it only for the gradient of the kernels, in the last digits.
+
+#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/convolution.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <optional>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define INLINE inline __attribute__((always_inline))
+
+namespace {
+
+using at::Tensor;
+using c10::BFloat16;
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+constexpr int kRows = 14, kRowsOfSums = 8;  // of the products: what 32 registers hold
+#else
+constexpr int kLanes = 8;
+constexpr int kRows = 6, kRowsOfSums = 4;  // 16 registers
+#endif
+constexpr int kColumns = 2 * kLanes;  // of the products
+constexpr int kParts = 16;            // elements of a transformed tile, 4x4
+
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define HAS_BF16 1
+#else
+#define HAS_BF16 0
+#endif
+
+// ---------------------------------------------------------------- vectors
+
+typedef float V __attribute__((vector_size(kLanes * sizeof(float))));
+typedef uint32_t Bits __attribute__((vector_size(kLanes * sizeof(uint32_t))));
+
+// How many numbers one multiplication takes.
+template <typename T>
+constexpr int kPair = sizeof(T) == 2 ? 2 : 1;
+// A cache line. Streams a multiple of 4096 bytes apart would drive each other out of the cache.
+template <typename T>
+constexpr int64_t kLine = 64 / sizeof(T);
+
+INLINE V load(const float* from) {
+  V v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+INLINE void store(float* to, V v) { std::memcpy(to, &v, sizeof v); }
+
+#if HAS_BF16
+INLINE V widen(__m256i bits) { return (V)((Bits)_mm512_cvtepu16_epi32(bits) << 16); }
+
+INLINE V load(const BFloat16* from) { return widen(_mm256_loadu_si256((const __m256i*)from)); }
+
+INLINE __m256i narrow(V v) { return (__m256i)_mm512_cvtneps_pbh((__m512)v); }
+
+INLINE void store(BFloat16* to, V v) { _mm256_storeu_si256((__m256i*)to, narrow(v)); }
+
+INLINE __m512i narrow(V first, V second) {
+  return (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+}
+
+// Each lane of both next to each other.
+INLINE __m512i pairs(V first, V second) {
+  alignas(64) static constexpr auto order = [] {
+    std::array<uint16_t, 32> lanes{};
+    for (int i = 0; i < 32; ++i) lanes[i] = i / 2 + 16 * (i % 2);
+    return lanes;
+  }();
+  return _mm512_permutexvar_epi16(_mm512_load_si512(order.data()), narrow(first, second));
+}
+#endif
+
+template <typename T>
+INLINE V load(const T* from, int64_t count) {
+  if (count >= kLanes) return load(from);
+#if HAS_BF16
+  const auto mask = static_cast<__mmask16>((1u << count) - 1);
+  if constexpr (sizeof(T) == 2) return widen(_mm256_maskz_loadu_epi16(mask, from));
+#endif
+  T lanes[kLanes] = {};
+  std::memcpy(lanes, from, count * sizeof(T));
+  return load(lanes);
+}
+
+template <typename T>
+INLINE void store(T* to, V v, int64_t count) {
+  if (count >= kLanes) return store(to, v);
+  T lanes[kLanes];
+  store(lanes, v);
+  std::memcpy(to, lanes, count * sizeof(T));
+}
+
+// Two vectors, `count` lanes of them. With `past_cache`, all of them, to an aligned line.
+template <typename T>
+INLINE void store(T* to, V first, V second, int64_t count, [[maybe_unused]] bool past_cache) {
+#if HAS_BF16
+  if constexpr (sizeof(T) == 2) {
+    if (past_cache) return _mm512_stream_si512((__m512i*)to, narrow(first, second));
+  }
+#endif
+  store(to, first, count);
+  if (count > kLanes) store(to + kLanes, second, count - kLanes);
+}
+
+// ---------------------------------------------------------------- memory
+
+int64_t up(int64_t number, int64_t multiple) {
+  return (number + multiple - 1) / multiple * multiple;
+}
+
+template <typename T>
+struct Buffer {
+  T* const data;
+  explicit Buffer(int64_t count)
+      : data(static_cast<T*>(std::aligned_alloc(64, up(count * sizeof(T), 64)))) {
+    TORCH_CHECK(data != nullptr, "convolution: no memory for ", count * sizeof(T), " bytes");
+  }
+  ~Buffer() { std::free(data); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+};
+
+struct Tile {
+  int64_t image, y, x;  // of its first output
+};
+
+struct Grid {
+  const int64_t images, height, width;
+  const int64_t across = (width + 1) / 2, per_image = (height + 1) / 2 * across;
+  const int64_t tiles = images * per_image;
+
+  INLINE Tile operator[](int64_t t) const {
+    const int64_t image = t / per_image, place = t % per_image;
+    return {image, place / across * 2, place % across * 2};
+  }
+  INLINE int64_t pixel(const Tile& t, int64_t row, int64_t column) const {
+    return (t.image * height + t.y + row) * width + t.x + column;
+  }
+  INLINE bool contains(const Tile& t, int row, int column) const {
+    return t.y + row >= 0 && t.y + row < height && t.x + column >= 0 && t.x + column < width;
+  }
+};
+
+// ---------------------------------------------------------------- transforms
+
+// B^T d B of 4x4 pixels.
+INLINE void transform_input(const V* d, V* v) {
+  V rows[kParts];
+  for (int j = 0; j < 4; ++j) {
+    rows[j] = d[j] - d[8 + j];
+    rows[4 + j] = d[4 + j] + d[8 + j];
+    rows[8 + j] = d[8 + j] - d[4 + j];
+    rows[12 + j] = d[4 + j] - d[12 + j];
+  }
+  for (int i = 0; i < kParts; i += 4) {
+    v[i] = rows[i] - rows[i + 2];
+    v[i + 1] = rows[i + 1] + rows[i + 2];
+    v[i + 2] = rows[i + 2] - rows[i + 1];
+    v[i + 3] = rows[i + 1] - rows[i + 3];
+  }
+}
+
+// A dY A^T of 2x2 gradients.
+INLINE void transform_gradient(const V* dy, V* z) {
+  V rows[8];
+  for (int j = 0; j < 2; ++j) {
+    rows[j] = dy[j];
+    rows[2 + j] = dy[j] + dy[2 + j];
+    rows[4 + j] = dy[j] - dy[2 + j];
+    rows[6 + j] = -dy[2 + j];
+  }
+  for (int i = 0; i < 4; ++i) {
+    z[4 * i] = rows[2 * i];
+    z[4 * i + 1] = rows[2 * i] + rows[2 * i + 1];
+    z[4 * i + 2] = rows[2 * i] - rows[2 * i + 1];
+    z[4 * i + 3] = -rows[2 * i + 1];
+  }
+}
+
+// A^T m A, the 2x2 outputs.
+INLINE void transform_output(const V* m, V* y) {
+  V rows[8];
+  for (int j = 0; j < 4; ++j) {
+    rows[j] = m[j] + m[4 + j] + m[8 + j];
+    rows[4 + j] = m[4 + j] - m[8 + j] - m[12 + j];
+  }
+  for (int i = 0; i < 2; ++i) {
+    const V* row = rows + 4 * i;
+    y[2 * i] = row[0] + row[1] + row[2];
+    y[2 * i + 1] = row[1] - row[2] - row[3];
+  }
+}
+
+// G g G^T of a 3x3 kernel.
+INLINE void transform_kernel(const V* g, V* u) {
+  V rows[12];
+  for (int j = 0; j < 3; ++j) {
+    const V ends = g[j] + g[6 + j];
+    rows[j] = g[j];
+    rows[3 + j] = (ends + g[3 + j]) * 0.5f;
+    rows[6 + j] = (ends - g[3 + j]) * 0.5f;
+    rows[9 + j] = g[6 + j];
+  }
+  for (int i = 0; i < 4; ++i) {
+    const V* row = rows + 3 * i;
+    const V ends = row[0] + row[2];
+    u[4 * i] = row[0];
+    u[4 * i + 1] = (ends + row[1]) * 0.5f;
+    u[4 * i + 2] = (ends - row[1]) * 0.5f;
+    u[4 * i + 3] = row[2];
+  }
+}
+
+// G^T dU G, the gradient of a 3x3 kernel.
+INLINE void transform_kernel_gradient(const V* du, V* dg) {
+  V rows[12];
+  for (int j = 0; j < 4; ++j) {
+    const V half = (du[4 + j] + du[8 + j]) * 0.5f;
+    rows[j] = du[j] + half;
+    rows[4 + j] = (du[4 + j] - du[8 + j]) * 0.5f;
+    rows[8 + j] = half + du[12 + j];
+  }
+  for (int i = 0; i < 3; ++i) {
+    const V* row = rows + 4 * i;
+    const V half = (row[1] + row[2]) * 0.5f;
+    dg[3 * i] = row[0] + half;
+    dg[3 * i + 1] = (row[1] - row[2]) * 0.5f;
+    dg[3 * i + 2] = half + row[3];
+  }
+}
+
+// The square of Side x Side pixels at a tile; 0 outside of the image. `from` is the first channel
+// of the tile's first pixel.
+template <int Side, typename T>
+INLINE void read(const T* from, const Grid& grid, const Tile& t, int64_t channels, int64_t count,
+                 V* d) {
+  constexpr int kBefore = Side == 4 ? 1 : 0;  // inputs begin a pixel before the outputs
+  const int64_t row = grid.width * channels;
+  from -= kBefore * (row + channels);
+  const bool whole = grid.contains(t, -kBefore, -kBefore) &&
+                     grid.contains(t, Side - 1 - kBefore, Side - 1 - kBefore);
+  if (whole && count >= kLanes) {
+    for (int i = 0; i < Side; ++i) {
+      for (int j = 0; j < Side; ++j) d[Side * i + j] = load(from + i * row + j * channels);
+    }
+    return;
+  }
+  for (int i = 0; i < Side; ++i) {
+    for (int j = 0; j < Side; ++j) {
+      const bool there = grid.contains(t, i - kBefore, j - kBefore);
+      d[Side * i + j] = there ? load(from + i * row + j * channels, count) : V{};
+    }
+  }
+}
+
+// ---------------------------------------------------------------- products
+
+// One pair of b for each column, times one pair of a for all: added to a row of sums.
+template <typename T>
+struct Columns;
+
+// cpu.py turns contraction off, for LayerNorm; here, one rounding less is as good and twice as fast.
+INLINE V multiply_add(V a, V b, V c) {
+#if defined(__AVX512F__)
+  return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
+template <>
+struct Columns<float> {
+  V first, second;
+  INLINE explicit Columns(const float* b) : first(load(b)), second(load(b + kLanes)) {}
+  INLINE void times(const float* a, V* sums) const {
+    const V one = V{} + *a;
+    sums[0] = multiply_add(one, first, sums[0]);
+    sums[1] = multiply_add(one, second, sums[1]);
+  }
+};
+
+#if HAS_BF16
+template <>
+struct Columns<BFloat16> {
+  __m512bh first, second;
+  INLINE explicit Columns(const BFloat16* b)
+      : first((__m512bh)_mm512_loadu_si512(b)), second((__m512bh)_mm512_loadu_si512(b + 32)) {}
+  INLINE void times(const BFloat16* a, V* sums) const {
+    int32_t bits;
+    std::memcpy(&bits, a, sizeof bits);
+    const auto one = (__m512bh)_mm512_set1_epi32(bits);
+    sums[0] = (V)_mm512_dpbf16_ps((__m512)sums[0], one, first);
+    sums[1] = (V)_mm512_dpbf16_ps((__m512)sums[1], one, second);
+  }
+};
+#endif
+
+// sums (kRows, kColumns) = a (kRows, depth) b (depth, kColumns), all in pairs.
+template <typename T>
+INLINE void multiply(const T* a, int64_t stride, const T* b, int64_t depth, float* sums) {
+  V row[kRows][2] = {};
+  for (int64_t d = 0; d < depth; ++d) {
+    const Columns<T> columns(b + d * kColumns * kPair<T>);
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r) columns.times(a + r * stride + d * kPair<T>, row[r]);
+  }
+  for (int r = 0; r < kRows; ++r) {
+    store(sums + r * kColumns, row[r][0]);
+    store(sums + r * kColumns + kLanes, row[r][1]);
+  }
+}
+
+// sums (kRowsOfSums, kColumns) += a (depth, kRowsOfSums)^T b (depth, kColumns), all in pairs.
+template <typename T>
+INLINE void add_products(const T* a, const T* b, int64_t depth, float* sums, int64_t stride) {
+  V row[kRowsOfSums][2];
+  for (int r = 0; r < kRowsOfSums; ++r) {
+    row[r][0] = load(sums + r * stride);
+    row[r][1] = load(sums + r * stride + kLanes);
+  }
+  for (int64_t d = 0; d < depth; ++d) {
+    const Columns<T> columns(b + d * kColumns * kPair<T>);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRowsOfSums; ++r) {
+      columns.times(a + (d * kRowsOfSums + r) * kPair<T>, row[r]);
+    }
+  }
+  for (int r = 0; r < kRowsOfSums; ++r) {
+    store(sums + r * stride, row[r][0]);
+    store(sums + r * stride + kLanes, row[r][1]);
+  }
+}
+
+// ---------------------------------------------------------------- kernels, transformed
+
+// u of a convolution: (panel of outputs, part, pair of inputs, output, 2).
+// Kernels are float32, (K, 3, 3, C). For dX, inputs are those of dY, and kernels are turned round.
+template <typename T>
+struct Kernels {
+  const int64_t inputs, outputs;
+  const int64_t depth = up(inputs, kPair<T>) / kPair<T>, panels = up(outputs, kColumns) / kColumns;
+  Buffer<T> u{panels * kParts * depth * kColumns * kPair<T>};
+
+  INLINE T* at(int64_t output, int part, int64_t pair) const {
+    const int64_t panel = output / kColumns;
+    return u.data + (((panel * kParts + part) * depth + pair) * kColumns + output % kColumns) *
+                        kPair<T>;
+  }
+
+  void take(const float* g, int64_t channels) {
+    at::parallel_for(0, panels * kColumns, 8, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) {
+        for (int64_t c = 0; c < inputs; c += kLanes) {
+          const int64_t count = std::min<int64_t>(kLanes, inputs - c);
+          V kernel[9] = {}, parts[kParts];
+          for (int i = 0; k < outputs && i < 9; ++i) {
+            kernel[i] = load(g + (k * 9 + i) * channels + c, count);
+          }
+          transform_kernel(kernel, parts);
+          for (int part = 0; part < kParts; ++part) {
+            T lanes[kLanes];
+            store(lanes, parts[part]);
+            for (int64_t lane = 0; lane < count; lane += kPair<T>) {
+              std::memcpy(at(k, part, (c + lane) / kPair<T>), lanes + lane, kPair<T> * sizeof(T));
+            }
+          }
+        }
+      }
+    });
+  }
+
+  void take_turned(const float* g, int64_t channels) {
+    at::parallel_for(0, depth, 4, [&](int64_t begin, int64_t end) {
+      for (int64_t pair = begin; pair < end; ++pair) {
+        for (int64_t c = 0; c < panels * kColumns; c += kLanes) {
+          const int64_t count = std::clamp<int64_t>(outputs - c, 0, kLanes);
+          V parts[kPair<T>][kParts];
+          for (int e = 0; e < kPair<T>; ++e) {
+            const int64_t k = pair * kPair<T> + e;
+            V kernel[9] = {};
+            for (int i = 0; k < inputs && i < 9; ++i) {
+              kernel[8 - i] = load(g + (k * 9 + i) * channels + c, count);
+            }
+            transform_kernel(kernel, parts[e]);
+          }
+          for (int part = 0; part < kParts; ++part) {
+            put(at(c, part, pair), parts[0][part], parts[kPair<T> - 1][part]);
+          }
+        }
+      }
+    });
+  }
+
+ private:
+  static INLINE void put(float* to, V first, V) { store(to, first); }
+#if HAS_BF16
+  static INLINE void put(BFloat16* to, V first, V second) {
+    _mm512_storeu_si512(to, pairs(first, second));
+  }
+#endif
+};
+
+// ---------------------------------------------------------------- convolution
+
+constexpr int64_t kBlockBytes = 640 << 10;   // of tiles between the transforms
+constexpr int64_t kStreamBytes = 8 << 20;    // outputs this large leave the cache before they are read
+
+template <typename T>
+void convolve(const T* x, const Kernels<T>& kernels, const float* bias, T* y, const Grid& grid) {
+  const int64_t inputs = kernels.inputs, outputs = kernels.outputs;
+  const int64_t stride = up(inputs, kLanes) + kLine<T>;
+  const int64_t most = kBlockBytes / (kParts * (stride * sizeof(T) + kColumns * sizeof(float)));
+  const int64_t rows = std::clamp<int64_t>(most / kRows, 1, 16) * kRows;
+  const int64_t step = rows * stride + kLine<T>, step_of_sums = rows * kColumns + kLine<float>;
+  const int64_t bytes = grid.images * grid.height * grid.width * outputs * sizeof(T);
+  const bool past_cache = outputs % kColumns == 0 && reinterpret_cast<uintptr_t>(y) % 64 == 0 &&
+                          bytes >= kStreamBytes;
+  at::parallel_for(0, up(grid.tiles, rows) / rows, 1, [&](int64_t begin, int64_t end) {
+    Buffer<T> v(kParts * step);
+    Buffer<float> sums(kParts * step_of_sums);
+    std::memset(v.data, 0, kParts * step * sizeof(T));  // rows of no tile are multiplied, too
+    std::vector<Tile> tiles(rows);
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * rows, count = std::min(rows, grid.tiles - first);
+      for (int64_t r = 0; r < count; ++r) {
+        tiles[r] = grid[first + r];
+        for (int64_t c = 0; c < inputs; c += kLanes) {
+          V pixels[kParts], parts[kParts];
+          const T* from = x + grid.pixel(tiles[r], 0, 0) * inputs + c;
+          read<4>(from, grid, tiles[r], inputs, inputs - c, pixels);
+          transform_input(pixels, parts);
+          for (int part = 0; part < kParts; ++part) {
+            store(v.data + part * step + r * stride + c, parts[part]);
+          }
+        }
+      }
+      for (int64_t k = 0; k < outputs; k += kColumns) {
+        for (int part = 0; part < kParts; ++part) {
+          for (int64_t r = 0; r < count; r += kRows) {
+            multiply<T>(v.data + part * step + r * stride, stride, kernels.at(k, part, 0),
+                        kernels.depth, sums.data + part * step_of_sums + r * kColumns);
+          }
+        }
+        const int64_t columns = std::min<int64_t>(kColumns, outputs - k);
+        const int64_t above = std::min<int64_t>(columns, kLanes);
+        V offset[2] = {};
+        if (bias != nullptr) {
+          offset[0] = load(bias + k, above);
+          if (columns > kLanes) offset[1] = load(bias + k + kLanes, columns - kLanes);
+        }
+        for (int64_t r = 0; r < count; ++r) {
+          V out[2][4];
+          for (int half = 0; half < 2; ++half) {
+            V parts[kParts];
+            for (int part = 0; part < kParts; ++part) {
+              parts[part] =
+                  load(sums.data + part * step_of_sums + r * kColumns + half * kLanes);
+            }
+            transform_output(parts, out[half]);
+          }
+          for (int place = 0; place < 4; ++place) {
+            if (!grid.contains(tiles[r], place / 2, place % 2)) continue;
+            T* to = y + grid.pixel(tiles[r], place / 2, place % 2) * outputs + k;
+            store(to, out[0][place] + offset[0], out[1][place] + offset[1], columns, past_cache);
+          }
+        }
+      }
+    }
+  });
+}
+
+// ---------------------------------------------------------------- gradient of the kernels
+
+constexpr int64_t kChunkBytes = 4 << 20;  // of tiles between the transforms
+
+// Parts of one pair of tiles and of a vector of channels, to (part, panel, pair, channel, 2).
+template <typename T, int Panel>
+INLINE void put_parts(T* to, int64_t step, int64_t panel_step, const V* parts) {
+  for (int part = 0; part < kParts; ++part) {
+    T* at = to + part * step;
+#if HAS_BF16
+    if constexpr (sizeof(T) == 2) {
+      const __m512i both = pairs(parts[part], parts[kParts + part]);
+      if constexpr (Panel >= kLanes) {
+        _mm512_storeu_si512(at, both);
+      } else {
+        _mm256_storeu_si256((__m256i*)at, _mm512_castsi512_si256(both));
+        _mm256_storeu_si256((__m256i*)(at + panel_step), _mm512_extracti64x4_epi64(both, 1));
+      }
+      continue;
+    }
+#endif
+    if constexpr (Panel >= kLanes) {
+      store(reinterpret_cast<float*>(at), parts[part]);
+    } else {
+      for (int lane = 0; lane < kLanes; lane += Panel) {
+        std::memcpy(at + lane / Panel * panel_step,
+                    reinterpret_cast<const float*>(parts + part) + lane, Panel * sizeof(float));
+      }
+    }
+  }
+}
+
+// Transforms the squares of a pair of tiles, of all channels.
+template <typename T, int Panel, int Side, typename Transform>
+INLINE void transform_pair(const T* from, const Grid& grid, int64_t first, int64_t channels,
+                           int64_t chunk, T* to, const Transform& transform) {
+  constexpr int P = kPair<T>;
+  const int64_t width = up(channels, std::max(Panel, kLanes));
+  Tile tiles[P];
+  for (int e = 0; e < P; ++e) tiles[e] = grid[first + e];
+  for (int64_t c = 0; c < width; c += kLanes) {
+    V parts[P * kParts];
+    for (int e = 0; e < P; ++e) {
+      V values[Side * Side];
+      if (first + e < grid.tiles && c < channels) {
+        read<Side>(from + grid.pixel(tiles[e], 0, 0) * channels + c, grid, tiles[e], channels,
+                   channels - c, values);
+      } else {
+        std::fill(std::begin(values), std::end(values), V{});
+      }
+      transform(values, parts + e * kParts);
+    }
+    put_parts<T, Panel>(to + c / Panel * chunk * Panel + c % Panel * P, chunk * width + kLine<T>,
+                        chunk * Panel, parts);
+  }
+}
+
+// dg (K, 3, 3, C), float32.
+template <typename T>
+void differentiate(const T* x, const T* dy, float* dg, const Grid& grid, int64_t inputs,
+                   int64_t outputs) {
+  constexpr int P = kPair<T>;
+  const int64_t width = up(inputs, std::max(kRowsOfSums, kLanes)), columns = up(outputs, kColumns);
+  const int64_t most = kChunkBytes / (kParts * sizeof(T) * (width + columns));
+  const int64_t chunk = std::max<int64_t>(32, most / 32 * 32);
+  const int64_t step_of_v = chunk * width + kLine<T>, step_of_z = chunk * columns + kLine<T>;
+  Buffer<T> v(kParts * step_of_v), z(kParts * step_of_z);
+  Buffer<float> du(kParts * width * columns);
+  std::memset(du.data, 0, kParts * width * columns * sizeof(float));
+  for (int64_t first = 0; first < grid.tiles; first += chunk) {
+    const int64_t depth = up(std::min(chunk, grid.tiles - first), P) / P;
+    at::parallel_for(0, depth, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t pair = begin; pair < end; ++pair) {
+        transform_pair<T, kRowsOfSums, 4>(x, grid, first + pair * P, inputs, chunk,
+                                          v.data + pair * kRowsOfSums * P, transform_input);
+        transform_pair<T, kColumns, 2>(dy, grid, first + pair * P, outputs, chunk,
+                                       z.data + pair * kColumns * P, transform_gradient);
+      }
+    });
+    const int64_t panels = columns / kColumns;
+    at::parallel_for(0, kParts * panels, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t part = unit / panels, k = unit % panels * kColumns;
+        for (int64_t c = 0; c < inputs; c += kRowsOfSums) {
+          add_products<T>(v.data + part * step_of_v + c * chunk, z.data + part * step_of_z + k * chunk,
+                          depth, du.data + (part * width + c) * columns + k, columns);
+        }
+      }
+    });
+  }
+  at::parallel_for(0, inputs, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      for (int64_t k = 0; k < outputs; k += kLanes) {
+        V parts[kParts], kernel[9];
+        for (int part = 0; part < kParts; ++part) {
+          parts[part] = load(du.data + (part * width + c) * columns + k);
+        }
+        transform_kernel_gradient(parts, kernel);
+        for (int64_t lane = 0; lane < std::min<int64_t>(kLanes, outputs - k); ++lane) {
+          for (int i = 0; i < 9; ++i) dg[((k + lane) * 9 + i) * inputs + c] = kernel[i][lane];
+        }
+      }
+    }
+  });
+}
+
+// ---------------------------------------------------------------- operators
+
+constexpr auto kNHWC = at::MemoryFormat::ChannelsLast;
+
+bool multiplied_here(at::ScalarType dtype) {
+  return dtype == at::kFloat || (HAS_BF16 && dtype == at::kBFloat16);
+}
+
+// Calls with an example of the type.
+template <typename F>
+void with_type(at::ScalarType dtype, const F& call) {
+#if HAS_BF16
+  if (dtype == at::kBFloat16) return call(BFloat16());
+#endif
+  call(float());
+}
+
+Tensor kernels_of(const Tensor& weight) {
+  return weight.to(at::kFloat).permute({0, 2, 3, 1}).contiguous();
+}
+
+void check(const Tensor& x, const Tensor& weight) {
+  TORCH_CHECK_VALUE(x.dim() == 4 && weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3,
+                    "convolution expected images (N, C, H, W) and kernels (K, C, 3, 3), got ",
+                    x.sizes(), " and ", weight.sizes());
+}
+
+Tensor convolved(const Tensor& any_x, const Tensor& weight, const std::optional<Tensor>& bias,
+                 bool turned) {
+  check(any_x, weight);
+  const int64_t channels = weight.size(1);
+  const int64_t inputs = weight.size(turned ? 0 : 1), outputs = weight.size(turned ? 1 : 0);
+  TORCH_CHECK_VALUE(any_x.size(1) == inputs, "convolution expected ", inputs, " channels, got ",
+                    any_x.size(1));
+  const Tensor x = any_x.contiguous(kNHWC), g = kernels_of(weight);
+  const Tensor offset = bias ? bias->to(at::kFloat).contiguous() : Tensor();
+  const Grid grid{x.size(0), x.size(2), x.size(3)};
+  Tensor y = at::empty({grid.images, outputs, grid.height, grid.width}, x.options(), kNHWC);
+  with_type(x.scalar_type(), [&](auto example) {
+    using T = decltype(example);
+    Kernels<T> kernels{inputs, outputs};
+    if (turned) {
+      kernels.take_turned(g.const_data_ptr<float>(), channels);
+    } else {
+      kernels.take(g.const_data_ptr<float>(), channels);
+    }
+    convolve(x.const_data_ptr<T>(), kernels, bias ? offset.const_data_ptr<float>() : nullptr,
+             y.mutable_data_ptr<T>(), grid);
+  });
+  return y;
+}
+
+Tensor winograd(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  at::AutoDispatchBelowADInplaceOrView no_autograd;
+  if (!multiplied_here(x.scalar_type())) {
+    return at::convolution(x, weight, bias, {1, 1}, {1, 1}, {1, 1}, false, {0, 0}, 1);
+  }
+  return convolved(x, weight, bias, false);
+}
+
+std::tuple<Tensor, Tensor> winograd_backward(const Tensor& dy, const Tensor& x,
+                                             const Tensor& weight, std::array<bool, 2> needs) {
+  at::AutoDispatchBelowADInplaceOrView no_autograd;
+  if (!multiplied_here(x.scalar_type())) {
+    auto [dx, dw, _] = at::convolution_backward(dy, x, weight, std::nullopt, {1, 1}, {1, 1}, {1, 1},
+                                                false, {0, 0}, 1, {needs[0], needs[1], false});
+    return {needs[0] ? dx : at::empty({0}, x.options()),
+            needs[1] ? dw : at::empty({0}, weight.options())};
+  }
+  check(x, weight);
+  const Tensor pixels = x.contiguous(kNHWC), gradients = dy.to(x.scalar_type()).contiguous(kNHWC);
+  Tensor dx = at::empty({0}, x.options()), dw = at::empty({0}, weight.options());
+  if (needs[0]) dx = convolved(gradients, weight, std::nullopt, true);
+  if (needs[1]) {
+    const int64_t outputs = weight.size(0), inputs = weight.size(1);
+    Tensor dg = at::empty({outputs, 3, 3, inputs}, x.options().dtype(at::kFloat));
+    with_type(x.scalar_type(), [&](auto example) {
+      using T = decltype(example);
+      differentiate(pixels.const_data_ptr<T>(), gradients.const_data_ptr<T>(),
+                    dg.mutable_data_ptr<float>(), Grid{x.size(0), x.size(2), x.size(3)}, inputs,
+                    outputs);
+    });
+    dw = dg.permute({0, 3, 1, 2}).to(weight.scalar_type());
+  }
+  return {dx, dw};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(custom_ops, CPU, m) {
+  m.impl("winograd", winograd);
+  m.impl("winograd_backward", winograd_backward);
+}

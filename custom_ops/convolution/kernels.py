@@ -1,0 +1,151 @@
+"""The operators of the fast convolution, and the rule that says where it is used.
+
+``torch.ops.custom_ops.winograd`` and ``..._backward`` are dispatcher operators without derivatives;
+`function` defines the derivatives. They are convolutions with a 3x3 kernel, padding 1 and stride 1.
+The CPU kernels compute them as `winograd` derives; without kernels, PyTorch's own convolution does.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from custom_ops.convolution.formula import Geometry
+
+_LIBRARY: Any = torch.library.Library("custom_ops", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define(
+    "winograd(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_LIBRARY.define(
+    "winograd_backward(Tensor dy, Tensor x, Tensor weight, bool[2] needs)"
+    " -> (Tensor dx, Tensor dweight)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_SAME_3X3 = ((1, 1), (1, 1), (1, 1))  # stride, padding and dilation
+# Below, transforms cost more than the products they save: measured, see docs/convolution.md.
+_FEWEST_PRODUCTS = {torch.bfloat16: 1536, torch.float32: 4096}  # input times output channels
+_FEWEST_TILES = 256
+_SMALLEST_IMAGE = 2  # pixels
+
+_tried = False
+
+
+def suits(x: Tensor, weight: Tensor, geometry: Geometry, dtype: torch.dtype | None = None) -> bool:
+    """Whether `winograd` computes this convolution faster than PyTorch does, by shapes alone.
+
+    It never depends on a measurement, so that a run can be repeated to the last digit.
+
+    Args:
+        x: X, (N, C, H, W).
+        weight: g, (K, C, U, V).
+        geometry: stride, padding and so on.
+        dtype: what X will be converted to, as by autocast; default: that of X.
+    """
+    g, dtype = geometry, dtype or x.dtype
+    same = (g.stride, g.padding, g.dilation) == _SAME_3X3 and g.groups == 1 and g.extra == (0, 0)
+    if not same or x.ndim != 4 or weight.shape[2:] != (3, 3):
+        return False
+    if x.device.type != "cpu" or dtype not in _FEWEST_PRODUCTS:
+        return False
+    images, channels, height, width = x.shape
+    tiles = images * ((height + 1) // 2) * ((width + 1) // 2)
+    return (
+        channels * len(weight) >= _FEWEST_PRODUCTS[dtype]
+        and min(height, width) >= _SMALLEST_IMAGE
+        and tiles >= max(_FEWEST_TILES, channels, len(weight))
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The operator without a kernel: convolves with padding 1.
+
+    Args:
+        x: X, (N, C, H, W).
+        weight: g, (K, C, 3, 3), of the dtype of X.
+        bias: (K,), or None.
+
+    Returns:
+        Y, (N, K, H, W), in channels-last format where a kernel computes it.
+    """
+    if _load(x):
+        return torch.ops.custom_ops.winograd(x, weight, bias)  # type: ignore[no-any-return]
+    y = torch.ops.aten.convolution(x, weight, bias, *_SAME_3X3, False, (0, 0), 1)
+    return y.contiguous(memory_format=torch.channels_last)  # type: ignore[no-any-return]
+
+
+def backward(dy: Tensor, x: Tensor, weight: Tensor, needs: list[bool]) -> tuple[Tensor, Tensor]:
+    """The operator without a kernel: computes the gradients of `forward`.
+
+    Args:
+        dy: dL/dY, (N, K, H, W).
+        x: X, as given to `forward`.
+        weight: g, as given to `forward`.
+        needs: which of the two gradients to compute.
+
+    Returns:
+        dL/dX and dL/dg; a gradient that is not needed is an empty tensor of shape (0,).
+    """
+    if _load(x):
+        return torch.ops.custom_ops.winograd_backward(dy, x, weight, needs)  # type: ignore[no-any-return]
+    found = torch.ops.aten.convolution_backward(
+        dy, x, weight, None, *_SAME_3X3, False, (0, 0), 1, [*needs, False]
+    )
+    dx, dweight = (
+        gradient.contiguous(memory_format=torch.channels_last) if need else like.new_empty(0)
+        for gradient, need, like in zip(found[:2], needs, (x, weight), strict=True)
+    )
+    return dx, dweight
+
+
+def _load(x: Tensor) -> bool:
+    """Whether this call must go to kernels that have just been loaded."""
+    global _tried  # noqa: PLW0603 - once a process
+    if _tried or x.device.type != "cpu":
+        return False
+    _tried = True
+    from custom_ops import cpu  # noqa: PLC0415  only needed here
+
+    return cpu.load("convolution")
+
+
+def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    shape = (x.shape[0], weight.shape[0], *x.shape[2:])
+    return x.new_empty(shape).to(memory_format=torch.channels_last)
+
+
+def _fake_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, needs: list[bool]
+) -> tuple[Tensor, Tensor]:
+    dx, dweight = x.new_empty(0), weight.new_empty(0)
+    if needs[0]:
+        dx = torch.empty_like(x).to(memory_format=torch.channels_last)
+    if needs[1]:
+        dweight = torch.empty_like(weight).to(memory_format=torch.channels_last)
+    return dx, dweight
+
+
+for _name, _native, _fake in (
+    ("winograd", forward, _fake_forward),
+    ("winograd_backward", backward, _fake_backward),
+):
+    _LIBRARY.impl(_name, _native, "CompositeExplicitAutograd")
+    # `function` defines the derivatives; PyTorch's search for them takes 1 us in each call.
+    _LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")
+    torch.library.register_fake(f"custom_ops::{_name}", _fake, lib=_LIBRARY)
+
+
+# Operations are counted as those of a direct convolution, whatever computes it.
+@register_flop_formula(torch.ops.custom_ops.winograd)
+def _flops(x: list[int], weight: list[int], *_: Any, **__: Any) -> int:
+    images, channels, height, width = x
+    return 2 * images * height * width * channels * weight[0] * 9
+
+
+@register_flop_formula(torch.ops.custom_ops.winograd_backward)
+def _flops_backward(
+    dy: list[int], x: list[int], weight: list[int], needs: list[bool], **_: Any
+) -> int:
+    return sum(needs) * _flops(x, weight)
