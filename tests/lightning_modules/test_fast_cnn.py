@@ -198,9 +198,8 @@ def test_winograd_changes_the_last_digits_alone() -> None:
 def test_a_fit_with_winograd_is_repeated_to_the_last_digit(fit: Cli) -> None:
     options = ["--model=FastCNN", "--model.widths=[64,64,64]", "--model.convolution=winograd"]
     options += ["--data.batch_size=20"]
-    one, other = (fit(*options, f"--name={name}") for name in ("one", "other"))
-    name = "train/weights_sha256"
-    assert one.summary[name] == other.summary[name]
+    one, other = (fit(*options, f"--overwrite={again}") for again in ("false", "true"))
+    assert one.summary["train/weights_sha256"] == other.summary["train/weights_sha256"]
 
 
 def test_an_unknown_convolution_is_refused() -> None:
