@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.chaos import PICTURES, Zygote, draw_a_dot
+from tests.chaos import PICTURES, Zygote, draw_a_dot, sync_nothing
 
 # The process that hands out the tests need not wait for the command line, which takes seconds to
 # import: functions here import it themselves.
@@ -84,6 +84,7 @@ def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setenv("CIFAR10_CALIBRATION", "off")  # it takes a second
     monkeypatch.setattr(sys, "argv", ["cli.py"])  # Lightning warns of pytest's own arguments
+    monkeypatch.setattr(os, "fsync", sync_nothing)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -224,11 +225,19 @@ def shell(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def labs(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[dict[str, Lab]]":
+def zygote() -> Iterator[Zygote]:
+    """Runs commands in processes of their own, without the seconds of an import."""
+    started = Zygote()
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def labs(
+    zygote: Zygote, data_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> "dict[str, Lab]":
     """For each kind of training, a lab in which it has run undisturbed as ``whole``."""
     from tests.lab import LONG, MODELS, WITH_CALLBACKS, Lab
-
-    zygote = Zygote()
 
     class Labs(dict[str, "Lab"]):
         def __missing__(self, kind: str) -> Lab:
@@ -242,5 +251,4 @@ def labs(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[
             self[kind] = lab
             return lab
 
-    yield Labs()
-    zygote.close()
+    return Labs()

@@ -207,7 +207,9 @@ SEARCHES = {"sweep", "find_lr", "find_batch_size"}
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Iterator[Reader]:
+def reader(
+    zygote: Zygote, tmp_path_factory: pytest.TempPathFactory, data_dir: Path
+) -> Iterator[Reader]:
     """Writes the files of a page into an empty folder and runs its commands there, in order.
 
     Fits are short, on the small set unless the page brings its own. Returns the folder.
@@ -216,7 +218,6 @@ def reader(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Iterator
     (folder / "configs").symlink_to(PROJECT / "configs")
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(folder)
-        zygote = Zygote()
 
         def fit(words: list[str]) -> list[str]:
             if words[0] in SEARCHES:
@@ -245,7 +246,6 @@ def reader(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Iterator
             return folder / "runs"
 
         yield read
-        zygote.close()
 
 
 @pytest.mark.slow

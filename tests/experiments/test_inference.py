@@ -16,7 +16,7 @@ from datamodules.sources import synthetic_folder
 from experiments import RunError, load
 from experiments.inference import Predictor
 from lightning_modules import MLP
-from tests.conftest import IMAGES, Cli
+from tests.conftest import IMAGES, Cli, short_fit
 
 KINDS = {
     "MLP": ["--model=MLP", "--model.hidden_units=[8]", "--model.norm=batch"],
@@ -34,9 +34,14 @@ def pictures(data_dir: Path, tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
+@pytest.fixture(scope="module")
+def made(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return short_fit(tmp_path_factory.mktemp("made"), data_dir, *KINDS["MLP"]).path
+
+
 @pytest.fixture
-def trained(fit: Cli) -> Path:
-    return fit(*KINDS["MLP"]).path
+def trained(made: Path, runs: Path) -> Path:
+    return Path(shutil.copytree(made, runs / made.name))
 
 
 @pytest.mark.parametrize("kind", KINDS)

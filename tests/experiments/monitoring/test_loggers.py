@@ -14,6 +14,7 @@ import yaml
 from cli import main
 from experiments.monitoring.loggers import keep_environment, with_environment
 from experiments.records.record import RunRecord
+from tests.chaos import Zygote
 from tests.conftest import SHORT, Cli, draw_nothing, short_fit, small
 from tests.wandb_server import WandbServer
 
@@ -261,13 +262,15 @@ def test_a_wandb_that_fails_does_not_end_training(
 
 
 def test_an_online_run_reaches_the_server(
-    tmp_path: Path, data_dir: Path, shell: Callable[..., subprocess.CompletedProcess[str]]
+    tmp_path: Path, data_dir: Path, zygote: Zygote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     flags = [*TINY, "--seed_everything=3", "--name=mlp-s3"]
     with WandbServer().listening() as server:
-        account = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40}
-        done = shell("fit", *SHORT, *small(data_dir), *flags, WANDB_MODE="online", **account)
-    assert done.returncode == 0, done.stderr
+        account: dict[str, Any] = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40}
+        words = ["fit", *SHORT, *small(data_dir), *flags]
+        done = zygote.run(words, WANDB_MODE="online", **account)
+    assert done.code == 0, done.err
     record = RunRecord.open(tmp_path / "runs" / "mlp-s3")
     (run,) = server.runs.values()
     assert record.fields["status"] == "finished"

@@ -1,5 +1,6 @@
 """``--init_from`` starts a new run with the weights of another, and with nothing else of it."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,15 +13,21 @@ from datamodules.sources import make_synthetic
 from experiments.analysis.groups import group_runs
 from experiments.checkpoints.loading import checkpoint_sha256
 from experiments.records.runs import read_run
-from tests.conftest import Cli
+from tests.conftest import Cli, short_fit
 
 TINY = ["--model=MLP", "--model.hidden_units=[4]", "--model.norm=batch"]
 STILL = "--model.lr=1e-30"  # too small to change a weight
 
 
+@pytest.fixture(scope="module")
+def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("trained")
+    return short_fit(root, data_dir, *TINY, "--model.lr=0.01", name="source").path
+
+
 @pytest.fixture
-def source(fit: Cli) -> Path:
-    return fit(*TINY, "--model.lr=0.01", name="source").path
+def source(trained: Path, runs: Path) -> Path:
+    return Path(shutil.copytree(trained, runs / "source"))
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
