@@ -229,7 +229,7 @@ def _render(found: Grouped, against: Comparison | None, options: argparse.Namesp
             safe = frame.rename(columns=csv_cell).map(csv_cell)
             return str(safe.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
         rows = frame.astype(object).where(frame.notna(), None).to_dict(orient="records")
-        return json.dumps({"warnings": warnings, "runs": rows}, indent=1) + "\n"
+        return json.dumps({"warnings": warnings, "runs": rows}, indent=1, allow_nan=False) + "\n"
     frame = table(groups, against, everything=options.all)
     if options.format == "table":
         return _terminal_table(frame)
@@ -261,7 +261,7 @@ def _view(options: argparse.Namespace) -> dict[str, Any]:
 def _serve(options: argparse.Namespace) -> None:
     """Serves the page until Ctrl-C."""
     with contextlib.suppress(KeyboardInterrupt), server_of(options) as server:
-        where = printable(str(options.runs_dir))
+        where = printable(", ".join(options.runs) or str(options.runs_dir))
         print(f"{server.address} shows the runs of {where}; stop with Ctrl-C", flush=True)
         if options.open:
             webbrowser.open(server.address)

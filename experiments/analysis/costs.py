@@ -15,8 +15,12 @@ CHEAPER = ("train/seconds", "train/flops", "train/peak_gpu_mib")
 
 def parameters(run: Run) -> float | None:
     """Number of trained parameters."""
-    found = run.fields.get("parameters")
-    return float(found) if found is not None and is_number(found) else None
+    return _positive(run.fields.get("parameters"))
+
+
+def _positive(value: Any) -> float | None:
+    """A figure of a record; None if it is no number or cannot be a cost."""
+    return float(value) if is_number(value) and value > 0 else None
 
 
 def share_of_peak(run: Run) -> float | None:
@@ -25,12 +29,18 @@ def share_of_peak(run: Run) -> float | None:
     The peak is that of a product of matrices in the precision of the run, see
     `experiments.records.machine`; None without a calibration.
     """
-    flops, seconds = run.value("train/flops"), run.value("train/seconds")
+    speed = quotient(run.value("train/flops"), run.value("train/seconds"))
     on_gpu = run.value("train/peak_gpu_mib") is not None
     peak = peak_gflops(_hardware(run), run.config.get("trainer.precision"), on_gpu)
-    if flops is None or not seconds or peak is None:
+    return quotient(speed, None if peak is None else 1e9 * peak)
+
+
+def quotient(value: Any, by: Any) -> float | None:
+    """The quotient of two positive figures of a record; None if there is none that counts."""
+    if not all(is_number(part) and part > 0 for part in (value, by)):
         return None
-    return flops / seconds / 1e9 / peak
+    found = value / by
+    return float(found) if is_number(found) and found > 0 else None
 
 
 def machine(run: Run) -> str | None:
@@ -45,9 +55,9 @@ def _hardware(run: Run) -> Mapping[str, Any]:
 
 _MEASURES: dict[str, Callable[[Run], float | None]] = {
     "parameters": parameters,
-    "train/seconds": lambda run: run.value("train/seconds"),
-    "train/images_per_s": lambda run: run.value("train/images_per_s"),
-    "train/flops": lambda run: run.value("train/flops"),
+    "train/seconds": lambda run: _positive(run.value("train/seconds")),
+    "train/images_per_s": lambda run: _positive(run.value("train/images_per_s")),
+    "train/flops": lambda run: _positive(run.value("train/flops")),
     "share of peak": share_of_peak,
 }
 

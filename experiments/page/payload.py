@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.analysis.costs import CHEAPER, machine, parameters, share_of_peak
+from experiments.analysis.costs import CHEAPER, machine, parameters, quotient, share_of_peak
 from experiments.analysis.groups import Group
 from experiments.page.settings import cell, differing, labels, readable, settings_of, shown
 from experiments.records.reader import is_number, read_json
@@ -157,9 +157,7 @@ def _scales(run: Run) -> dict[str, float | None]:
     return {
         "images_per_step": batch * again * math.prod(several) if known else None,
         "images_per_epoch": images or None,
-        "flops_per_step": flops / steps
-        if is_number(flops) and is_number(steps) and steps
-        else None,
+        "flops_per_step": quotient(flops, steps),
     }
 
 
@@ -170,6 +168,8 @@ def _curves(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     curves: dict[str, Any] = {}
     for metric in _logged(run):
         at = _entries_of(run, metric)
+        if not at:  # never a number
+            continue
         kept = tuple(thinned(at))
         if kept not in places:
             places[kept] = len(axes)

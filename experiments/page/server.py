@@ -8,6 +8,7 @@ because a page elsewhere may have let its own name lead here.
 import json
 import os
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,10 +23,12 @@ from experiments.page.payload import PICTURES, Grouped, identify, overview, run_
 from experiments.records.log import METRICS
 from experiments.records.record import CONFIG, RECORD
 from experiments.records.runs import Run, read_run
+from experiments.texts import printable
 
 HOST = "127.0.0.1"
 _NAMES = (HOST, "localhost")
 _WATCHED = (RECORD, METRICS, CONFIG, "confusion_test.json", "confusion_val.json", *PICTURES)
+_LONGEST_VERSION = 20  # digits
 _PAUSE_S = 1.0  # between two looks at the disk
 
 Signature = tuple[tuple[int, int] | None, ...]
@@ -70,7 +73,8 @@ class Watched:
         with self._lock:
             self._look()
             begun, _, number = since.partition("-")
-            after = int(number) if begun == self._begun and number.isdecimal() else -1
+            known = begun == self._begun and number.isdecimal() and len(number) < _LONGEST_VERSION
+            after = int(number) if known else -1
             changed = [fields for at, fields in self._fields.values() if at > after]
             return {
                 **self._overview,
@@ -99,6 +103,14 @@ class Watched:
     def _look(self) -> None:
         if time.monotonic() - self._looked < _PAUSE_S:
             return
+        try:
+            self._update()
+        except Exception:
+            self._places, self._signatures = None, {}  # the next look begins again
+            raise
+        self._looked = time.monotonic()
+
+    def _update(self) -> None:
         places = self._listed()
         changed = self._find_again() if places != self._places else self._read_again()
         self._places = places
@@ -108,7 +120,6 @@ class Watched:
             self._overview = overview(found, self._names)
             for path in changed & self._runs.keys():
                 self._fields[path] = self._version, run_fields(self._runs[path], self._names[path])
-        self._looked = time.monotonic()
 
     def _listed(self) -> list[str]:
         """The folders in which a run may be, and whether they hold one."""
@@ -169,7 +180,11 @@ class _Handler(BaseHTTPRequestHandler):
     server: "PageServer"
 
     def do_GET(self) -> None:
-        parts = urlsplit(self.path)
+        try:
+            parts = urlsplit(self.path)
+        except ValueError:
+            self._answer(b"no address", "text/plain", HTTPStatus.BAD_REQUEST)
+            return
         query = {key: values[0] for key, values in parse_qs(parts.query).items()}
         if not self._is_for_this_machine():
             self._answer(b"wrong host", "text/plain", HTTPStatus.FORBIDDEN)
@@ -246,4 +261,7 @@ class PageServer(ThreadingHTTPServer):
         return f"http://{HOST}:{self.server_port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Says nothing of a browser that went away."""
+        """Says nothing of a browser that went away, and one line of anything else."""
+        error = sys.exception()
+        if not isinstance(error, ConnectionError | TimeoutError):
+            print(printable(f"error: the page could not be made: {error!r}"), file=sys.stderr)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.records.files import replace_file
 from experiments.records.reader import is_number, read_json
+from experiments.texts import shortened
 
 if TYPE_CHECKING:
     import torch
@@ -71,12 +72,18 @@ def machine_name(hardware: Mapping[str, Any]) -> str:
     Args:
         hardware: of a record; an old or a foreign one may lack any part.
     """
-    kind = "/".join(str(hardware[key]) for key in ("cpu_family", "cpu_model") if key in hardware)
-    cores = hardware.get("cores") or hardware.get("threads")
-    words = [f"{hardware.get('cpu') or ''} {kind}".strip(), f"{cores} cores" if cores else ""]
+    numbers = (hardware.get(key) for key in ("cpu_family", "cpu_model"))
+    kind = "/".join(str(number) for number in numbers if _is_count(number))
+    counts = (hardware.get(key) for key in ("cores", "threads"))
+    cores = next((f"{count} cores" for count in counts if count and _is_count(count)), "")
     gpus = hardware.get("gpus")
-    words += map(str, gpus) if isinstance(gpus, list) else []
-    return ", ".join(word for word in words if word)
+    names = [hardware.get("cpu"), *(gpus if isinstance(gpus, list) else [])]
+    cpu, *others = (shortened(name, 60) if isinstance(name, str) else "" for name in names)
+    return ", ".join(word for word in (f"{cpu} {kind}".strip(), cores, *others) if word)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**20
 
 
 def peak_gflops(hardware: Mapping[str, Any], precision: object, on_gpu: bool) -> float | None:

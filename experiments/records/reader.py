@@ -5,7 +5,6 @@ or a `ValueError` with the problem in one line. It takes a few seconds at most.
 """
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -201,7 +200,7 @@ def _has_type(value: Any, kind: type) -> bool:
         return True
     if kind in {int, float}:
         whole = isinstance(value, int) and not isinstance(value, bool)
-        fits = whole and abs(value) < _LARGEST_INTEGER
+        fits = whole and abs(value) < (_LARGEST_INTEGER if kind is int else _LARGEST_FLOAT)
         return fits or (kind is float and isinstance(value, float))
     return isinstance(value, kind)
 
@@ -258,6 +257,4 @@ def is_number(value: Any) -> bool:
     """Whether a value of a record is a usable number: finite, and with a finite square."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    if isinstance(value, float):
-        return math.isfinite(value) and abs(value) < _LARGEST_FLOAT
-    return abs(value) < _LARGEST_INTEGER
+    return abs(value) < _LARGEST_FLOAT  # False for NaN

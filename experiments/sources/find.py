@@ -217,6 +217,8 @@ def _in_database(path: Path) -> list[Run]:
 def _nothing(name: str | None, root: Path, exists: bool) -> str:
     if exists:
         return f"no runs: {name} is no run and holds no runs"
+    if name and os.sep in name and not any(mark in name for mark in "*?["):
+        return f"no runs: there is no file or folder {name}"
     if not root.is_dir():
         return f"no runs: {root} is no folder; name another with --runs_dir"
     known = sorted(place.parent.name for place in map(Path, _glob(f"*/{RECORD}", root)))

@@ -824,3 +824,49 @@ def test_a_closed_pipe_ends_without_a_traceback(write: Write, tmp_path: Path) ->
     )
     assert done.stdout.startswith("name ")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("train/seconds", 5e-324),
+        ("train/seconds", -4),
+        ("train/flops", 10**19),
+        ("train/steps", 1e-300),
+    ],
+)
+@pytest.mark.parametrize("form", ["table", "json", "html"])
+def test_figures_that_no_run_has_spoil_no_comparison(
+    form: str, name: str, value: float, write: Write, output: Callable[..., str], tmp_path: Path
+) -> None:
+    fields = spent(10)
+    write("good", **spent(10))
+    write("odd", norm="batch", **{**fields, "summary": {**fields["summary"], name: value}})
+    page = tmp_path / "page.html"
+    text = output("--format", form, *(["--output", str(page)] if form == "html" else []))
+    text = page.read_text() if form == "html" else text
+    assert "odd" in text
+    assert "inf%" not in text
+    assert "Infinity" not in text.partition("<script")[0]
+
+
+def test_a_curve_without_a_number_is_left_out_of_the_page(
+    write: Write, output: Callable[..., str], tmp_path: Path
+) -> None:
+    folder = write("a")
+    log = folder / "metrics.jsonl"
+    log.write_text('{"step": 1, "val/acc": 0.5, "train/loss": null}\n{"val/loss": 1.0}\n')
+    page = tmp_path / "page.html"
+    output("--format", "html", "--output", str(page))
+    assert (
+        "train/loss" not in page.read_text().rpartition("<noscript>")[2].rpartition('"curves"')[2]
+    )
+
+
+def test_a_folder_that_is_not_there_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = str(tmp_path / "no such")
+    with pytest.raises(SystemExit):
+        main([missing])
+    assert capsys.readouterr().err == f"error: no runs: there is no file or folder {missing}\n"

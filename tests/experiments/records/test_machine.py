@@ -103,6 +103,11 @@ def test_processors_of_one_name_are_told_apart(
         ({"cpu": "Xeon", "cores": 16, "gpus": ["H100"]}, "Xeon, 16 cores, H100"),
         ({}, ""),
         ({"gpus": 7, "cores": None}, ""),
+        (
+            {"cpu": "Xeon", "cpu_family": None, "cpu_model": [1], "cores": -2, "threads": 4},
+            "Xeon, 4 cores",
+        ),
+        ({"cpu": {"a": 1}, "gpus": [None, "x" * 99]}, "x" * 59 + "…"),
     ],
 )
 def test_the_name_of_a_machine(parts: dict[str, Any], name: str) -> None:
