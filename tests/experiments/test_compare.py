@@ -322,7 +322,7 @@ def test_other_data_is_another_line(write: Write, rows: Rows) -> None:
     [
         (["cnn*"], "nothing called cnn* in "),
         (["--baseline=cnn"], "no line called cnn to compare with; there are batch, plain"),
-        (["/nowhere/at/all"], "nothing called /nowhere/at/all in "),
+        (["/nowhere/at/all"], "there is no file or folder /nowhere/at/all"),
         (["--metric=test_curve/acc@x"], "no run has test_curve/acc@x; there are test/acc"),
         (["--metric=test/accuracy"], "no run has test/accuracy; there are test/acc, val/acc"),
     ],
@@ -850,7 +850,7 @@ def test_figures_that_no_run_has_spoil_no_comparison(
     assert "Infinity" not in text.partition("<script")[0]
 
 
-def test_a_curve_without_a_number_is_left_out_of_the_page(
+def test_a_curve_without_a_number_spoils_no_page(
     write: Write, output: Callable[..., str], tmp_path: Path
 ) -> None:
     folder = write("a")
