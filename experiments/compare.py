@@ -145,6 +145,8 @@ def _check(options: argparse.Namespace) -> None:
         raise CompareError(f"--margin must be above 0, got {options.margin:g}")
     if options.margin is not None and options.baseline is None:
         raise CompareError("--margin is for a comparison with a line: add --baseline NAME")
+    if options.margin is not None and (options.serve or options.format == "html"):
+        raise CompareError("the page has no verdicts yet: use --margin with another --format")
     if options.plot and options.plot.suffix.lower() != ".png":
         raise CompareError(f"--plot draws PNG files, such as curves.png, not {options.plot}")
     if not options.serve and (options.open or options.port):
