@@ -42,6 +42,7 @@ from experiments.analysis.groups import (
 from experiments.analysis.metrics import CURVES, FINAL, curve_metric, final_metric
 from experiments.command_line.config_files import expand_home, expand_homes, use_utf8
 from experiments.errors import OneLineParser, ended_plainly
+from experiments.identity import experiment_name
 from experiments.page.build import PageError, embedded_pictures, static_page
 from experiments.page.payload import Grouped, lines_of, payload
 from experiments.page.server import PageServer, Watched
@@ -216,11 +217,20 @@ def _lacking(runs: Sequence[Run], metric: str, options: argparse.Namespace) -> l
 
 
 def _baseline(groups: Sequence[Group], name: str | None) -> Group | None:
-    found = [group for group in groups if name in {group.name, *(r.name for r in group.runs)}]
-    if name is not None and not found:
+    if name is None:
+        return None
+    found = [group for group in groups if name in _names(group)]
+    if len(found) > 1:
+        raise CompareError(f"{len(found)} lines are called {name}: name a run of the right one")
+    if not found:
         names = ", ".join(group.name for group in groups)
         raise CompareError(f"no line called {name} to compare with; there are {names}")
-    return found[0] if name is not None else None
+    return found[0]
+
+
+def _names(group: Group) -> set[str]:
+    """The names by which a line can be asked for: also without the seed of its only run."""
+    return {group.name, experiment_name(group.name), *(run.name for run in group.runs)}
 
 
 def _render(found: Grouped, against: Comparison | None, options: argparse.Namespace) -> str:

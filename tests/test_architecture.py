@@ -58,7 +58,7 @@ ROOMS: dict[str, set[str]] = {
     | {"session"},
     "reproduction": {"texts", "identity", "records", "analysis"},
     "page": {"texts", "identity", "records", "analysis"},
-    "compare": {"errors", "texts", "records", "analysis", "sources", "command_line", "page"},
+    "compare": {*_BASE, "records", "analysis", "sources", "command_line", "page"},
     "export_runs": {*_BASE, "records", "sources", "command_line"},
     "tuning": {"errors", "texts", "identity", "process", "records", "analysis", "session"}
     | {"command_line", "compare"},

@@ -869,3 +869,20 @@ def test_a_folder_that_is_not_there_is_named(
     with pytest.raises(SystemExit):
         main([missing])
     assert capsys.readouterr().err == f"error: no runs: there is no file or folder {missing}\n"
+
+
+def test_a_baseline_may_be_named_without_its_seed(write: Write, rows: Rows) -> None:
+    write("p-s0", acc=0.5)
+    write("q-s0", acc=0.6, norm="batch")
+    found = rows("--baseline", "p")
+    assert found[0]["difference mean"] == pytest.approx(0.1)
+
+
+def test_a_baseline_that_two_lines_have_is_refused(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("p-s0")
+    write("p-s1", seed=1, norm="batch")
+    with pytest.raises(SystemExit):
+        main(["--runs_dir", str(tmp_path / "runs"), "--baseline", "p"])
+    assert "2 lines are called p: name a run of the right one" in capsys.readouterr().err
