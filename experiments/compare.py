@@ -29,7 +29,6 @@ import pandas as pd
 
 from experiments.analysis import pages, plots
 from experiments.analysis.chance import many_tested
-from experiments.analysis.costs import CHEAPER
 from experiments.analysis.groups import (
     Comparison,
     Group,
@@ -40,13 +39,13 @@ from experiments.analysis.groups import (
     warnings_about,
 )
 from experiments.analysis.metrics import CURVES, FINAL, curve_metric, final_metric
+from experiments.analysis.verdicts import better_if
 from experiments.command_line.config_files import expand_home, expand_homes, use_utf8
 from experiments.errors import OneLineParser, ended_plainly
 from experiments.identity import experiment_name
 from experiments.page.build import PageError, embedded_pictures, static_page
 from experiments.page.payload import Grouped, lines_of, payload
 from experiments.page.server import PageServer, Watched
-from experiments.records.curves import is_loss
 from experiments.records.files import reason_of
 from experiments.records.runs import Run
 from experiments.sources.find import CompareError, find_runs
@@ -144,10 +143,9 @@ def _check(options: argparse.Namespace) -> None:
         raise CompareError(f"--top must be at least 1, got {options.top}")
     if options.margin is not None and not 0 < options.margin < math.inf:
         raise CompareError(f"--margin must be above 0, got {options.margin:g}")
-    if options.margin is not None and options.baseline is None:
+    is_page = options.serve or options.format == "html"  # in it, a line may be chosen later
+    if options.margin is not None and options.baseline is None and not is_page:
         raise CompareError("--margin is for a comparison with a line: add --baseline NAME")
-    if options.margin is not None and (options.serve or options.format == "html"):
-        raise CompareError("the page has no verdicts yet: use --margin with another --format")
     if options.plot and options.plot.suffix.lower() != ".png":
         raise CompareError(f"--plot draws PNG files, such as curves.png, not {options.plot}")
     if not options.serve and (options.open or options.port):
@@ -187,7 +185,7 @@ def compared(runs: Sequence[Run], options: argparse.Namespace) -> Grouped:
     curve = options.curve or curve_metric(runs, metric)
     _check_known(runs, options)
     groups = group_runs(runs, metric, curve, by_seed=not options.no_group)
-    smallest_first = options.ascending or is_loss(metric) or metric in CHEAPER
+    smallest_first = options.ascending or better_if(metric) == "lower"
     groups.sort(key=lambda group: group.sort_key(smallest_first))
     warnings = [*_lacking(runs, metric, options), *warnings_about(runs), *doubts(groups)]
     return Grouped(groups, metric, curve, [*warnings, *many_tested(groups)])
@@ -267,6 +265,7 @@ def _content(
 def _view(options: argparse.Namespace) -> dict[str, Any]:
     """The view of the page that the options ask for."""
     view: dict[str, Any] = {"ascending": options.ascending, "everything": options.all}
+    view |= {"margin": options.margin} if options.margin is not None else {}
     return {**view, "group": "run"} if options.no_group else view
 
 

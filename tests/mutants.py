@@ -287,7 +287,7 @@ FAULTS = [
     ("experiments/analysis/significance", "** (count - 1)", "** count"),
     ("experiments/analysis/verdicts", "if self.holm >= ALPHA", "if self.difference.p >= ALPHA"),
     ("experiments/analysis/verdicts", "self.equivalence_holm < ALPHA", "self.equivalence < ALPHA"),
-    ("experiments/analysis/verdicts", "or self.metric in CHEAPER", ""),
+    ("experiments/analysis/verdicts", "or metric in CHEAPER", ""),
     ("experiments/analysis/chance", "if count <= MANY", "if count < MANY"),
     ("experiments/analysis/chance", "max(0.0, value * (1 - value))", "value * (1 - value)"),
     ("experiments/analysis/chance", "deviation / len(values) ** 0.5", "deviation"),

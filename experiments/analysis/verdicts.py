@@ -18,6 +18,13 @@ def margin_for(metric: str) -> float | None:
     return POINT if is_accuracy(metric) else None
 
 
+def better_if(metric: str) -> Literal["higher", "lower"] | None:
+    """Which of two figures is better; None for what is no accuracy, loss or cost."""
+    if is_loss(metric) or metric in CHEAPER:
+        return "lower"
+    return "higher" if is_accuracy(metric) else None
+
+
 @dataclass(frozen=True)
 class Outcome:
     """A difference to a baseline, tested as one of a family.
@@ -50,12 +57,11 @@ class Outcome:
         """What is shown at 5 %, for the whole family; what is no quality is ``higher``."""
         if self.holm >= ALPHA:
             return "equivalent" if self.is_within else "undecided"
-        more = self.difference.mean > 0
-        if is_loss(self.metric) or self.metric in CHEAPER:
-            return "worse" if more else "better"
-        if is_accuracy(self.metric):
-            return "better" if more else "worse"
-        return "higher" if more else "lower"
+        side: Literal["higher", "lower"] = "higher" if self.difference.mean > 0 else "lower"
+        wanted = better_if(self.metric)
+        if wanted is None:
+            return side
+        return "better" if side == wanted else "worse"
 
     def words(self) -> str:
         """Difference, interval and verdict: ``-0.1231 (-0.1407 to -0.1056): worse, p = 0.0011``."""

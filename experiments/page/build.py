@@ -22,7 +22,10 @@ from experiments.page.payload import PICTURES
 from experiments.records.files import open_regular
 
 _ASSETS = Path(__file__).resolve().parent / "assets"
-_SCRIPTS = ("statistics.js", "model.js", "table.js", "charts.js", "detail.js", "page.js")
+_SCRIPTS = (
+    *("statistics.js", "verdicts.js", "model.js", "table.js", "charts.js", "detail.js"),
+    "page.js",  # it starts the others
+)
 LARGEST_PICTURE = 4 * 2**20  # bytes
 _MOST_PICTURES = 6 * 2**20  # bytes in one file, which may be sent by mail
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag

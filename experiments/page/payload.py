@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.analysis.costs import CHEAPER, machine, parameters, quotient, share_of_peak
+from experiments.analysis.costs import machine, parameters, quotient, share_of_peak
 from experiments.analysis.groups import Group
+from experiments.analysis.verdicts import better_if, margin_for
 from experiments.page.settings import cell, differing, labels, readable, settings_of, shown
 from experiments.records.reader import is_number, read_json
 from experiments.records.runs import Run
@@ -81,13 +82,24 @@ def overview(found: Grouped, names: Mapping[Path, str]) -> dict[str, Any]:
     return {
         "metric": shown(found.metric),
         "curve": shown(found.curve),
-        "cheaper": list(CHEAPER),
+        **_judged_by(found.runs),
         "warnings": [shortened(printable(warning), 500) for warning in found.warnings],
         "lines": {names[p]: line for p, line in lines_of(found.groups).items()},
         "order": [names[run.path] for run in found.runs],
         "differing": different,
         "settings": everything,
         "labels": labels(dict.fromkeys([*everything, *different])),
+    }
+
+
+def _judged_by(runs: Sequence[Run]) -> dict[str, Any]:
+    """By metric: which figures are better, and the margin if none is given."""
+    metrics = {metric: shown(metric, 100) for run in runs for metric in run.summary}
+    better = {name: better_if(metric) for metric, name in metrics.items()}
+    margins = {name: margin_for(metric) for metric, name in metrics.items()}
+    return {
+        "better": {name: wanted for name, wanted in better.items() if wanted},
+        "margins": {name: least for name, least in margins.items() if least},
     }
 
 

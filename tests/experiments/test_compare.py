@@ -180,6 +180,14 @@ def test_the_margin_can_be_set(rows: Rows, output: Callable[..., str]) -> None:
     assert "equivalent within ±0.1," in output("--baseline=plain", "--margin=0.1")
 
 
+@pytest.mark.usefixtures("five_lines")
+@pytest.mark.parametrize("baseline", [[], ["--baseline=plain"]])
+def test_the_page_takes_a_margin_and_a_baseline_later(
+    baseline: list[str], output: Callable[..., str]
+) -> None:
+    assert "packed-data" in output("--format=html", "--margin=0.1", *baseline)
+
+
 def test_a_loss_is_better_lower_and_equivalent_by_a_margin_that_is_given(
     write: Write, rows: Rows
 ) -> None:
@@ -322,7 +330,6 @@ def test_other_data_is_another_line(write: Write, rows: Rows) -> None:
     [
         (["cnn*"], "nothing called cnn* in "),
         (["--baseline=cnn"], "no line called cnn to compare with; there are batch, plain"),
-        (["--format=html", "--margin=1", "--baseline=a"], "the page has no verdicts yet: use"),
         (["/nowhere/at/all"], "there is no file or folder /nowhere/at/all"),
         (["--metric=test_curve/acc@x"], "no run has test_curve/acc@x; there are test/acc"),
         (["--metric=test/accuracy"], "no run has test/accuracy; there are test/acc, val/acc"),

@@ -76,7 +76,10 @@ const detail = (() => {
   }
 
   function fill(dialog, run, view) {
-    const line = model.lines(view.group).find(({ runs }) => runs.includes(run));
+    const lines = model.lines(view.group);
+    model.compare(lines, view);
+    const line = lines.find(({ runs }) => runs.includes(run));
+    const tests = model.outcomeRows(line, view);
     const close = node("button", { type: "button", className: "close", textContent: "Close" });
     close.addEventListener("click", () => dialog.close());
     const head = node("div", { className: "head" },
@@ -87,6 +90,7 @@ const detail = (() => {
     dialog.replaceChildren(head, ...choose, node("div", { className: "parts" },
       part("How it ended", true, rows(run.facts)),
       part("Summary", true, rows(figuresOf(run))),
+      ...(tests.length ? [part(`${line.id} against the baseline`, true, rows(tests))] : []),
       part("Confusion matrix", true, box),
       part("Mistakes", true, mistakes(run)),
       part("Configuration: settings that differ first", true, rows(settingsOf(run)))));

@@ -1,10 +1,10 @@
 // What the page knows of the runs: lines, columns, units and words. Nothing here touches the page.
 const model = (() => {
-  const { mean, sd, difference, holm, FEWEST } = statistics;
+  const { mean, sd, difference, FEWEST } = statistics;
   const BY_EXPERIMENT = "experiment";
   const BY_RUN = "run";
   const ALWAYS = [BY_EXPERIMENT, BY_RUN, "status", "machine", "seed"];
-  const data = { runs: new Map(), order: [], lines: {}, labels: {}, differing: [], settings: [], cheaper: [] };
+  const data = { runs: new Map(), order: [], lines: {}, labels: {}, differing: [], settings: [] };
 
   // A record without names of its own: a key of a run may be "constructor" or "__proto__".
   const bare = (record) => Object.assign(Object.create(null), record);
@@ -20,11 +20,13 @@ const model = (() => {
     for (const id of data.runs.keys()) if (!kept.has(id)) data.runs.delete(id);
     const { runs, ...others } = news;
     Object.assign(data, others);
-    for (const name of ["lines", "labels", "pictures"]) data[name] = bare(data[name]);
+    for (const name of ["lines", "labels", "pictures", "better", "margins"]) data[name] = bare(data[name]);
   }
 
   const runs = () => data.order.map((id) => data.runs.get(id)).filter(Boolean);
-  const smallerIsBetter = (metric) => metric.includes("loss") || data.cheaper.includes(metric);
+  const smallerIsBetter = (metric) => data.better[metric] === "lower";
+  // The least difference that matters: of the view, or the one of the metric; null if it has none.
+  const margin = (view) => view.margin ?? data.margins[view.metric] ?? null;
   const label = (key) => data.labels[key] ?? key;
 
   const UNITS = bare({
@@ -61,7 +63,6 @@ const model = (() => {
   }
 
   const signed = (value, like) => (value < 0 ? "\u2212" : "+") + number(Math.abs(value), like);
-  const pWords = (p) => (p < 0.001 ? "< 0.001" : p.toPrecision(2));
 
   function keyOf(run, key) {
     if (key === BY_EXPERIMENT) return data.lines[run.id] ?? run.id;
@@ -163,7 +164,7 @@ const model = (() => {
       { key: "n", title: "n", numeric: true, cell: (line) => count(line, metric) },
       figureColumn(metric),
     ];
-    if (view.baseline) found.push(...testColumns());
+    if (view.baseline) found.push(testColumn);
     if (curve) found.push(...curveColumns(curve));
     found.push(...view.metrics.filter((name) => name !== metric).map(figureColumn));
     const keys = differing(view.everything).filter((key) => key !== view.group);
@@ -185,10 +186,9 @@ const model = (() => {
     cell: (line) => settingOf(line, key),
   });
 
-  const testColumns = () => [
-    { key: "difference", title: "difference (95 % interval)", numeric: true, cell: (line) => line.gap },
-    { key: "p", title: "p (Holm)", numeric: true, cell: (line) => line.p },
-  ];
+  const testColumn = {
+    key: "difference", title: "difference to baseline", tested: true, cell: (line) => line.gap,
+  };
 
   const curveColumns = (curve) => [
     { key: `best ${curve}`, title: `best ${curve}`, numeric: true,
@@ -205,15 +205,48 @@ const model = (() => {
     return { text: have === all || !have ? String(all) : `${have} of ${all}`, sort: all };
   }
 
-  // Tests each line against the baseline; `correct` then corrects the p-values.
+  // Tests each line against the baseline. The family is all lines: one of the best alone would be none.
   function compare(found, view) {
     const base = found.find((line) => line.id === view.baseline);
     const theirs = base ? bySeed(base, figure(view.metric)) : new Map();
     for (const line of found) {
       line.test = null;
-      line.p = { text: "", sort: null };
       line.gap = gapTo(line, base, theirs, view);
     }
+    const results = verdicts.outcomes(found.map(({ test }) => test), data.better[view.metric], margin(view));
+    found.forEach((line, i) => {
+      line.outcome = results[i];
+      if (line.outcome) line.gap = tested(line.gap, line.outcome);
+    });
+    return results.filter(Boolean).length;
+  }
+
+  function tested(gap, outcome) {
+    const text = `${gap.text}: ${verdicts.words(outcome)}, ${verdicts.figures(outcome)}`;
+    return { ...gap, text, title: details(text, outcome) };
+  }
+
+  function details(text, { difference: found, family, margin: least }) {
+    const lines = [text, `95 % interval of this line alone; ${found.test}, n = ${found.n}`,
+      `p and TOST p are corrected by Holm over ${family} ${family === 1 ? "line" : "lines"}`];
+    return [...lines, least === null ? "no margin: equivalence is not tested" : `margin \u00b1${least}`].join("\n");
+  }
+
+  // A line's test against the baseline, in rows for its run; none without a test.
+  function outcomeRows({ outcome, gap }, { baseline }) {
+    if (!outcome) return [];
+    const { difference: found, family } = outcome;
+    const p = (value) => value.toPrecision(3);
+    const rows = [
+      ["verdict", verdicts.words(outcome)], ["baseline", baseline],
+      ["difference", gap.words(found.mean)],
+      ["95 % interval", `${gap.words(found.low)} to ${gap.words(found.high)}`],
+      ["test", `${found.test}, n = ${found.n}`], ["p", p(found.p)],
+      [`p by Holm over ${family}`, p(outcome.holm)],
+    ];
+    if (outcome.margin === null) return [...rows, ["margin", "none: equivalence is not tested"]];
+    return [...rows, ["margin", `\u00b1${outcome.margin}`], ["TOST p", p(outcome.equivalence)],
+      [`TOST p by Holm over ${family}`, p(outcome.equivalenceHolm)]];
   }
 
   function gapTo(line, base, theirs, view) {
@@ -226,20 +259,10 @@ const model = (() => {
     if (dataOf(line) !== dataOf(base)) return { text: `${words(sort)}, on other data: not tested`, sort };
     line.test = difference(ours, theirs);
     if (!line.test) return { text: `${words(sort)}, fewer than ${FEWEST} seeds: not tested`, sort };
-    return { text: `${words(sort)} (${words(line.test.low)} to ${words(line.test.high)})`, sort };
+    return { text: `${words(sort)} (${words(line.test.low)} to ${words(line.test.high)})`, sort, words };
   }
 
   const dataOf = (line) => counted(line.runs.map((run) => run.data)).map(([name]) => name).join();
-
-  // Holm's correction over all lines: one over the best lines alone would be none.
-  function correct(found) {
-    const testedLines = found.filter((line) => line.test);
-    const adjusted = holm(testedLines.map((line) => line.test.p));
-    testedLines.forEach((line, i) => {
-      line.p = { text: `${pWords(adjusted[i])}, ${line.test.test}`, sort: adjusted[i] };
-    });
-    return testedLines.length;
-  }
 
   // Settings that differ within a line: the line mixes experiments.
   function mixed(found) {
@@ -272,7 +295,7 @@ const model = (() => {
   }
 
   return {
-    ALWAYS, BY_EXPERIMENT, BY_RUN, data, bare, take, runs, lines, columns, compare, correct, mixed,
+    ALWAYS, BY_EXPERIMENT, BY_RUN, data, bare, take, runs, lines, columns, compare, outcomeRows, margin, mixed,
     machines, passes, label, number, setting, signed, unit, withUnit, smallerIsBetter, metrics, curves,
     differing, bySeed, figure, counted,
   };

@@ -7,7 +7,7 @@ const page = (() => {
   const AFTER_TABLE_MS = 20; // the table is painted first
   let view = {};
   let defaults = {};
-  let [lines, colours, plotted, updating, corrected] = [[], new Map(), null, false, 0];
+  let [lines, colours, plotted, updating, typing, corrected] = [[], new Map(), null, false, false, 0];
 
   // ---- packed parts ----------------------------------------------------------------------------
 
@@ -38,7 +38,7 @@ const page = (() => {
     const { metric, curve, live, differing } = model.data;
     const smallest = given.ascending || model.smallerIsBetter(metric);
     return {
-      group: model.BY_EXPERIMENT, metric, curve, baseline: "", metrics: extraMetrics(), everything: false,
+      group: model.BY_EXPERIMENT, metric, curve, baseline: "", margin: null, metrics: extraMetrics(), everything: false,
       search: "", filters: [], sort: [metric, smallest ? "asc" : "desc"], page: table.PAGE, selected: null,
       tab: "curves", drawn: curve, over: "step", smooth: 0, xlog: false, ylog: false, spread: "band",
       across: differing[0] ?? "", up: metric, colour: "", sxlog: false, sylog: false, lastAxis: metric,
@@ -62,6 +62,7 @@ const page = (() => {
 
   // Whether a value of the address has the type of the view.
   function fits(value, known, key) {
+    if (key === "margin") return value === null || isMargin(value);
     if (key === "selected") return value === null || isTexts(value);
     if (key === "filters") return Array.isArray(value) && value.every((f) => isTexts(f) && f.length === 3);
     if (key === "sort") return isTexts(value) && ["asc", "desc"].includes(value[1]);
@@ -71,6 +72,7 @@ const page = (() => {
     return typeof value === typeof known;
   }
 
+  const isMargin = (value) => Number.isFinite(value) && value > 0;
   const isTexts = (value) => Array.isArray(value) && value.every((text) => typeof text === "string");
 
   function writeAddress() {
@@ -97,8 +99,7 @@ const page = (() => {
   function showTable() {
     lines = model.lines(view.group);
     if (view.baseline && !lines.some(({ id }) => id === view.baseline)) view.baseline = "";
-    model.compare(lines, view);
-    corrected = view.baseline ? model.correct(lines) : 0;
+    corrected = model.compare(lines, view);
     updating = true;
     table.show($("table-box"), lines, model.columns(view), view);
     updating = false;
@@ -116,15 +117,20 @@ const page = (() => {
 
   function showTableNote(shown) {
     const notes = [];
-    if (view.baseline) {
-      notes.push(`p-values: t tests against ${view.baseline} from three seeds on, paired where both lines have `
-        + `the same seeds, corrected by Holm for the ${corrected} tests of all lines, also of those that a filter hides. `
-        + "A large p does not show that two lines are equal.");
-    }
+    if (view.baseline) notes.push(testNote());
     const mixed = view.group === model.BY_EXPERIMENT || view.group === model.BY_RUN ? [] : model.mixed(shown);
     if (mixed.length) notes.push(`Lines mix runs that differ in ${mixed.map(model.label).join(", ")}.`);
     if (view.metrics.some(isOfTime) && model.machines(shown).length > 1) notes.push(machinesDiffer(shown));
     $("table-note").textContent = notes.join(" ");
+  }
+
+  function testNote() {
+    const margin = model.margin(view);
+    const equivalence = margin === null ? `No line is called equivalent: there is no margin for ${view.metric}.`
+      : `TOST p: the difference is smaller than \u00b1${margin}, corrected likewise.`;
+    return `Verdicts at 5 %, from three seeds on. p: t tests against ${view.baseline}, paired where both lines have the `
+      + `same seeds, corrected by Holm for the ${corrected} tests of all lines, also of those that a filter hides. `
+      + `${equivalence} Undecided: neither is shown; more seeds may decide.`;
   }
 
   const isOfTime = (metric) => /seconds|per_s$/.test(metric);
@@ -251,9 +257,23 @@ const page = (() => {
     $("spread").value = view.spread;
     $("smooth").value = view.smooth;
     for (const id of ["xlog", "ylog", "sxlog", "sylog"]) $(id).checked = view[id];
+    showMargin();
     showTabs();
     showFilters();
     showColumns(metrics);
+  }
+
+  // News do not change the field while somebody types.
+  function showMargin() {
+    $("margin").parentElement.hidden = !view.baseline;
+    if (!typing) $("margin").value = model.margin(view) ?? "";
+  }
+
+  // An empty field, or no number above 0, is the margin that the metric has.
+  function setMargin() {
+    typing = false;
+    const [value, usual] = [$("margin").valueAsNumber, model.margin({ ...view, margin: null })];
+    change({ margin: isMargin(value) && value !== usual ? value : null }, { rebuild: true });
   }
 
   function showTabs() {
@@ -322,11 +342,15 @@ const page = (() => {
     set("group", "change", "group", undefined, true);
     set("curve", "change", "curve", undefined, true);
     set("baseline", "change", "baseline", undefined, true);
+    $("margin").addEventListener("input", () => { typing = true; });
+    $("margin").addEventListener("blur", () => { typing = false; });
+    $("margin").addEventListener("change", setMargin);
     $("metric").addEventListener("change", () => {
       const metric = $("metric").value;
       const sort = [metric, model.smallerIsBetter(metric) ? "asc" : "desc"];
+      const margin = metric === defaults.metric ? defaults.margin : null; // it has the unit of the metric
       table.forget();
-      change({ metric, sort, up: metric, lastAxis: metric }, { rebuild: true });
+      change({ metric, margin, sort, up: metric, lastAxis: metric }, { rebuild: true });
     });
     for (const id of ["drawn", "over", "spread", "across", "colour", "up"]) set(id, "change", id);
     set("last-axis", "change", "lastAxis");
@@ -524,7 +548,7 @@ const page = (() => {
     detail.show($("detail"), view);
   }
 
-  return { start, poll, reread, view: () => view, lines: () => lines, table, model, statistics, charts };
+  return { start, poll, reread, view: () => view, lines: () => lines, table, model, statistics, verdicts, charts };
 })();
 globalThis.comparePage = page;
 page.start().catch((error) => {

@@ -69,8 +69,20 @@ const statistics = (() => {
   function tested(middle, error, df, test, n) {
     const half = error ? quantile(0.05, df) * error : 0;
     const p = error ? twoSided(middle / error, df) : Number(middle === 0);
-    return { mean: middle, low: middle - half, high: middle + half, p, test, n };
+    return { mean: middle, low: middle - half, high: middle + half, p, test, n, error, df };
   }
+
+  // One-sided p-values: a small one shows that a difference is above a bound, or below it.
+  function above({ mean: middle, error, df }, bound) {
+    if (!error) return Number(middle <= bound);
+    const t = (middle - bound) / error;
+    return t > 0 ? twoSided(t, df) / 2 : 1 - twoSided(t, df) / 2;
+  }
+
+  const below = ({ mean: middle, error, df }, bound) => above({ mean: -middle, error, df }, -bound);
+
+  // Two one-sided t tests (TOST): a small p-value shows that a difference is within the margin.
+  const equivalence = (found, margin) => Math.max(above(found, -margin), below(found, margin));
 
   // The difference of two groups, Maps of values by seed; null if either has too few values.
   function difference(ours, theirs) {
@@ -156,6 +168,7 @@ const statistics = (() => {
   }
 
   return {
-    FEWEST, mean, sd, twoSided, quantile, difference, holm, smoothed, bandAtPoints, bandBetween,
+    FEWEST, mean, sd, twoSided, quantile, difference, equivalence, holm, smoothed, bandAtPoints,
+    bandBetween,
   };
 })();

@@ -28,7 +28,7 @@ const table = (() => {
 
   const display = (column) => (line, type) => {
     const cell = column.cell(line);
-    if (type === "display") return node("span", { textContent: cell.text, title: cell.text });
+    if (type === "display") return node("span", { textContent: cell.text, title: cell.title ?? cell.text });
     return safe(type === "sort" ? cell.sort : cell.text);
   };
 
@@ -62,9 +62,9 @@ const table = (() => {
 
   function definitions(columns) {
     const own = columns.map((column) => ({
-      data: null, type: "cell", orderSequence: column.numeric ? ["desc", "asc"] : ["asc", "desc"],
+      data: null, type: "cell", orderSequence: column.numeric || column.tested ? ["desc", "asc"] : ["asc", "desc"],
       render: (line, type) => display(column)(line, type),
-      className: [column.numeric ? "number" : "", column.key === "note" ? "words" : ""].join(" "),
+      className: [column.numeric ? "number" : "", column.tested ? "tested" : "", column.key === "note" ? "words" : ""].join(" "),
     }));
     return [
       { data: null, orderable: false, searchable: false, type: "cell", render: drawCell },

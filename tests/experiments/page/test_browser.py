@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ import yaml
 
 from benchmarks.compare_page import chromium, make_runs
 from experiments import compare
-from experiments.analysis.significance import difference
+from experiments.analysis.significance import Difference, difference
+from experiments.analysis.verdicts import better_if, outcomes
 from experiments.page import server
 from tests.experiments.page.test_server import PNG, Visit
 
@@ -119,8 +121,8 @@ def empty_tab(browser: Any) -> Iterator[Tab]:
     assert found.errors == []
 
 
-def page_of(runs: Path, *options: str) -> str:
-    file = runs.parent / "page.html"
+def page_of(runs: Path, *options: str, name: str = "page.html") -> str:
+    file = runs.parent / name
     compare.main([f"--runs_dir={runs}", "--format=html", f"--output={file}", *options])
     return file.as_uri()
 
@@ -213,15 +215,113 @@ def test_a_baseline_is_tested_with_holm_over_all_lines(tab: Tab) -> None:
     page.locator("button.pin").last.click()
     assert page.locator("tr.baseline .open").text_content() == tab.names()[-1]
     assert "corrected by Holm for the 3 tests of all lines" in page.text_content("#table-note")
-    gaps, before = tab.column("difference (95 % interval)"), tab.column("p (Holm)")
-    assert (gaps[-1], before[-1]) == ("(baseline)", "")
+    before = tab.column("difference to baseline")
+    assert before[-1] == "(baseline)"
+    assert all(TESTED.fullmatch(text) for text in before[:-1])
     raw = page.evaluate(
-        "comparePage.lines().filter(({ test }) => test).map(({ test, p }) => [test.p, p.sort])"
+        "comparePage.lines().filter(({ outcome }) => outcome)"
+        ".map(({ outcome }) => [outcome.difference.p, outcome.holm])"
     )
     assert min(adjusted / p for p, adjusted in raw) >= 1
     assert max(adjusted / p for p, adjusted in raw) == pytest.approx(3)
+    cell = page.locator("#table-box td.tested span").first
+    assert "corrected by Holm over 3 lines\nmargin ±0.01" in str(cell.get_attribute("title"))
     page.fill("#search", tab.names()[2])
-    assert tab.column("p (Holm)") == [before[2]]  # a filter does not make a test weaker
+    # a filter does not make a test weaker
+    assert tab.column("difference to baseline") == [before[2]]
+
+
+def test_the_margin_is_shown_and_can_be_changed(tab: Tab, empty_tab: Tab) -> None:
+    page = tab.page
+    assert not page.locator("#margin").is_visible()
+    page.locator("button.pin").first.click()
+    assert page.input_value("#margin") == "0.01"
+    page.fill("#margin", "0.9")
+    page.keyboard.press("Enter")
+    small = ("equivalent within ±0.9", "but by less than 0.9")
+    assert all(any(map(text.count, small)) for text in tab.column("difference to baseline")[1:])
+    assert "smaller than ±0.9" in page.text_content("#table-note")
+    page.locator("button.open").last.click()
+    rows = page.locator("dialog details", has_text="against the baseline").text_content()
+    assert "margin±0.9" in rows and "TOST p by Holm over 3" in rows
+    page.keyboard.press("Escape")
+    again = empty_tab.open(page.url)
+    assert again.input_value("#margin") == "0.9"
+    assert empty_tab.column("difference to baseline") == tab.column("difference to baseline")
+    for nonsense in ("-1", ""):
+        page.fill("#margin", nonsense)
+        page.keyboard.press("Enter")
+        assert page.input_value("#margin") == "0.01"
+    page.select_option("#metric", "train/seconds")  # the margin has the unit of the metric
+    assert page.input_value("#margin") == ""
+    assert "there is no margin for train/seconds" in page.text_content("#table-note")
+    assert "TOST" not in "".join(tab.column("difference to baseline"))
+
+
+def test_the_margin_of_the_command_is_the_first(runs: Path, empty_tab: Tab) -> None:
+    page = empty_tab.open(page_of(runs, "--margin=0.5", name="margin.html"))
+    page.locator("button.pin").first.click()
+    assert page.input_value("#margin") == "0.5"
+    page.fill("#margin", "0.01")
+    page.keyboard.press("Enter")
+    for margin in ("-1", "0", "%22x%22", "1e999"):
+        empty_tab.show(f"#margin={margin}&baseline=%22made-0%22")
+        assert page.input_value("#margin") == "0.5"
+    empty_tab.show("#margin=null&baseline=%22made-0%22")
+    assert page.input_value("#margin") == "0.01"
+
+
+OUTCOMES = """([family, better, margin]) => comparePage.verdicts.outcomes(
+    family.map(([a, b]) => comparePage.statistics.difference(new Map(a), new Map(b))),
+    better, margin)"""
+TESTED = re.compile(r"[+\u2212]0\.\d{4} \(.* to .*\): [a-z].*, p [<=] .*, TOST p [<=] .*")
+Family = list[tuple[dict[int, float], dict[int, float]]]
+
+
+def families() -> list[Family]:
+    """Lines with their baselines: equal, near, far, noisy, without any spread, and too few."""
+    dice = random.Random(2)
+    found: list[Family] = []
+    for size in (1, 2, 9):
+        for n, theirs_n in ((3, 3), (5, 5), (4, 7), (30, 30)):
+            family: Family = [({0: 0.5}, {0: 0.5})]
+            for _ in range(size):
+                base = {seed: dice.gauss(0.5, 0.004) for seed in range(theirs_n)}
+                middle, spread = dice.choice([0.47, 0.5, 0.506, 0.53]), dice.choice([0.001, 0.02])
+                family.append(({seed: dice.gauss(middle, spread) for seed in range(n)}, base))
+            found.append(family)
+    constant = dict.fromkeys(range(3), 0.5)
+    for count in (3, 4):
+        lines = [dict.fromkeys(range(count), value) for value in (0.5, 0.508, 0.75)]
+        found.append([(line, constant) for line in lines])
+    return found
+
+
+@pytest.mark.parametrize("metric", ["test/acc", "val/loss", "train/images_per_s"])
+@pytest.mark.parametrize("margin", [None, 0.01, 0.25])
+def test_verdicts_agree_with_those_of_the_table(
+    metric: str, margin: float | None, tab: Tab
+) -> None:
+    seen = set()
+    for family in families():
+        pairs = [[[*map(list, side.items())] for side in pair] for pair in family]
+        found = tab.page.evaluate(OUTCOMES, [pairs, better_if(metric), margin])
+        differences: list[Difference | None] = [difference(*pair) for pair in family]
+        wanted = outcomes(differences, metric, margin)
+        assert [line is None for line in found] == [line is None for line in wanted]
+        for ours, theirs in zip(found, wanted, strict=True):
+            if theirs is None:
+                continue
+            seen.add(theirs.verdict)
+            assert (ours["verdict"], ours["isWithin"]) == (theirs.verdict, theirs.is_within)
+            assert (ours["family"], ours["margin"]) == (theirs.family, theirs.margin)
+            figures = (ours["holm"], ours["equivalence"], ours["equivalenceHolm"])
+            same = (theirs.holm, theirs.equivalence, theirs.equivalence_holm)
+            if margin is None:
+                assert figures[1:] == same[1:] == (None, None)
+            known = figures[: 1 if margin is None else 3], same[: 1 if margin is None else 3]
+            assert known[0] == pytest.approx(known[1], rel=1e-6, abs=1e-12)
+    assert len(seen) >= 3 and ("equivalent" in seen) == (margin is not None)
 
 
 def test_statistics_agree_with_those_of_the_table(tab: Tab) -> None:
@@ -253,6 +353,11 @@ def check(page: Any, ours: dict[int, float], theirs: dict[int, float]) -> None:
     assert (found["test"], found["n"]) == (wanted.test, wanted.n)
     for part in ("mean", "low", "high", "p"):
         assert found[part] == pytest.approx(getattr(wanted, part), rel=1e-6, abs=1e-12)
+    for margin in (0.01, 0.3, 1.0):
+        same = page.evaluate(
+            "([a, margin]) => comparePage.statistics.equivalence(a, margin)", [found, margin]
+        )
+        assert same == pytest.approx(wanted.equivalence(margin), rel=1e-6, abs=1e-12)
 
 
 def test_curves_have_axes_bands_and_smoothing(tab: Tab) -> None:

@@ -91,6 +91,18 @@ def test_all_runs_are_there_with_lines_curves_and_scales(tmp_path: Path) -> None
     json.dumps(found, allow_nan=False)
 
 
+def test_the_page_knows_what_is_better_and_the_margins(tmp_path: Path) -> None:
+    make_runs(tmp_path, 1, points=1)
+    record = json.loads((tmp_path / "made-0-s0/record.json").read_text())
+    record["summary"] |= {"val/error": 0.5, "other": 1.0}
+    (tmp_path / "made-0-s0/record.json").write_text(json.dumps(record))
+    found = payload(compared([read_run(tmp_path / "made-0-s0")]))
+    better = {"test/acc": "higher", "val/error": "lower", "train/seconds": "lower"}
+    assert better.items() <= found["better"].items()
+    assert "other" not in found["better"]
+    assert found["margins"] == {"test/acc": 0.01, "val/acc": 0.01}
+
+
 def test_a_long_curve_keeps_its_ends() -> None:
     assert thinned(range(5)) == [0, 1, 2, 3, 4]
     kept = thinned(range(12_345))
