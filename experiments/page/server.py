@@ -5,6 +5,7 @@ three pictures. Only the loopback interface listens, and a request for another h
 because a page elsewhere may have let its own name lead here.
 """
 
+import itertools
 import json
 import os
 import secrets
@@ -29,6 +30,7 @@ HOST = "127.0.0.1"
 _NAMES = (HOST, "localhost")
 _WATCHED = (RECORD, METRICS, CONFIG, "confusion_test.json", "confusion_val.json", *PICTURES)
 _LONGEST_VERSION = 20  # digits
+_MOST_FILES = 1_000  # of a run of another tool
 _PAUSE_S = 1.0  # between two looks at the disk
 
 Signature = tuple[tuple[int, int] | None, ...]
@@ -38,7 +40,8 @@ class Watched:
     """Runs on the disk, and which of them changed since when.
 
     Args:
-        find: finds all runs; called again if a folder appears or goes.
+        find: finds all runs; called again if a folder or file appears or goes, and if a file of
+            another tool changes, because several runs may be in it.
         judge: groups them.
         roots: folders in which runs appear.
         view: settings of the page to begin with.
@@ -112,7 +115,8 @@ class Watched:
 
     def _update(self) -> None:
         places = self._listed()
-        changed = self._find_again() if places != self._places else self._read_again()
+        anew = places != self._places or self._others_changed()
+        changed = self._find_again() if anew else self._read_again()
         self._places = places
         if changed or not self._overview:
             self._version += 1
@@ -122,7 +126,7 @@ class Watched:
                 self._fields[path] = self._version, run_fields(self._runs[path], self._names[path])
 
     def _listed(self) -> list[str]:
-        """The folders in which a run may be, and whether they hold one."""
+        """The places in which a run may be; those without a record, with what changes in them."""
         found = []
         parents = {path.parent for path in self._runs} | set(self._roots)
         for parent in sorted(parents):
@@ -130,30 +134,39 @@ class Watched:
                 entries = [*os.scandir(parent)]
             except OSError:
                 continue
-            names = (entry.path for entry in entries)
-            found += [name for name in names if os.path.lexists(f"{name}/{RECORD}")]
+            found += [_place(entry) for entry in entries]
         return sorted(found)
+
+    def _others_changed(self) -> bool:
+        """Whether a file of another tool changed."""
+        others = (run for run in self._runs.values() if run.source != "record")
+        return any(_signature(run) != self._signatures.get(run.path) for run in others)
 
     def _find_again(self) -> set[Path]:
         before = self._runs
+        signatures = {path: _signature(run) for path, run in before.items()}  # before it is read
         self._runs = {run.path: run for run in self._find()}
         self._names = identify(self._runs.values(), self._names)
-        signatures = {path: _signature(path) for path in self._runs}
+        signatures = {p: signatures.get(p) or _signature(run) for p, run in self._runs.items()}
         gone = before.keys() - self._runs.keys()
         for path in gone:
             self._fields.pop(path, None)
         changed = {
-            path for path in self._runs if self._signatures.get(path) != signatures[path]
-        } | (self._runs.keys() - before.keys())
+            path
+            for path, run in self._runs.items()
+            if path not in before
+            or self._signatures.get(path) != signatures[path]
+            or before[path].status != run.status
+        }
         self._signatures = signatures
         return changed | gone
 
     def _read_again(self) -> set[Path]:
         changed = set()
         for path, run in self._runs.items():
-            signature = _signature(path)
             if run.source != "record":
                 continue
+            signature = _signature(run)
             if signature != self._signatures[path] or run.status == "running":
                 again = read_run(path)
                 if signature != self._signatures[path] or again.status != run.status:
@@ -163,16 +176,38 @@ class Watched:
         return changed
 
 
-def _signature(path: Path) -> Signature:
+def _place(entry: "os.DirEntry[str]") -> str:
+    """A folder with a record, or a file, by its path; another folder also by its time."""
+    try:
+        is_other = entry.is_dir() and not os.path.lexists(f"{entry.path}/{RECORD}")
+        return f"{entry.path} {entry.stat().st_mtime_ns}" if is_other else entry.path
+    except OSError:
+        return entry.path
+
+
+def _signature(run: Run) -> Signature:
     """Sizes and times of the files of a run that the page shows."""
+    if run.source == "record":
+        files = [f"{run.path}/{file}" for file in _WATCHED]
+    else:
+        files = _files_of_other(run.path)
     found: list[tuple[int, int] | None] = []
-    for file in _WATCHED:
+    for file in files:
         try:
-            status = os.stat(path / file)  # noqa: PTH116 - three times as fast for many runs
+            status = os.stat(file)  # noqa: PTH116 - three times as fast for many runs
             found.append((status.st_mtime_ns, status.st_size))
         except OSError:
             found.append(None)
     return tuple(found)
+
+
+def _files_of_other(path: Path) -> list[str]:
+    """The files of a run of another tool: those in its folder, or the file that holds it."""
+    place = path if path.exists() else path.parent  # of a run in a database or in Parquet files
+    if not place.is_dir():
+        return [str(place), f"{place}-wal"]  # SQLite writes into the second first
+    walk = (f"{at}/{name}" for at, _, names in os.walk(place) for name in names)
+    return sorted(itertools.islice(walk, _MOST_FILES))
 
 
 class _Handler(BaseHTTPRequestHandler):

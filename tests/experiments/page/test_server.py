@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from experiments import compare
 from experiments.page import server
 from experiments.page.server import PageServer
 from tests.conftest import PROJECT
+from tests.experiments.sources.test_foreign_tools import unpacked
 
 PNG = b"\x89PNG\r\n\x1a\nrest"
 
@@ -143,6 +145,59 @@ def test_runs_appear_and_go(visit: Visit, runs: Path) -> None:
     assert visit.names() == {"made-0-s0", "made-0-s2", "new"}
     shutil.rmtree(runs)
     assert visit.names() == set()
+
+
+def last_of(news: dict[str, Any], metric: str) -> dict[str, float]:
+    return {run["id"]: run["curves"][metric]["last"] for run in news["runs"]}
+
+
+def test_runs_of_other_tools_appear_and_grow(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_PAUSE_S", 0.0)
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    found = Visit(runs, str(runs), str(logs), "--curve=val/acc")
+    try:
+        found.data()
+        (logs / "version_0").mkdir()
+        (logs / "version_0/metrics.csv").write_text("step,val/acc\n1,0.25\n")
+        first = found.data()
+        (name,) = {*first["order"]} - {path.name for path in runs.iterdir()}
+        assert last_of(first, "val/acc")[name] == 0.25
+        with (logs / "version_0/metrics.csv").open("a") as file:
+            file.write("2,0.5\n")
+        news = found.data(first["version"])
+        assert last_of(news, "val/acc") == {name: 0.5}
+        assert found.data(news["version"])["runs"] == []
+    finally:
+        found.close()
+
+
+def test_all_runs_of_a_database_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_PAUSE_S", 0.0)
+    database = next(unpacked("mlflow-sqlite", tmp_path).rglob("*.db"))
+    found = Visit(tmp_path / "runs", str(database))
+    try:
+        first = found.data()
+        assert len(first["runs"]) == 2
+        with closing(sqlite3.connect(database)) as tables:
+            tables.execute("UPDATE runs SET status = 'FAILED'")
+            tables.commit()
+        news = found.data(first["version"])
+        assert [run["status"] for run in news["runs"]] == ["failed", "failed"]
+    finally:
+        found.close()
+
+
+def test_the_margin_of_the_command_is_in_the_view(runs: Path) -> None:
+    found = Visit(runs, "--margin=0.02")  # a baseline may be chosen later
+    try:
+        assert found.data()["view"]["margin"] == 0.02
+    finally:
+        found.close()
 
 
 def half_written(run: Path) -> None:
