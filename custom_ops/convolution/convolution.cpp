@@ -4,12 +4,12 @@
 // Images are NHWC. A tile is a square of 2x2 outputs. Channels are done in vectors, and a product of
 // matrices sums over channels (or, for the gradient of the kernels, over tiles). Between the
 // transforms and the products lie blocks of tiles that stay in the cache. bfloat16 is multiplied in
-// pairs, as the instruction wants it: what is summed over comes in pairs next to each other. Sums
-// are float32.
+// pairs, as the instruction wants it: what is summed over comes in pairs next to each other. A
+// processor without that instruction computes bfloat16 in float32. Sums are float32.
 //
-// What is added up in which order depends on the shape alone, never on the number of threads. Where
-// a number of bytes or rows decides, it was the best of several on one machine with caches of 48 KB
-// and 1 MB; results depend on it only for the gradient of the kernels, in the last digits.
+// What is added up in which order depends on the shape alone, never on the number of threads. Blocks
+// fit caches of 32 KB and 512 KB or more; results depend on their sizes only for the gradient of the
+// kernels, in the last digits.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -609,9 +609,10 @@ void differentiate(const T* x, const T* dy, float* dg, const Grid& grid, int64_t
 
 constexpr auto kNHWC = at::MemoryFormat::ChannelsLast;
 
-bool multiplied_here(at::ScalarType dtype) {
-  return dtype == at::kFloat || (HAS_BF16 && dtype == at::kBFloat16);
-}
+bool is_computed(at::ScalarType dtype) { return dtype == at::kFloat || dtype == at::kBFloat16; }
+
+// bfloat16 is computed in float32 where the processor does not multiply it.
+Tensor multipliable(const Tensor& x) { return HAS_BF16 ? x : x.to(at::kFloat); }
 
 // Calls with an example of the type.
 template <typename F>
@@ -639,7 +640,7 @@ Tensor convolved(const Tensor& any_x, const Tensor& weight, const std::optional<
   const int64_t inputs = weight.size(turned ? 0 : 1), outputs = weight.size(turned ? 1 : 0);
   TORCH_CHECK_VALUE(any_x.size(1) == inputs, "convolution expected ", inputs, " channels, got ",
                     any_x.size(1));
-  const Tensor x = any_x.contiguous(kNHWC), g = kernels_of(weight);
+  const Tensor x = multipliable(any_x.contiguous(kNHWC)), g = kernels_of(weight);
   const Tensor offset = bias ? bias->to(at::kFloat).contiguous() : Tensor();
   const Grid grid{x.size(0), x.size(2), x.size(3)};
   Tensor y = at::empty({grid.images, outputs, grid.height, grid.width}, x.options(), kNHWC);
@@ -654,12 +655,12 @@ Tensor convolved(const Tensor& any_x, const Tensor& weight, const std::optional<
     convolve(x.const_data_ptr<T>(), kernels, bias ? offset.const_data_ptr<float>() : nullptr,
              y.mutable_data_ptr<T>(), grid);
   });
-  return y;
+  return y.to(any_x.scalar_type());
 }
 
 Tensor winograd(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   at::AutoDispatchBelowADInplaceOrView no_autograd;
-  if (!multiplied_here(x.scalar_type())) {
+  if (!is_computed(x.scalar_type())) {
     return at::convolution(x, weight, bias, {1, 1}, {1, 1}, {1, 1}, false, {0, 0}, 1);
   }
   return convolved(x, weight, bias, false);
@@ -668,20 +669,21 @@ Tensor winograd(const Tensor& x, const Tensor& weight, const std::optional<Tenso
 std::tuple<Tensor, Tensor> winograd_backward(const Tensor& dy, const Tensor& x,
                                              const Tensor& weight, std::array<bool, 2> needs) {
   at::AutoDispatchBelowADInplaceOrView no_autograd;
-  if (!multiplied_here(x.scalar_type())) {
+  if (!is_computed(x.scalar_type())) {
     auto [dx, dw, _] = at::convolution_backward(dy, x, weight, std::nullopt, {1, 1}, {1, 1}, {1, 1},
                                                 false, {0, 0}, 1, {needs[0], needs[1], false});
     return {needs[0] ? dx : at::empty({0}, x.options()),
             needs[1] ? dw : at::empty({0}, weight.options())};
   }
   check(x, weight);
-  const Tensor pixels = x.contiguous(kNHWC), gradients = dy.to(x.scalar_type()).contiguous(kNHWC);
+  const Tensor pixels = multipliable(x.contiguous(kNHWC));
+  const Tensor gradients = dy.to(pixels.scalar_type()).contiguous(kNHWC);
   Tensor dx = at::empty({0}, x.options()), dw = at::empty({0}, weight.options());
-  if (needs[0]) dx = convolved(gradients, weight, std::nullopt, true);
+  if (needs[0]) dx = convolved(gradients, weight, std::nullopt, true).to(x.scalar_type());
   if (needs[1]) {
     const int64_t outputs = weight.size(0), inputs = weight.size(1);
     Tensor dg = at::empty({outputs, 3, 3, inputs}, x.options().dtype(at::kFloat));
-    with_type(x.scalar_type(), [&](auto example) {
+    with_type(pixels.scalar_type(), [&](auto example) {
       using T = decltype(example);
       differentiate(pixels.const_data_ptr<T>(), gradients.const_data_ptr<T>(),
                     dg.mutable_data_ptr<float>(), Grid{x.size(0), x.size(2), x.size(3)}, inputs,

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from custom_ops.convolution.formula import Geometry
+from custom_ops.operators import Kernels
 
 _LIBRARY: Any = torch.library.Library("custom_ops", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define(
@@ -28,8 +29,6 @@ _SAME_3X3 = ((1, 1), (1, 1), (1, 1))  # stride, padding and dilation
 _FEWEST_PRODUCTS = {torch.bfloat16: 1536, torch.float32: 4096}  # input times output channels
 _FEWEST_TILES = 256
 _SMALLEST_IMAGE = 2  # pixels
-
-_tried = False
 
 
 def suits(x: Tensor, weight: Tensor, geometry: Geometry, dtype: torch.dtype | None = None) -> bool:
@@ -70,8 +69,6 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         Y, (N, K, H, W), in channels-last format where a kernel computes it.
     """
-    if _load(x):
-        return torch.ops.custom_ops.winograd(x, weight, bias)  # type: ignore[no-any-return]
     y = torch.ops.aten.convolution(x, weight, bias, *_SAME_3X3, False, (0, 0), 1)
     return y.contiguous(memory_format=torch.channels_last)  # type: ignore[no-any-return]
 
@@ -88,8 +85,6 @@ def backward(dy: Tensor, x: Tensor, weight: Tensor, needs: list[bool]) -> tuple[
     Returns:
         dL/dX and dL/dg; a gradient that is not needed is an empty tensor of shape (0,).
     """
-    if _load(x):
-        return torch.ops.custom_ops.winograd_backward(dy, x, weight, needs)  # type: ignore[no-any-return]
     found = torch.ops.aten.convolution_backward(
         dy, x, weight, None, *_SAME_3X3, False, (0, 0), 1, [*needs, False]
     )
@@ -98,17 +93,6 @@ def backward(dy: Tensor, x: Tensor, weight: Tensor, needs: list[bool]) -> tuple[
         for gradient, need, like in zip(found[:2], needs, (x, weight), strict=True)
     )
     return dx, dweight
-
-
-def _load(x: Tensor) -> bool:
-    """Whether this call must go to kernels that have just been loaded."""
-    global _tried  # noqa: PLW0603 - once a process
-    if _tried or x.device.type != "cpu":
-        return False
-    _tried = True
-    from custom_ops import cpu  # noqa: PLC0415  only needed here
-
-    return cpu.load("convolution")
 
 
 def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -127,14 +111,17 @@ def _fake_backward(
     return dx, dweight
 
 
-for _name, _native, _fake in (
-    ("winograd", forward, _fake_forward),
-    ("winograd_backward", backward, _fake_backward),
-):
-    _LIBRARY.impl(_name, _native, "CompositeExplicitAutograd")
-    # `function` defines the derivatives; PyTorch's search for them takes 1 us in each call.
-    _LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")
-    torch.library.register_fake(f"custom_ops::{_name}", _fake, lib=_LIBRARY)
+def _load(device_type: str) -> bool:
+    if device_type != "cpu":
+        return False
+    from custom_ops import cpu  # noqa: PLC0415  only needed here
+
+    return cpu.load("convolution")
+
+
+KERNELS = Kernels(_load)
+KERNELS.register(_LIBRARY, "winograd", forward, _fake_forward)
+KERNELS.register(_LIBRARY, "winograd_backward", backward, _fake_backward)
 
 
 # Operations are counted as those of a direct convolution, whatever computes it.

@@ -134,7 +134,7 @@ class _TransformedLayerNorm(Function):
 @torch.library.impl(kernels.LIBRARY, "layer_norm", "CompositeImplicitAutograd")
 def _apply(x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int, eps: float) -> Tensor:
     """The operator `layer_norm` without its C++ version."""
-    if kernels.load(x.device.type):
+    if kernels.KERNELS.load(x.device.type):
         return _layer_norm(x, weight, bias, ndim, eps)  # type: ignore[no-any-return]
     return LayerNormFunction.apply(x, weight, bias, eps, ndim)  # type: ignore[no-any-return]
 

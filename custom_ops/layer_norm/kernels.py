@@ -10,14 +10,13 @@ can replace the first and call the second.
 """
 
 import importlib.util
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from custom_ops.layer_norm import formula
+from custom_ops.operators import Kernels
 
 LIBRARY: Any = torch.library.Library("custom_ops", "DEF")  # type: ignore[no-untyped-call]
 LIBRARY.define(
@@ -164,25 +163,6 @@ def check(x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int) -> N
             )
 
 
-_tried: dict[str, bool] = {}  # devices with a completed search for a kernel, and its result
-_lock = threading.Lock()
-
-
-def load(device_type: str) -> bool:
-    """Loads the kernel for a type of device, if there is one, in the first call for this type.
-
-    Returns:
-        Whether this call, or another thread during it, has loaded a kernel.
-    """
-    if device_type in _tried:
-        return False
-    with _lock:
-        if device_type not in _tried:
-            _tried[device_type] = False  # also if warnings are errors
-            _tried[device_type] = _load(device_type)
-        return _tried[device_type]
-
-
 def _load(device_type: str) -> bool:
     if device_type == "cpu":
         from custom_ops import cpu  # noqa: PLC0415  only needed here
@@ -195,26 +175,6 @@ def _load(device_type: str) -> bool:
     return False
 
 
-def _first(name: str, computed: Callable[..., Any]) -> Callable[..., Any]:
-    """The operator for devices without a loaded kernel: searches for one first.
-
-    The search is never made under a compiler, and at most once if there is a kernel, so no other
-    call pays for it.
-    """
-
-    def answer(*arguments: Any) -> Any:
-        if load(arguments[0].device.type):
-            return getattr(torch.ops.custom_ops, name)(*arguments)
-        return computed(*arguments)
-
-    return answer
-
-
-for _name, _formula, _fake in (
-    ("layer_norm_forward", forward, _fake_forward),
-    ("layer_norm_backward", backward, _fake_backward),
-):
-    LIBRARY.impl(_name, _first(_name, _formula), "CompositeExplicitAutograd")
-    # `function` defines the derivatives; PyTorch's search for them takes 1 us in each call.
-    LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")
-    torch.library.register_fake(f"custom_ops::{_name}", _fake, lib=LIBRARY)
+KERNELS = Kernels(_load)
+KERNELS.register(LIBRARY, "layer_norm_forward", forward, _fake_forward)
+KERNELS.register(LIBRARY, "layer_norm_backward", backward, _fake_backward)

@@ -1,4 +1,11 @@
-"""What the tests of LayerNorm and its kernels share."""
+"""What the tests of the hand-derived operators and their kernels share."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,3 +39,31 @@ def plain(
     y = centred / (centred.square().mean(dims, keepdim=True) + eps).sqrt()
     y = y if weight is None else y * weight
     return y if bias is None else y + bias
+
+
+def run_with_instructions(isa: str, file: str, tests: Sequence[str], cache: Path) -> None:
+    """Runs tests of a file in a new process, with kernels for other instructions in a new cache.
+
+    Args:
+        isa: flags of the compiler, such as ``-mavx2 -mfma``.
+        file: ``__file__`` of the tests.
+        tests: parts of their names.
+        cache: an empty folder.
+    """
+    levels = ("DEFAULT", "AVX2", "AVX512")
+    needed = levels[1 + ("avx512" in isa)]
+    if levels.index(torch.backends.cpu.get_cpu_capability()) < levels.index(needed):
+        pytest.skip(f"needs {needed}")
+    if not shutil.which("g++"):
+        pytest.skip("needs g++")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", file, "-k", " or ".join(tests)],
+        env={**os.environ, "CXX": "g++", "CUSTOM_OPS_ISA": isa, "XDG_CACHE_HOME": str(cache)},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "skipped" not in done.stdout
+    assert len([*cache.rglob("*.so")]) == 1

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import shutil
 import stat
 import subprocess
 import sys
@@ -490,7 +489,7 @@ def test_a_kernel_is_looked_for_once_and_never_for_fake_tensors(
         looked.append(True)
         return False
 
-    monkeypatch.setattr(kernels, "_tried", {})
+    monkeypatch.setattr(kernels.KERNELS, "found", {})
     monkeypatch.setattr(cpu, "load", load)
     with FakeTensorMode():
         x = torch.empty(2, 4)
@@ -498,8 +497,8 @@ def test_a_kernel_is_looked_for_once_and_never_for_fake_tensors(
         backward(x, x, None, statistics, 1, ALL)
     forward(torch.empty(2, 4, device="meta"), None, None, 1, EPS)
     assert not looked
-    assert not kernels.load("cpu")
-    assert not kernels.load("cpu")
+    assert not kernels.KERNELS.load("cpu")
+    assert not kernels.KERNELS.load("cpu")
     assert looked == [True]
 
 
@@ -507,7 +506,7 @@ SCRIPT = """
 import torch
 from custom_ops import layer_norm
 from custom_ops.layer_norm import kernels
-assert not kernels._tried  # importing loads nothing
+assert not kernels.KERNELS.found  # importing loads nothing
 x, dy, weight, bias = (torch.randn(*s) for s in ((33, 40), (33, 40), (40,), (40,)))
 results = []
 for function in (layer_norm, torch.nn.functional.layer_norm) * 2:
@@ -516,7 +515,7 @@ for function in (layer_norm, torch.nn.functional.layer_norm) * 2:
     results.append((y, *torch.autograd.grad(y, leaves, dy)))
 torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=1e-5)
 assert all(torch.equal(a, b) for a, b in zip(results[0], results[2]))  # first call as the others
-print(kernels._tried)
+print(kernels.KERNELS.found)
 """
 
 
@@ -548,22 +547,10 @@ def test_the_first_call_loads_the_kernel() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="needs AVX2")
-@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
 @pytest.mark.parametrize("isa", ["-mavx2 -mfma -mf16c", "-mavx2", "-msse2"])
-def test_other_instruction_sets_give_the_same_numbers(isa: str, cache: Path) -> None:
+def test_other_instruction_sets_give_the_same_numbers(isa: str, tmp_path: Path) -> None:
     tests = ("agrees_with_the_formula", "constant_row", "values_at_the_ends", "on_the_others")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", __file__, "-k", " or ".join(tests)],
-        env={**os.environ, "CXX": "g++", "CUSTOM_OPS_ISA": isa},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    assert "skipped" not in done.stdout
-    assert len([*cache.glob("*.so")]) == 1
+    cases.run_with_instructions(isa, __file__, tests, tmp_path)
 
 
 @pytest.mark.parametrize(

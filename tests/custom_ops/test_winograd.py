@@ -1,7 +1,6 @@
 """Winograd's convolution: its formula, its kernels, and where it is used."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,8 +47,8 @@ def library() -> Path:
 @pytest.fixture
 def loaded(library: Path) -> None:
     """With the kernels, whichever test is the first."""
-    if not kernels._tried:
-        assert kernels._load(torch.zeros(1))
+    kernels.KERNELS.load("cpu")
+    assert kernels.KERNELS.found == {"cpu": True}
 
 
 needs_kernel = pytest.mark.usefixtures("loaded")
@@ -187,22 +186,10 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="needs AVX2")
-@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
 @pytest.mark.parametrize("isa", ["-mavx2 -mfma -mf16c", "-mavx2", "-msse2", "-mavx512f -mfma"])
 def test_other_instruction_sets_compute_the_same(isa: str, tmp_path: Path) -> None:
-    tests = ("agree_with_the_truth", "past_the_cache", "a_chunk_holds", "any_layout")
-    chosen = " or ".join((*tests, "(no_digit and float32)"))  # bfloat16 is PyTorch's there
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", __file__, "-k", chosen],
-        env={**os.environ, "CXX": "g++", "CUSTOM_OPS_ISA": isa, "XDG_CACHE_HOME": str(tmp_path)},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    assert "skipped" not in done.stdout
+    tests = ("agree_with_the_truth", "past_the_cache", "a_chunk_holds", "no_digit", "any_layout")
+    cases.run_with_instructions(isa, __file__, tests, tmp_path)
 
 
 # ---- where it is used ---------------------------------------------------------------------------
@@ -358,7 +345,7 @@ SCRIPT = """
 import torch
 from custom_ops import Conv2d
 from custom_ops.convolution import kernels
-assert not kernels._tried  # importing loads nothing
+assert not kernels.KERNELS.found  # importing loads nothing
 torch.manual_seed(0)
 x = torch.randn(16, 64, 8, 8).to(memory_format=torch.channels_last).requires_grad_()
 ours = Conv2d(64, 64, 3, padding=1)
@@ -367,7 +354,7 @@ native.load_state_dict(ours.state_dict())
 for module in (ours, native):
     module(x).square().sum().backward()
 torch.testing.assert_close(ours.weight.grad, native.weight.grad, atol=1e-2, rtol=1e-4)
-print(kernels._tried)
+print(kernels.KERNELS.found)
 """
 
 
@@ -380,5 +367,5 @@ def test_without_a_compiler_pytorch_computes(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert done.stdout.strip() == "True"
+    assert done.stdout.strip() == "{'cpu': False}"
     assert done.stderr.count("convolution goes without its CPU kernel, slower") == 1
