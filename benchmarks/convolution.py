@@ -13,7 +13,7 @@ An error is relative, in the L2 norm, against float64. Images are channels-last,
 
 import argparse
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,17 @@ def errors(shape: Shape, dtype: torch.dtype) -> dict[str, dict[str, float]]:
     found: dict[str, list[Tensor]] = {}
     for _, name, call in calls(x, weight, dy):
         found.setdefault(name, []).extend(call())
+    return {name: relative_errors(("y", "dx", "dg"), got, truth) for name, got in found.items()}
+
+
+def relative_errors(
+    names: Sequence[str], found: Sequence[Tensor], truth: Sequence[Tensor]
+) -> dict[str, float]:
+    """The error of each tensor relative to the true one, in the L2 norm, with two digits."""
+    pairs = zip(names, found, truth, strict=True)
     return {
-        name: {
-            what: float(f"{((one.double() - true).norm() / true.norm()).item():.1e}")
-            for what, one, true in zip(("y", "dx", "dg"), tensors, truth, strict=True)
-        }
-        for name, tensors in found.items()
+        name: float(f"{((one.double() - true).norm() / true.norm()).item():.1e}")
+        for name, one, true in pairs
     }
 
 
@@ -87,9 +92,12 @@ def operations(shape: Shape) -> int:
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Measures every case and yields it with its settings."""
     shapes = options.shapes or [*FAST_CNN, *CNN]
-    for threads, name, shape in itertools.product(options.threads, DTYPES, shapes):
+    machines: dict[int, dict[str, Any]] = {}  # by number of threads
+    for threads, name, shape in itertools.product(options.threads, options.dtypes, shapes):
         torch.set_num_threads(threads)
-        peak = peak_gflops(hardware(again=True), DTYPES[name], on_gpu=False)
+        if threads not in machines:
+            machines[threads] = hardware(again=True)
+        peak = peak_gflops(machines[threads], DTYPES[name], on_gpu=False)
         x, weight, dy = inputs(shape, DTYPES[name])
         found = measure(calls(x, weight, dy), "cpu", options.rounds)
         for kind, times in (("forward", 1), ("backward", 2)):
@@ -130,6 +138,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--shapes", type=shape_of, nargs="+", help="these only: 500x64x256x15")
+    parser.add_argument("--dtypes", choices=DTYPES, nargs="+", default=[*DTYPES])
     parser.add_argument("--output", type=expand_home, default=RESULT)
     options = parser.parse_args(args)
     cases = []

@@ -6,6 +6,7 @@ uses only NumPy and PyTorch.
 """
 
 from custom_ops import numpy_ops
+from custom_ops.batch_norm import BatchNormGELUFunction, batch_norm_gelu
 from custom_ops.convolution import Conv2d, Conv2dFunction, conv2d
 from custom_ops.functions import (
     CrossEntropyFunction,
@@ -22,6 +23,7 @@ from custom_ops.functions import (
 from custom_ops.layer_norm import LayerNorm, LayerNormFunction, layer_norm
 
 __all__ = [
+    "BatchNormGELUFunction",
     "Conv2d",
     "Conv2dFunction",
     "CrossEntropyFunction",
@@ -31,6 +33,7 @@ __all__ = [
     "LinearFunction",
     "SoftmaxCrossEntropyFunction",
     "SoftmaxFunction",
+    "batch_norm_gelu",
     "conv2d",
     "cross_entropy",
     "elu",

@@ -31,8 +31,10 @@ import torch
 from filelock import FileLock
 
 SOURCES = {
-    name: Path(__file__).parent / name / f"{name}.cpp" for name in ("layer_norm", "convolution")
+    name: Path(__file__).parent / name / f"{name}.cpp"
+    for name in ("layer_norm", "convolution", "batch_norm")
 }
+_HEADER = Path(__file__).parent / "vectors.h"
 _COMPILERS = ("c++", "g++", "clang++")
 _TORCH = Path(torch.__file__).parent
 
@@ -146,6 +148,7 @@ def _key(source: Path, compiler: list[str], flags: list[str]) -> str:
     )
     parts = (
         source.read_text(encoding="utf-8"),
+        _HEADER.read_text(encoding="utf-8"),
         torch.__version__,
         version.stdout,
         *flags,

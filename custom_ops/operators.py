@@ -36,6 +36,11 @@ class Kernels:
                 self.found[device_type] = self._load(device_type)
             return self.found[device_type]
 
+    def found_for(self, device_type: str) -> bool:
+        """Whether kernels compute tensors on a type of device; loads them in the first call."""
+        self.load(device_type)
+        return self.found[device_type]
+
     def register(
         self, library: Any, name: str, computed: Callable[..., Any], fake: Callable[..., Any]
     ) -> None:

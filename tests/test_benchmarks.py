@@ -3,7 +3,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import convolution, fast94, layer_norm, loader, step_overhead, time_to_accuracy
+from benchmarks import (
+    batch_norm,
+    convolution,
+    fast94,
+    layer_norm,
+    loader,
+    step_overhead,
+    time_to_accuracy,
+)
 from datamodules import CIFAR10DataModule
 from tests.conftest import IMAGES, Cli
 
@@ -58,6 +66,20 @@ def test_convolutions_are_compared_with_their_errors(
     convolution.main([*few, f"--output={output}"])
     cases = json.loads(output.read_text())["cases"]
     assert [case["used"] for case in cases] == [True, False] * 2
+    for case in cases:
+        assert case["forward"]["native"]["ratio"] == case["backward"]["native"]["ratio"] == 1
+        assert all(e < 1e-2 for errors in case["errors"].values() for e in errors.values())
+    assert len(capsys.readouterr().out.splitlines()) == len(cases) + 1  # and the machine
+
+
+def test_fused_batch_norms_are_compared_with_their_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "result.json"
+    few = ["--rounds=2", "--threads=1", "--shapes", "8x16x5p", "8x16x4"]
+    batch_norm.main([*few, f"--output={output}"])
+    cases = json.loads(output.read_text())["cases"]
+    assert [case["pooled"] for case in cases] == [True, False] * 2
     for case in cases:
         assert case["forward"]["native"]["ratio"] == case["backward"]["native"]["ratio"] == 1
         assert all(e < 1e-2 for errors in case["errors"].values() for e in errors.values())

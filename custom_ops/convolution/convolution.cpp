@@ -7,9 +7,8 @@
 // pairs, as the instruction wants it: what is summed over comes in pairs next to each other. A
 // processor without that instruction computes bfloat16 in float32. Sums are float32.
 //
-// What is added up in which order depends on the shape alone, never on the number of threads. Blocks
-// fit caches of 32 KB and 512 KB or more; results depend on their sizes only for the gradient of the
-// kernels, in the last digits.
+// What is added up in which order depends on the shape alone, never on the number of threads. The
+// sizes of blocks decide only the last digits of the gradient of the kernels.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -19,6 +18,8 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "../vectors.h"
+
 #include <algorithm>
 #include <array>
 #include <cstdint>
@@ -27,37 +28,23 @@
 #include <optional>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
-#define INLINE inline __attribute__((always_inline))
-
 namespace {
 
 using at::Tensor;
-using c10::BFloat16;
 
 #if defined(__AVX512F__)
-constexpr int kLanes = 16;
 constexpr int kRows = 14, kRowsOfSums = 8;  // of the products: what 32 registers hold
+constexpr int64_t kBlockBytes = 640 << 10;  // of tiles between the transforms, for a cache of 1 MB
+constexpr int64_t kChunkBytes = 4 << 20;    // the same, for the gradient of the kernels
 #else
-constexpr int kLanes = 8;
-constexpr int kRows = 6, kRowsOfSums = 4;  // 16 registers
+constexpr int kRows = 6, kRowsOfSums = 4;   // 16 registers
+constexpr int64_t kBlockBytes = 320 << 10;  // older processors have 512 KB
+constexpr int64_t kChunkBytes = 1 << 20;
 #endif
 constexpr int kColumns = 2 * kLanes;  // of the products
 constexpr int kParts = 16;            // elements of a transformed tile, 4x4
 
-#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-#define HAS_BF16 1
-#else
-#define HAS_BF16 0
-#endif
-
 // ---------------------------------------------------------------- vectors
-
-typedef float V __attribute__((vector_size(kLanes * sizeof(float))));
-typedef uint32_t Bits __attribute__((vector_size(kLanes * sizeof(uint32_t))));
 
 // How many numbers one multiplication takes.
 template <typename T>
@@ -66,23 +53,7 @@ constexpr int kPair = sizeof(T) == 2 ? 2 : 1;
 template <typename T>
 constexpr int64_t kLine = 64 / sizeof(T);
 
-INLINE V load(const float* from) {
-  V v;
-  std::memcpy(&v, from, sizeof v);
-  return v;
-}
-
-INLINE void store(float* to, V v) { std::memcpy(to, &v, sizeof v); }
-
 #if HAS_BF16
-INLINE V widen(__m256i bits) { return (V)((Bits)_mm512_cvtepu16_epi32(bits) << 16); }
-
-INLINE V load(const BFloat16* from) { return widen(_mm256_loadu_si256((const __m256i*)from)); }
-
-INLINE __m256i narrow(V v) { return (__m256i)_mm512_cvtneps_pbh((__m512)v); }
-
-INLINE void store(BFloat16* to, V v) { _mm256_storeu_si256((__m256i*)to, narrow(v)); }
-
 INLINE __m512i narrow(V first, V second) {
   return (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
 }
@@ -97,26 +68,6 @@ INLINE __m512i pairs(V first, V second) {
   return _mm512_permutexvar_epi16(_mm512_load_si512(order.data()), narrow(first, second));
 }
 #endif
-
-template <typename T>
-INLINE V load(const T* from, int64_t count) {
-  if (count >= kLanes) return load(from);
-#if HAS_BF16
-  const auto mask = static_cast<__mmask16>((1u << count) - 1);
-  if constexpr (sizeof(T) == 2) return widen(_mm256_maskz_loadu_epi16(mask, from));
-#endif
-  T lanes[kLanes] = {};
-  std::memcpy(lanes, from, count * sizeof(T));
-  return load(lanes);
-}
-
-template <typename T>
-INLINE void store(T* to, V v, int64_t count) {
-  if (count >= kLanes) return store(to, v);
-  T lanes[kLanes];
-  store(lanes, v);
-  std::memcpy(to, lanes, count * sizeof(T));
-}
 
 // Two vectors, `count` lanes of them. With `past_cache`, all of them, to an aligned line.
 template <typename T>
@@ -287,23 +238,12 @@ INLINE void read(const T* from, const Grid& grid, const Tile& t, int64_t channel
 template <typename T>
 struct Columns;
 
-// cpu.py turns contraction off, for LayerNorm; here, one rounding less is as good and twice as fast.
-INLINE V multiply_add(V a, V b, V c) {
-#if defined(__AVX512F__)
-  return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__FMA__)
-  return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#else
-  return a * b + c;
-#endif
-}
-
 template <>
 struct Columns<float> {
   V first, second;
   INLINE explicit Columns(const float* b) : first(load(b)), second(load(b + kLanes)) {}
   INLINE void times(const float* a, V* sums) const {
-    const V one = V{} + *a;
+    const V one = all(*a);
     sums[0] = multiply_add(one, first, sums[0]);
     sums[1] = multiply_add(one, second, sums[1]);
   }
@@ -432,8 +372,7 @@ struct Kernels {
 
 // ---------------------------------------------------------------- convolution
 
-constexpr int64_t kBlockBytes = 640 << 10;   // of tiles between the transforms
-constexpr int64_t kStreamBytes = 8 << 20;    // outputs this large leave the cache before they are read
+constexpr int64_t kStreamBytes = 8 << 20;  // outputs this large leave the cache before they are read
 
 template <typename T>
 void convolve(const T* x, const Kernels<T>& kernels, const float* bias, T* y, const Grid& grid) {
@@ -500,8 +439,6 @@ void convolve(const T* x, const Kernels<T>& kernels, const float* bias, T* y, co
 }
 
 // ---------------------------------------------------------------- gradient of the kernels
-
-constexpr int64_t kChunkBytes = 4 << 20;  // of tiles between the transforms
 
 // Parts of one pair of tiles and of a vector of channels, to (part, panel, pair, channel, 2).
 template <typename T, int Panel>

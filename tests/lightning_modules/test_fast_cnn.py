@@ -195,9 +195,34 @@ def test_winograd_changes_the_last_digits_alone() -> None:
     assert not torch.equal(ours(images), native(images))  # it was used
 
 
-def test_a_fit_with_winograd_is_repeated_to_the_last_digit(fit: Cli) -> None:
+def test_fused_layers_change_the_last_digits_alone() -> None:
+    images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    native = FastCNN(widths=(16, 16, 16))
+    ours = FastCNN(widths=(16, 16, 16), fused=True)
+    ours.load_state_dict(native.state_dict())
+    assert str(ours) == str(native)
+    expected = gradients_of(native, images)
+    for name, gradient in gradients_of(ours, images).items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-4, rtol=1e-3)
+    buffers = dict(native.named_buffers())
+    for name, buffer in ours.named_buffers():
+        torch.testing.assert_close(buffer, buffers[name], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.eval()(images), native.eval()(images), atol=1e-4, rtol=1e-4)
+
+
+def test_fused_layers_leave_synchronised_batch_norms_to_pytorch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
+    model = convert(FastCNN(widths=(4, 4, 4), fused=True))
+    monkeypatch.setattr("lightning_modules.fast_cnn.batch_norm_gelu", None)
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_a_fit_with_our_kernels_is_repeated_to_the_last_digit(fit: Cli) -> None:
     options = ["--model=FastCNN", "--model.widths=[64,64,64]", "--model.convolution=winograd"]
-    options += ["--data.batch_size=20"]
+    options += ["--model.fused=true", "--data.batch_size=20"]
     one, other = (fit(*options, f"--overwrite={again}") for again in ("false", "true"))
     assert one.summary["train/weights_sha256"] == other.summary["train/weights_sha256"]
 

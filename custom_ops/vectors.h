@@ -1,0 +1,118 @@
+// Vectors of float32, read from and written to memory as float32 or bfloat16, for the CPU kernels.
+
+#pragma once
+
+#include <c10/util/BFloat16.h>
+
+#include <array>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define INLINE inline __attribute__((always_inline))
+
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define HAS_BF16 1
+#else
+#define HAS_BF16 0
+#endif
+
+namespace {
+
+using c10::BFloat16;
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#else
+constexpr int kLanes = 8;
+#endif
+
+typedef float V __attribute__((vector_size(kLanes * sizeof(float))));
+typedef uint32_t Bits __attribute__((vector_size(kLanes * sizeof(uint32_t))));
+typedef uint16_t Halves __attribute__((vector_size(kLanes * sizeof(uint16_t))));
+
+// The value in every lane. 0 + value would be an addition: it isn't -0 for a value of -0.
+INLINE V all(float value) { return value - V{}; }
+
+INLINE V load(const float* from) {
+  V v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+INLINE void store(float* to, V v) { std::memcpy(to, &v, sizeof v); }
+
+// 16 bits to 32, for which GCC takes five instructions instead of one.
+INLINE Bits widen(Halves bits) {
+#if defined(__AVX512F__)
+  return (Bits)_mm512_cvtepu16_epi32((__m256i)bits);
+#elif defined(__AVX2__)
+  return (Bits)_mm256_cvtepu16_epi32((__m128i)bits);
+#else
+  return __builtin_convertvector(bits, Bits);
+#endif
+}
+
+INLINE V load(const BFloat16* from) {
+  Halves bits;
+  std::memcpy(&bits, from, sizeof bits);
+  return (V)(widen(bits) << 16);
+}
+
+INLINE Halves narrow(V v) {
+#if HAS_BF16
+  return (Halves)_mm512_cvtneps_pbh((__m512)v);
+#else
+  const Bits bits = (Bits)v;
+  const Bits nearest_even = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Bits rounded = v == v ? nearest_even : Bits{} + 0x7fc0;  // NaN would round to infinity
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  const auto half = _mm256_packus_epi32((__m256i)rounded, (__m256i)rounded);  // in either half
+  return (Halves)_mm256_castsi256_si128(_mm256_permute4x64_epi64(half, 0b1000));
+#else
+  return __builtin_convertvector(rounded, Halves);
+#endif
+#endif
+}
+
+INLINE void store(BFloat16* to, V v) {
+  const Halves bits = narrow(v);
+  std::memcpy(to, &bits, sizeof bits);
+}
+
+// The first `count` lanes; the others are 0.
+template <typename T>
+INLINE V load(const T* from, int64_t count) {
+  if (count >= kLanes) return load(from);
+#if HAS_BF16
+  const auto mask = static_cast<__mmask16>((1u << count) - 1);
+  if constexpr (sizeof(T) == 2) return (V)(widen((Halves)_mm256_maskz_loadu_epi16(mask, from)) << 16);
+#endif
+  T lanes[kLanes] = {};
+  std::memcpy(lanes, from, count * sizeof(T));
+  return load(lanes);
+}
+
+template <typename T>
+INLINE void store(T* to, V v, int64_t count) {
+  if (count >= kLanes) return store(to, v);
+  T lanes[kLanes];
+  store(lanes, v);
+  std::memcpy(to, lanes, count * sizeof(T));
+}
+
+// Products are added in one rounding where the processor can; cpu.py turns this off elsewhere.
+INLINE V multiply_add(V a, V b, V c) {
+#if defined(__AVX512F__)
+  return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
+}  // namespace
