@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -63,7 +63,8 @@ def main(args: "ArgsType" = None) -> None:
     if words[:1] == ["completion"]:
         _run_program("experiments.completion.script", words[1:], _PROGRAMS)
         return
-    _check_command(words[:1])
+    if words and not words[0].startswith("-"):  # an option is left to the parser
+        _check_command(words[0])
     if _INTERFACE not in sys.modules:
         if args is None and all(os.environ.get(name, "0") == "0" for name in _RANKS):
             _say("loading PyTorch and Lightning")
@@ -83,15 +84,14 @@ def _run_program(module: str, *arguments: object) -> None:
         import_module(module).main(*arguments)
 
 
-def _check_command(words: Sequence[str]) -> None:
-    """Refuses a command that does not exist; an option is left to the parser."""
+def _check_command(word: str) -> None:
+    """Refuses a command that does not exist."""
     known = [*import_module("experiments.command_line.help").COMMANDS, *_PROGRAMS, "completion"]
-    for word in words:
-        if not word.startswith("-") and word not in known:
-            near = difflib.get_close_matches(word, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            _say(f"error: no command {word!r}: {hint}")
-            raise SystemExit(2)
+    if word not in known:
+        near = difflib.get_close_matches(word, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        _say(f"error: no command {word!r}: {hint}")
+        raise SystemExit(2)
 
 
 def _check_packages() -> None:

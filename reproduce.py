@@ -135,8 +135,8 @@ def parser() -> argparse.ArgumentParser:
         "--only", nargs="+", action="extend", default=[], metavar="CLAIM", help="some claims only"
     )
     parser.add_argument("--seeds", type=int, help="seeds 0 to N - 1 for every experiment")
-    parser.add_argument("--budget", choices=BUDGETS, default="quick")
-    parser.add_argument("--runs_dir", type=expand_home, default=Path("runs/reproduce"))
+    parser.add_argument("--budget", choices=BUDGETS, help="default: quick")
+    parser.add_argument("--runs_dir", type=expand_home, help="default: runs/reproduce")
     parser.add_argument(
         "--output",
         type=expand_home,
@@ -155,14 +155,15 @@ def parser() -> argparse.ArgumentParser:
 def _check(options: argparse.Namespace, passed: list[str]) -> None:
     if options.seeds is not None and options.seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {options.seeds}")
-    if options.rejudge and (passed or options.output):
+    if options.rejudge and (passed or options.output or options.budget):
         raise ValueError(
             "--rejudge runs nothing: pass it the folder of a page, and only --only and --seeds"
         )
     for argument in passed:
         if argument.startswith("-") and not argument.startswith(("--data", "--trainer")):
             raise ValueError(f"unknown option {argument}; see python reproduce.py --help")
-    options.runs_dir = options.runs_dir.resolve()
+    options.budget = options.budget or "quick"
+    options.runs_dir = (options.runs_dir or Path("runs/reproduce")).resolve()
     options.output = options.output and options.output.resolve()
     data_of(options.rejudge or options.output or options.runs_dir)
     options.kept = kept_or_none(options.output) if options.output else Kept()

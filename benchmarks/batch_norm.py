@@ -44,20 +44,24 @@ def fused(x: Tensor, bias: Tensor, pool: bool) -> Tensor:
     return batch_norm_gelu(x, None, None, None, bias, training=True, eps=EPS, pool=pool)
 
 
-def calls(
-    shape: Shape, dtype: torch.dtype, images: int
-) -> list[tuple[str, str, Callable[[], tuple[Tensor, ...]]]]:
-    """The measured calls: pass, implementation, and a call without arguments."""
-    _, channels, side, pool = shape
+def inputs(shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """X, beta in float32 and dL/dY."""
+    images, channels, side, pool = shape
     random = torch.Generator().manual_seed(0)
     x = torch.randn(images, channels, side, side, generator=random)
-    x = x.to(dtype, memory_format=torch.channels_last).requires_grad_()
-    bias = torch.randn(channels, generator=random)
-    bias = bias.to(torch.promote_types(dtype, torch.float32)).requires_grad_()
+    side = side // 2 if pool else side
+    dy = torch.randn(images, channels, side, side, generator=random)
+    x, dy = (t.to(dtype, memory_format=torch.channels_last) for t in (x, dy))
+    return x, torch.randn(channels, generator=random), dy
+
+
+def calls(
+    x: Tensor, bias: Tensor, dy: Tensor, pool: bool
+) -> list[tuple[str, str, Callable[[], tuple[Tensor, ...]]]]:
+    """The measured calls: pass, implementation, and a call without arguments."""
+    x.requires_grad_()
+    bias.requires_grad_()
     outputs = {"native": native(x, bias, pool), "ours": fused(x, bias, pool)}
-    dy = torch.randn(outputs["native"].shape, generator=random).to(
-        dtype, memory_format=torch.channels_last
-    )
 
     def forward(function: Callable[..., Tensor]) -> Callable[[], tuple[Tensor, ...]]:
         return lambda: (function(x, bias, pool).detach(),)
@@ -75,11 +79,11 @@ def calls(
 
 def errors(shape: Shape, dtype: torch.dtype) -> dict[str, dict[str, float]]:
     """The relative errors of Y, dL/dX and dL/dbeta for at most 20 images, by implementation."""
-    few = min(shape[0], 20)
-    exact = calls(shape, torch.float64, few)
+    x, bias, dy = inputs((min(shape[0], 20), *shape[1:]), dtype)
+    exact = calls(x.double(), bias.double(), dy.double(), shape[3])
     truth = [*exact[0][2](), *exact[2][2]()]
     found: dict[str, list[Tensor]] = {}
-    for _, name, call in calls(shape, dtype, few):
+    for _, name, call in calls(x, bias, dy, shape[3]):
         found.setdefault(name, []).extend(call())
     return {name: relative_errors(("y", "dx", "dbeta"), got, truth) for name, got in found.items()}
 
@@ -90,7 +94,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         options.threads, DTYPES, options.shapes or FAST_CNN
     ):
         torch.set_num_threads(threads)
-        found = measure(calls(shape, DTYPES[name], shape[0]), "cpu", options.rounds)
+        found = measure(calls(*inputs(shape, DTYPES[name]), shape[3]), "cpu", options.rounds)
         case = {"shape": shape[:3], "pooled": shape[3], "dtype": name, "threads": threads}
         yield {**case, **found, "errors": errors(shape, DTYPES[name])}
 

@@ -260,6 +260,12 @@ class _Group(nn.Sequential):
         first, _, pooled_norm, _, second, norm, _ = self
         return _normalised(second(_normalised(first(input), pooled_norm, True)), norm, False)
 
+    def __prepare_scriptable__(self) -> nn.Sequential:
+        """What TorchScript compiles instead: the modules in turn."""
+        plain = nn.Sequential(*self)
+        plain.training = self.training
+        return plain
+
 
 def _normalised(x: Tensor, norm: nn.Module, pool: bool) -> Tensor:
     """What a module of batch norm and its neighbours compute in training, fused."""

@@ -328,6 +328,7 @@ def test_the_author_s_cnn_is_explained(small: Reproduce) -> None:
         (["adam"], "'adam' is no option; name claims after --only"),
         (["--data.val_size", "3", "adam"], "'adam' is the value of no flag"),
         (["--rejudge=docs", "--output=docs"], "--rejudge runs nothing"),
+        (["--rejudge=docs", "--budget=full"], "--rejudge runs nothing"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -2,7 +2,7 @@
 // in two passes over memory each way. What they compute, and the letters, stand in formula.py.
 //
 // Images are NHWC: a pixel is a row of channels, done in vectors. Pixels are done in chunks that stay
-// in the cache, and a chunk in blocks of a few vectors of channels, whose sums stay in registers.
+// in the cache.
 // What is added up in which order depends on the shape alone, never on the number of threads: sums
 // within a chunk are float32, those of chunks are added one after the other in double.
 
@@ -28,7 +28,6 @@ typedef int32_t Ints __attribute__((vector_size(kLanes * sizeof(int32_t))));
 typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
 
 constexpr int64_t kChunkBytes = 64 << 10;
-constexpr int kBlock = 4;  // vectors of channels
 
 // ---------------------------------------------------------------- GELU
 
@@ -119,16 +118,12 @@ struct Chunks {
   }
 };
 
-// Calls work<number of vectors>(first channel, number of channels) for blocks of channels.
+// Calls work(first channel, number of channels) for each vector of channels.
 template <typename F>
-INLINE void each_block(int64_t channels, const F& work) {
+INLINE void each_vector(int64_t channels, const F& work) {
   int64_t c = 0;
-  for (; c + kBlock * kLanes <= channels; c += kBlock * kLanes) {
-    work(std::integral_constant<int, kBlock>(), c, kBlock * kLanes);
-  }
-  for (; c < channels; c += kLanes) {
-    work(std::integral_constant<int, 1>(), c, std::min<int64_t>(kLanes, channels - c));
-  }
+  for (; c + kLanes <= channels; c += kLanes) work(c, kLanes);
+  if (c < channels) work(c, channels - c);
 }
 
 // ---------------------------------------------------------------- pooling
@@ -137,6 +132,7 @@ INLINE void each_block(int64_t channels, const F& work) {
 INLINE V largest(const V* four, Ints* place) {
   V most = four[0];
   *place = Ints{};
+#pragma GCC unroll 3
   for (int i = 1; i < 4; ++i) {
     const Ints more = (four[i] > most) | (four[i] != four[i]);
     most = more ? four[i] : most;
@@ -221,7 +217,44 @@ void join(const T* p, const Chunks& chunks, Sums& sums, float* mean, float* vari
 
 // ---------------------------------------------------------------- forward
 
-// Pools if `pooled` is another tensor than x, and measures what is left.
+// The maxima of the squares from `begin` to `end`, and their places.
+template <typename T>
+void pool(const T* x, const Grid& grid, int64_t begin, int64_t end, T* pooled, uint8_t* places) {
+  const int64_t channels = grid.channels, row = grid.width * channels;
+  Squares square(grid, begin);
+  for (int64_t pixel = begin; pixel < end; ++pixel, ++square) {
+    const T* corner = x + *square * channels;
+    each_vector(channels, [&](int64_t c, int64_t lanes) {
+      const V four[4] = {load(corner + c, lanes), load(corner + channels + c, lanes),
+                         load(corner + row + c, lanes), load(corner + row + channels + c, lanes)};
+      Ints place;
+      store_exact(pooled + pixel * channels + c, largest(four, &place), lanes);
+      store(places + pixel * channels + c, place, lanes);
+    });
+  }
+}
+
+// The sums of p - f and of (p - f)^2 over the pixels of a chunk, f the first of them.
+template <int N, typename T>
+INLINE void add_up(const T* p, int64_t channels, int64_t pixels, int64_t lanes, float* sums,
+                   float* sums_of_squares) {
+  V first[N], sum[N] = {}, squares[N] = {};
+  for (int i = 0; i < N; ++i) first[i] = load(p + i * kLanes, lanes);
+  for (int64_t pixel = 0; pixel < pixels; ++pixel, p += channels) {
+#pragma GCC unroll 4
+    for (int i = 0; i < N; ++i) {
+      const V apart = load(p + i * kLanes, lanes) - first[i];
+      sum[i] += apart;
+      squares[i] = multiply_add(apart, apart, squares[i]);
+    }
+  }
+  for (int i = 0; i < N; ++i) {
+    store(sums + i * kLanes, sum[i], lanes);
+    store(sums_of_squares + i * kLanes, squares[i], lanes);
+  }
+}
+
+// Pools if the squares are larger than a pixel, and measures what is left.
 template <typename T>
 void measure(const T* x, T* pooled, uint8_t* places, const Grid& grid, float* mean,
              float* variance) {
@@ -231,38 +264,18 @@ void measure(const T* x, T* pooled, uint8_t* places, const Grid& grid, float* me
   const T* p = pools ? pooled : x;
   Sums sums(chunks, channels);
   chunks.each([&](int64_t chunk, int64_t begin, int64_t end) {
-    each_block(channels, [&](auto vectors, int64_t c, int64_t count) {
-      constexpr int N = decltype(vectors)::value;
-      V first[N], sum[N] = {}, squares[N] = {};
-      Squares square(grid, begin);
-      for (int64_t pixel = begin; pixel < end; ++pixel, ++square) {
-        const T* corner = x + *square * channels + c;
-        for (int i = 0; i < N; ++i) {
-          const int64_t lanes = N == kBlock ? kLanes : count, at = pixel * channels + c + i * kLanes;
-          V value = load(corner + i * kLanes, lanes);
-          if (pools) {
-            V four[4] = {value};
-            for (int j = 1; j < 4; ++j) {
-              const int64_t there = (j / 2 * grid.width + j % 2) * channels;
-              four[j] = load(corner + there + i * kLanes, lanes);
-            }
-            Ints place;
-            value = largest(four, &place);
-            store_exact(pooled + at, value, lanes);
-            store(places + at, place, lanes);
-          }
-          if (pixel == begin) first[i] = value;
-          const V apart = value - first[i];
-          sum[i] += apart;
-          squares[i] = multiply_add(apart, apart, squares[i]);
-        }
-      }
-      for (int i = 0; i < N; ++i) {
-        const int64_t lanes = N == kBlock ? kLanes : count;
-        store(sums.of(chunk, 0) + c + i * kLanes, sum[i], lanes);
-        store(sums.of(chunk, 1) + c + i * kLanes, squares[i], lanes);
-      }
-    });
+    if (pools) pool(x, grid, begin, end, pooled, places);
+    const T* from = p + begin * channels;
+    float *sum = sums.of(chunk, 0), *squares = sums.of(chunk, 1);
+    constexpr int64_t kBlock = 4 * kLanes;
+    int64_t c = 0;
+    for (; c + kBlock <= channels; c += kBlock) {
+      add_up<4>(from + c, channels, end - begin, kLanes, sum + c, squares + c);
+    }
+    for (; c < channels; c += kLanes) {
+      const int64_t lanes = std::min<int64_t>(kLanes, channels - c);
+      add_up<1>(from + c, channels, end - begin, lanes, sum + c, squares + c);
+    }
   });
   join(p, chunks, sums, mean, variance);
 }
@@ -295,14 +308,6 @@ class Channels {
   std::vector<float> values_;
   INLINE V of(int which, int64_t c) const { return load(values_.data() + which * channels_ + c); }
 };
-
-// Calls work(first channel, number of channels) for each vector of channels.
-template <typename F>
-INLINE void each_vector(int64_t channels, const F& work) {
-  int64_t c = 0;
-  for (; c + kLanes <= channels; c += kLanes) work(c, kLanes);
-  if (c < channels) work(c, channels - c);
-}
 
 template <typename T>
 void activate(const T* p, const Grid& grid, const Channels& with, T* y) {
@@ -378,6 +383,7 @@ void differentiate(const T* dy, const T* p, const uint8_t* places, const Grid& g
         const V dp = across * with.factor(c);
         if (grid.side == 1) return store(to + c, dp, lanes);
         const Ints place = load_places(places + row + c, lanes);
+#pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
           T* there = to + (j / 2 * grid.width + j % 2) * channels + c;
           store(there, place == j ? dp : V{}, lanes);

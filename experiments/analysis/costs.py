@@ -74,11 +74,7 @@ def cost_words(runs: Sequence[Run]) -> dict[str, str]:
     seconds, share = found["train/seconds"], found["share of peak"]
     return {
         "parameters": _counted(found["parameters"]),
-        "train s": ""
-        if seconds is None
-        else f"{seconds:,.1f}"
-        if seconds < 10
-        else f"{seconds:,.0f}",
+        "train s": "" if seconds is None else f"{seconds:,.{int(seconds < 10)}f}",
         "images/s": _counted(found["train/images_per_s"]),
         "compute": _operations(found["train/flops"]),
         "of peak": "" if share is None else f"{share:.0%}",
