@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from experiments.command_line.config_files import expand_home, use_utf8
-from experiments.errors import OneLineParser, ended_plainly
+from experiments.errors import OneLineParser, ended_plainly, fail
 from experiments.identity import written_out
 from experiments.reproduction.claims import Claim, claims_named
 from experiments.reproduction.judges import Runs, first_seeds
@@ -53,8 +53,7 @@ def main(args: list[str] | None = None) -> None:
         claims = claims_named(options.only)
         _check(options, passed)
     except ValueError as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
-        raise SystemExit(2) from error
+        fail(error)
     if options.list:
         for claim in claims:
             number = f" ({claim.number})" if claim.number else ""

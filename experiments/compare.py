@@ -41,7 +41,7 @@ from experiments.analysis.groups import (
 from experiments.analysis.metrics import CURVES, FINAL, curve_metric, final_metric
 from experiments.analysis.verdicts import better_if
 from experiments.command_line.config_files import expand_home, expand_homes, use_utf8
-from experiments.errors import OneLineParser, ended_plainly
+from experiments.errors import OneLineParser, ended_plainly, fail
 from experiments.identity import experiment_name
 from experiments.page.build import PageError, embedded_pictures, static_page
 from experiments.page.payload import Grouped, lines_of, payload
@@ -75,8 +75,7 @@ def main(args: list[str] | None = None) -> None:
         if options.output:
             options.output.write_text(text, encoding="utf-8")
     except (CompareError, PageError, OSError) as error:
-        _say(f"error: {error}")
-        raise SystemExit(2) from error
+        fail(error)
     print(printable(f"wrote {options.output}") if options.output else _encodable(text))
 
 

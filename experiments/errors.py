@@ -40,10 +40,10 @@ def is_user_error(error: BaseException) -> bool:
     return any(kind in _LIBRARY_ERRORS for kind in kinds)
 
 
-def fail(message: str) -> NoReturn:
-    """Prints an error in one line, and exits with status 2."""
+def fail(error: object) -> NoReturn:
+    """Prints an error in one line, and exits with status 2; line breaks are escaped."""
     with contextlib.suppress(OSError):  # nobody may be listening
-        print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -55,7 +55,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Prints the error and exits."""
-        fail(f"{message}; see {self.prog} --help")
+        fail(f"{' '.join(message.split())}; see {self.prog} --help")
 
 
 @contextlib.contextmanager

@@ -56,7 +56,7 @@ ROOMS: dict[str, set[str]] = {
     | {"analysis", "monitoring"},
     "command_line": {*_BASE, "lightning_seam", "process", "records", "checkpoints", "monitoring"}
     | {"session"},
-    "reproduction": {"texts", "identity", "records", "analysis"},
+    "reproduction": {"errors", "texts", "identity", "records", "analysis"},
     "page": {"texts", "identity", "records", "analysis"},
     "compare": {*_BASE, "records", "analysis", "sources", "command_line", "page"},
     "export_runs": {*_BASE, "records", "sources", "command_line"},

@@ -5,7 +5,7 @@ import os
 import sys
 from argparse import SUPPRESS, Action
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,6 +13,7 @@ from jsonargparse import DefaultHelpFormatter
 from jsonargparse.typing import restricted_number_type
 from pytorch_lightning.cli import LightningArgumentParser
 
+from experiments import errors
 from experiments.checkpoints.loading import BEST, LAST
 from experiments.command_line.config_files import lines_of_keys, place_of
 from experiments.command_line.help import (
@@ -28,7 +29,6 @@ from experiments.errors import UsageError, is_user_error
 from experiments.identity import LEARNING_RATE, expand_learning_rate, flat_key
 from experiments.records.record import CONFIG, RunRecord, run_folder
 from experiments.records.trust import TRUST_FLAG, check_run_config
-from experiments.texts import printable
 
 Seed = restricted_number_type(
     "Seed", int, [(">=", 0), ("<", 2**32)], join="and", docstring="An integer from 0 to 2^32 - 1."
@@ -61,10 +61,7 @@ def fail(error: UsageError) -> NoReturn:
     if os.environ.get("JSONARGPARSE_DEBUG"):
         raise error
     place = place_of(str(error), _LINES)
-    line = f"{error} ({place})" if place else str(error)
-    with suppress(OSError):  # nobody may be listening
-        print(f"error: {printable(line)}", file=sys.stderr)
-    raise SystemExit(2)
+    errors.fail(f"{error} ({place})" if place else error)
 
 
 def prepare_arguments(args: list[str] | None) -> list[str]:

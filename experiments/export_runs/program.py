@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiments.command_line.config_files import expand_home, expand_homes, use_utf8
-from experiments.errors import OneLineParser
+from experiments.errors import OneLineParser, fail
 from experiments.export_runs.common import TargetError
 from experiments.export_runs.mlflow_files import write_mlflow
 from experiments.export_runs.parquet_files import write_parquet
@@ -59,8 +59,7 @@ def main(args: list[str] | None = None) -> None:
         runs = _readable(find_runs(options.runs, options.runs_dir, time.time()))
         notes = export(runs, options.to, options.output, options.project, options.overwrite)
     except (CompareError, TargetError, OSError) as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
-        raise SystemExit(2) from error
+        fail(error)
     for note in notes:
         print(printable(f"note: {note}"), file=sys.stderr)
     folder, project = (

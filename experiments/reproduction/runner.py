@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from datamodules.course import CourseOrder
+from experiments.errors import fail
 from experiments.identity import flags_of, flat_key, setting_mismatches
 from experiments.records.runs import Run, flat, read_run
 from experiments.reproduction.arms import ARMS, Arm
@@ -103,12 +104,10 @@ class Runner:
         run = read_run(path)
         differs = self._differs(arm, seed, run)
         if differs and run.status == "finished":
-            message = (
-                f"error: {path} is a run with other settings ({'; '.join(differs)}): "
+            fail(
+                f"{path} is a run with other settings ({'; '.join(differs)}): "
                 "take another --runs_dir, or delete it"
             )
-            print(printable(message), file=sys.stderr)
-            raise SystemExit(2)
         fits = run.status != "unreadable" and not differs
         if fits and is_over(run):
             return run, False
@@ -133,12 +132,10 @@ class Runner:
         run = self._kept(arm, seed)
         differs = run and command_differences(run, self._arguments(arm, seed, Path()))
         if run and differs:
-            message = (
-                f"error: the page keeps {run.name}, a run of another command "
+            fail(
+                f"the page keeps {run.name}, a run of another command "
                 f"({'; '.join(differs)}): take another --output"
             )
-            print(printable(message), file=sys.stderr)
-            raise SystemExit(2)
 
     def _arguments(self, arm: Arm, seed: int, path: Path) -> list[str]:
         claims = [claim.key for claim in CLAIMS if arm.name in claim.arms]
