@@ -143,7 +143,7 @@ def test_the_readme_counts_what_the_page_says() -> None:
     words = {
         "Holds": "{} hold,",
         "Does not hold": "{} do not,",
-        "Equal within a point": "{} are about a difference that is shown to be below a point",
+        "Equal within a point": "{} is about a difference that is shown to be below a point",
         "Compatible": "{} name a figure that is compatible with our runs",
         "Inside noise": "{} are within the noise",
     }
