@@ -1,7 +1,7 @@
 """The in-memory batch source: uint8 images in memory, and whole batches by index."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -173,6 +173,14 @@ class DeviceDataModule(LightningDataModule):
     def is_set_up(self) -> bool:
         """Whether the data set has been read."""
         return self._train is not None
+
+    def draws(self, part: Literal["val", "test"]) -> bool:
+        """Whether images are drawn from a set that can change: then others may be drawn later.
+
+        Args:
+            part: the validation or the test images.
+        """
+        return False
 
     @property
     def label_names(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -51,7 +51,8 @@ class ImageFolderDataModule(CIFAR10DataModule):
         Raises:
             DatasetError: if it is not.
         """
-        class_names(self.data_dir)
+        if not self._predicts_folder:
+            class_names(self.data_dir)
 
     def read(self) -> Splits:
         """Reads the pictures.
@@ -80,6 +81,10 @@ class ImageFolderDataModule(CIFAR10DataModule):
     def has_test(self) -> bool:
         """Whether the test images have a folder of their own."""
         return (self.data_dir / "train").is_dir()
+
+    def draws(self, part: Literal["val", "test"]) -> bool:
+        """Whether these images are drawn from the others; see `DeviceDataModule.draws`."""
+        return not self.has_test or (part == "val" and not (self.data_dir / "val").is_dir())
 
 
 def class_names(data_dir: Path) -> list[str]:

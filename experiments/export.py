@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from datamodules import CIFAR10DataModule, DatasetError, ImageFolderDataModule
 from datamodules.files import ImageSet
-from experiments.checkpoints.evaluations import checkpoint_of
+from experiments.checkpoints.evaluations import check_drawn, checkpoint_of
 from experiments.checkpoints.loading import (
     BEST,
     DATA_MODULES,
@@ -44,7 +44,7 @@ from experiments.monitoring.summary import show
 from experiments.records.files import replacing
 from experiments.records.log import METRICS
 from experiments.records.reader import read_config
-from experiments.records.record import CONFIG, RECORD
+from experiments.records.record import CONFIG, RECORD, RunRecord
 from experiments.records.trust import TRUST_FLAG, check_run_config
 from experiments.texts import printable
 from lightning_modules import Classifier
@@ -206,7 +206,7 @@ def main(args: list[str] | None = None) -> None:
         _check_packages(options.format)
         checkpoint = _checkpoint(options)
         output = options.output or checkpoint.with_name("model" + _ENDINGS[options.format])
-        _check_output(output)
+        _check_output(output, options.format)
         loaded = load(checkpoint, _class_of(options.model_class))
         test = _test_set(checkpoint, options, loaded.classes)
         verified = export(loaded, checkpoint.name, options.format, output, test)
@@ -276,8 +276,11 @@ def _checkpoint(options: argparse.Namespace) -> Path:
     return find_checkpoint(run, which) if which else checkpoint_of(run)
 
 
-def _check_output(output: Path) -> None:
-    """Refuses a place where there is no folder, or a file of a run."""
+def _check_output(output: Path, form: str) -> None:
+    """Refuses a place where there is no folder, a file of a run, or another format's ending."""
+    for other, ending in _ENDINGS.items():
+        if output.suffix == ending and other != form:
+            raise RunError(f"{output} has the ending of {other}: pass --format {other}")
     if not output.parent.is_dir() or output.is_dir():
         what = "is a folder" if output.is_dir() else "lies in no folder that is there"
         raise RunError(f"{output} {what}: name a file with --output")
@@ -322,7 +325,18 @@ def _test_set(checkpoint: Path, options: argparse.Namespace, classes: Sequence[s
             f"{data.data_dir} has no test/, and which images were not trained on is in the "
             "configuration of the run: export the run, with --name"
         )
-    return data.read_test_set(classes)
+    test = data.read_test_set(classes)
+    if data.draws("test") and (checkpoint.parent / RECORD).is_file():
+        _check_pictures(checkpoint.parent, data)
+    return test
+
+
+def _check_pictures(run: Path, data: CIFAR10DataModule) -> None:
+    """Refuses pictures that are not the run's, if the test images are drawn from them."""
+    known = RunRecord.open(run).fields.get("pictures")
+    data.setup("test")
+    if known and not (data.fingerprint() or "").startswith(known):
+        check_drawn(data, "test")
 
 
 def _data_of(checkpoint: Path, options: argparse.Namespace) -> Any:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from datamodules import CIFAR10DataModule
 from experiments.checkpoints.loading import BEST, LAST, checkpoint_sha256, find_checkpoint
 from experiments.errors import RunError
 from experiments.identity import kind_of
@@ -146,6 +147,24 @@ def differences(
     if runs and is_limited(ours.get(key), batches) and ours.get(key) != runs.get(key):
         found[key] = [runs.get(key), ours.get(key)]
     return found
+
+
+def check_drawn(data: CIFAR10DataModule, part: Literal["val", "test"]) -> None:
+    """Refuses images that are drawn anew from other pictures than those of the run.
+
+    Args:
+        data: with other pictures.
+        part: the images to evaluate.
+
+    Raises:
+        RunError: if they are drawn from the same pictures as the training images.
+    """
+    if data.draws(part):
+        raise RunError(
+            f"{data.data_dir} has other pictures than those of the run. The {part} images are "
+            "drawn from them, so some were trained on: bring the pictures back, or name with "
+            f"--data.data_dir a folder with train/ and {part}/"
+        )
 
 
 def limit_of(stage: Stage) -> str:

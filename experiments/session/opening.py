@@ -10,7 +10,14 @@ from typing import Any, cast
 from pytorch_lightning import Trainer
 
 from datamodules.files import CIFAR10
-from experiments.checkpoints.evaluations import Evaluation, Stage, differences, in_run, limit_of
+from experiments.checkpoints.evaluations import (
+    Evaluation,
+    Stage,
+    check_drawn,
+    differences,
+    in_run,
+    limit_of,
+)
 from experiments.checkpoints.loading import ABANDONED, newest_checkpoint
 from experiments.errors import RunError
 from experiments.identity import changes_between, file_word
@@ -221,7 +228,10 @@ class OpenRun:
         }[stage]
         ours = {**flat(self.prepared.resolved), f"trainer.{limit}": getattr(trainer, limit)}
         found = differences(stage, ours, config_before(record), len(loader()))
-        return found | self._changed_inputs(record)
+        changed = self._changed_inputs(record)
+        if "pictures" in changed and (stage != "predict" or data.predict_dir is None):
+            check_drawn(data, "val" if stage == "validate" else "test")
+        return found | changed
 
     def _changed_inputs(self, record: RunRecord) -> dict[str, Any]:
         """Code of a user's own model and own pictures that are not the run's, by their hashes."""

@@ -95,6 +95,40 @@ def test_every_command_works_on_it(parts: Path, runs: Path) -> None:
     assert load(runs / "p").classes == [*COLOURS]
 
 
+FIT = ["fit", "--model=MLP", "--model.hidden_units=[4]", "--data=ImageFolderDataModule"]
+FIT += ["--data.batch_size=4", "--data.val_size=6", *SHORT, "--trainer.logger=false"]
+
+
+def test_images_that_were_trained_on_are_never_tested(
+    runs: Path, tmp_path: Path, error_of: Callable[[list[str]], str]
+) -> None:
+    flat, places = tmp_path / "flat", [f"--runs_dir={runs}", "--name=p"]
+    draw(flat, 12)
+    main([*FIT, f"--data.data_dir={flat}", "--test_after_fit=true", *places])
+    (flat / "red" / "0.png").rename(flat / "red" / "zero.png")  # only another order
+    Image.new("RGB", (9, 9), "red").save(flat / "red" / "new.png")
+    record = (runs / "p" / "record.json").read_bytes()
+    for command in (["test"], ["validate"], ["predict"], ["export", "--format=torch_export"]):
+        line = error_of([*command, *places])
+        assert f"{flat} has other pictures than those of the run" in line
+        assert "some were trained on: bring the pictures back, or name with --data.data_dir" in line
+    assert (runs / "p" / "record.json").read_bytes() == record
+    main(["predict", f"--data.predict_dir={flat / 'red'}", *places])
+    parted = tmp_path / "parted"
+    draw(parted / "train", 12)
+    draw(parted / "test", 2, seed=1)
+    main(["test", f"--data.data_dir={parted}", *places])
+
+
+def test_a_folder_is_predicted_without_the_training_images(runs: Path, tmp_path: Path) -> None:
+    flat, places = tmp_path / "flat", [f"--runs_dir={runs}", "--name=p"]
+    draw(flat, 6)
+    main([*FIT, f"--data.data_dir={flat}", "--data.batch_size=2", "--data.val_size=3", *places])
+    flat.rename(tmp_path / "moved")
+    main(["predict", f"--data.predict_dir={tmp_path / 'moved' / 'red'}", *places])
+    assert (runs / "p" / "predictions-red.csv").read_text().count("\n") == 7
+
+
 def test_a_number_of_classes_that_is_given_must_be_right(
     parts: Path, runs: Path, error_of: Callable[[list[str]], str]
 ) -> None:

@@ -199,6 +199,8 @@ def test_a_place_that_is_taken_is_refused_before_any_work(
         assert "is a file of a run" in refused([*words, f"--output={run / name}"], capsys)
     assert "lies in no folder" in refused([*words, f"--output={tmp_path / 'a' / 'b'}"], capsys)
     assert "is a folder" in refused([*words, f"--output={tmp_path}"], capsys)
+    line = refused([*words, f"--output={tmp_path / 'model.onnx'}"], capsys)
+    assert "has the ending of onnx: pass --format onnx" in line
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
 
