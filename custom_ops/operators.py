@@ -7,6 +7,23 @@ from typing import Any
 import torch
 
 
+def load_on_cpu(name: str, device_type: str) -> bool:
+    """Builds and loads kernels if they are asked for on the CPU.
+
+    Args:
+        name: a key of `cpu.SOURCES`.
+        device_type: the type of device that searches for kernels.
+
+    Returns:
+        Whether the kernels now compute tensors on this type of device.
+    """
+    if device_type != "cpu":
+        return False
+    from custom_ops import cpu  # noqa: PLC0415  only needed here
+
+    return cpu.load(name)
+
+
 class Kernels:
     """The search for the kernels of some operators, made once for each type of device.
 

@@ -4,6 +4,7 @@
 derivatives; `function` defines the derivatives, and `formula` what they compute.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from custom_ops.batch_norm import formula
-from custom_ops.operators import Kernels
+from custom_ops.operators import Kernels, load_on_cpu
 
 _LIBRARY: Any = torch.library.Library("custom_ops", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define(
@@ -129,14 +130,6 @@ def _fake_backward(
     return dx, statistics.new_empty(x.shape[1]), statistics.new_empty(x.shape[1])
 
 
-def _load(device_type: str) -> bool:
-    if device_type != "cpu":
-        return False
-    from custom_ops import cpu  # noqa: PLC0415  only needed here
-
-    return cpu.load("batch_norm")
-
-
-KERNELS = Kernels(_load)
+KERNELS = Kernels(functools.partial(load_on_cpu, "batch_norm"))
 KERNELS.register(_LIBRARY, "batch_norm_gelu", forward, _fake_forward)
 KERNELS.register(_LIBRARY, "batch_norm_gelu_backward", backward, _fake_backward)

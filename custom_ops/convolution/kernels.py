@@ -5,6 +5,7 @@
 The CPU kernels compute them as `winograd` derives; without kernels, PyTorch's own convolution does.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from custom_ops.convolution.formula import Geometry
-from custom_ops.operators import Kernels
+from custom_ops.operators import Kernels, load_on_cpu
 
 _LIBRARY: Any = torch.library.Library("custom_ops", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define(
@@ -111,15 +112,7 @@ def _fake_backward(
     return dx, dweight
 
 
-def _load(device_type: str) -> bool:
-    if device_type != "cpu":
-        return False
-    from custom_ops import cpu  # noqa: PLC0415  only needed here
-
-    return cpu.load("convolution")
-
-
-KERNELS = Kernels(_load)
+KERNELS = Kernels(functools.partial(load_on_cpu, "convolution"))
 KERNELS.register(_LIBRARY, "winograd", forward, _fake_forward)
 KERNELS.register(_LIBRARY, "winograd_backward", backward, _fake_backward)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from custom_ops.layer_norm import formula
-from custom_ops.operators import Kernels
+from custom_ops.operators import Kernels, load_on_cpu
 
 LIBRARY: Any = torch.library.Library("custom_ops", "DEF")  # type: ignore[no-untyped-call]
 LIBRARY.define(
@@ -164,15 +164,11 @@ def check(x: Tensor, weight: Tensor | None, bias: Tensor | None, ndim: int) -> N
 
 
 def _load(device_type: str) -> bool:
-    if device_type == "cpu":
-        from custom_ops import cpu  # noqa: PLC0415  only needed here
-
-        return cpu.load("layer_norm")
     if device_type == "cuda" and importlib.util.find_spec("triton"):
         from custom_ops.layer_norm import triton_kernel  # noqa: PLC0415  nor is Triton everywhere
 
         return triton_kernel.register(LIBRARY)
-    return False
+    return load_on_cpu("layer_norm", device_type)
 
 
 KERNELS = Kernels(_load)
