@@ -4,7 +4,6 @@
 
 #include <c10/util/BFloat16.h>
 
-#include <array>
 #include <cstdint>
 #include <cstring>
 
@@ -69,12 +68,7 @@ INLINE Halves narrow(V v) {
   const Bits bits = (Bits)v;
   const Bits nearest_even = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const Bits rounded = v == v ? nearest_even : Bits{} + 0x7fc0;  // NaN would round to infinity
-#if defined(__AVX2__) && !defined(__AVX512F__)
-  const auto half = _mm256_packus_epi32((__m256i)rounded, (__m256i)rounded);  // in either half
-  return (Halves)_mm256_castsi256_si128(_mm256_permute4x64_epi64(half, 0b1000));
-#else
   return __builtin_convertvector(rounded, Halves);
-#endif
 #endif
 }
 
@@ -104,7 +98,8 @@ INLINE void store(T* to, V v, int64_t count) {
   std::memcpy(to, lanes, count * sizeof(T));
 }
 
-// Products are added in one rounding where the processor can; cpu.py turns this off elsewhere.
+// a b + c, with one rounding where the processor can. It must be asked for: cpu.py compiles without
+// contraction, for LayerNorm.
 INLINE V multiply_add(V a, V b, V c) {
 #if defined(__AVX512F__)
   return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);

@@ -15,6 +15,7 @@
 #include "../vectors.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <optional>
