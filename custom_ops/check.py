@@ -11,6 +11,8 @@ parameters in `params` and `grads` or as `weight`, `bias`, `grad_weight`, `grad_
 """
 
 import argparse
+import dataclasses
+import difflib
 import importlib.util
 import shutil
 import sys
@@ -25,7 +27,7 @@ import numpy as np
 import torch
 from torch.autograd import Function
 
-from custom_ops.faults import EXERCISES, SAMPLES, Array, Exercise
+from custom_ops.faults import EXERCISES, SAMPLES, Array, Arrays, ChangedInputError, Exercise
 
 _TOLERANCE = 1e-7
 
@@ -119,22 +121,38 @@ def _check_class(
 ) -> Iterator[tuple[str, str, str]]:
     title = exercise.name if name == exercise.name else f"{exercise.name} ({name})"
     run: Any = exercise.of_function if issubclass(kind, Function) else exercise.of_layer
+    found, failed = _results(run, kind, exercise.inputs, file)
+    verdicts = [(quantity, verdict(exercise, quantity, result)) for quantity, result in found]
+    for quantity, wrong in verdicts:
+        yield title, quantity, wrong
+    if failed:
+        yield title, "backward" if found else "", failed
+    elif exercise.large and not any(wrong for _, wrong in verdicts):
+        inputs, expected, reason = exercise.large
+        found, failed = _results(run, kind, inputs, file)
+        ideal = dataclasses.replace(exercise, expected=expected, faults=[])
+        right = not any(verdict(ideal, quantity, result) for quantity, result in found)
+        yield title, "large X", failed or ("" if right else reason)
+
+
+def _results(
+    run: Any, kind: type, inputs: Arrays, file: str | None
+) -> tuple[list[tuple[str, Any]], str]:
+    """What a class computes until an error, and that error; empty if there is none."""
     found: list[tuple[str, Any]] = []
-    failed = ""
     try:
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found.extend(run(kind, exercise.inputs))  # keeps what came before an error
+            found.extend(run(kind, inputs))  # keeps what came before an error
     except NotImplementedError:
-        failed = "not filled in yet"
+        return found, "not filled in yet"
+    except ChangedInputError as error:
+        return found, str(error)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever a student's code raises
-        failed = f"it raises {_line(error, file)}"
-    for quantity, result in found:
-        yield title, quantity, verdict(exercise, quantity, result)
-    if failed:
-        yield title, "backward" if found else "", failed
+        return found, f"it raises {_line(error, file)}"
+    return found, ""
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -157,14 +175,20 @@ def main(args: list[str] | None = None) -> None:
     if options.write:
         _write(options.file)
         return
-    results = list(check(_load(options.file)))
+    module = _load(options.file)
+    known = sorted(name for exercise in EXERCISES for name in exercise.names)
+    results = list(check(module))
     if not results:
-        known = ", ".join(sorted(name for exercise in EXERCISES for name in exercise.names))
-        _fail(f"{options.file} has no class of a known name: {known}")
+        _fail(f"{options.file} has no class of a known name: {', '.join(known)}")
     for title in dict.fromkeys(title for title, *_ in results):
         print(title)
         for _, quantity, wrong in (result for result in results if result[0] == title):
             print(f"  {quantity or 'all':8} {wrong or 'right'}")
+    for name, kind in vars(module).items():
+        is_own = isinstance(kind, type) and kind.__module__ == module.__name__
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.87)
+        if is_own and name not in known and near:
+            print(f"{name} is not checked: did you mean {near[0]}?")
     right = sum(not wrong for *_, wrong in results)
     print(f"{right} of {len(results)} right")
     raise SystemExit(0 if right == len(results) else 1)
@@ -182,8 +206,10 @@ def _write(path: Path) -> None:
 
 def _load(path: Path) -> ModuleType:
     """Runs a file as a module."""
+    if not path.is_file():
+        _fail(f"{path} does not exist: python -m custom_ops.check --write {path} writes exercises")
     spec = importlib.util.spec_from_file_location("my_ops", path)
-    if not path.is_file() or spec is None or spec.loader is None:
+    if spec is None or spec.loader is None:
         _fail(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
     try:

@@ -39,6 +39,7 @@ class Exercise:
         faults: wrong results that are recognised.
         of_layer: what a layer in NumPy gives, the forward pass first.
         of_function: the same of a `torch.autograd.Function`.
+        large: inputs with large numbers, what they must give, and what is wrong if they do not.
     """
 
     name: str
@@ -48,6 +49,18 @@ class Exercise:
     faults: Faults
     of_layer: Callable[[type, Arrays], Results]
     of_function: Callable[[type[Function], Arrays], Results]
+    large: tuple[Arrays, Arrays, str] | None = None
+
+
+class ChangedInputError(Exception):
+    """A method changes an array that it is given.
+
+    Args:
+        method: its name.
+    """
+
+    def __init__(self, method: str) -> None:
+        super().__init__(f"{method} changes an array that it is given: work on a copy")
 
 
 def _names(*words: str) -> frozenset[str]:
@@ -74,6 +87,15 @@ def _layer(kind: type, parameters: Mapping[str, Array], *arguments: Any) -> Any:
     return layer
 
 
+def _call(method: Callable[..., Any], *arrays: Array) -> Any:
+    """Calls a method, which must not change the arrays; the result is a copy, too."""
+    copies = [array.copy() for array in arrays]
+    result = copy.deepcopy(method(*copies))
+    if any((a != b).any() for a, b in zip(arrays, copies, strict=True)):
+        raise ChangedInputError(method.__name__)
+    return result
+
+
 def _gradient(layer: Any, name: str) -> Array:
     grads = getattr(layer, "grads", {})
     found = grads[name] if name in grads else getattr(layer, f"grad_{name}", None)
@@ -87,8 +109,8 @@ def _with_parameters(*arguments: Any) -> Callable[[type, Arrays], Results]:
     def run(kind: type, given: Arrays) -> Results:
         parameters = {"weight": given["weight"], "bias": given["bias"]}
         layer = _layer(kind, parameters, *arguments)
-        yield "forward", copy.deepcopy(layer.forward(given["x"].copy()))
-        yield _DX, layer.backward(given["dout"].copy())
+        yield "forward", _call(layer.forward, given["x"])
+        yield _DX, _call(layer.backward, given["dout"])
         yield _DW, _gradient(layer, "weight")
         yield _DB, _gradient(layer, "bias")
 
@@ -97,15 +119,14 @@ def _with_parameters(*arguments: Any) -> Callable[[type, Arrays], Results]:
 
 def _without(kind: type, given: Arrays) -> Results:
     layer: Any = kind()
-    yield "forward", copy.deepcopy(layer.forward(given["x"].copy()))
-    yield _DX, layer.backward(given["dout"].copy())
+    yield "forward", _call(layer.forward, given["x"])
+    yield _DX, _call(layer.backward, given["dout"])
 
 
 def _loss(kind: type, given: Arrays) -> Results:
     layer: Any = kind()
-    y, t = given["x"].copy(), given["t"].copy()
-    yield "forward", layer.forward(y, t)
-    yield _DX, layer.backward(y, t)
+    yield "forward", _call(layer.forward, given["x"], given["t"])
+    yield _DX, _call(layer.backward, given["x"], given["t"])
 
 
 def _function(
@@ -166,7 +187,13 @@ def _elu() -> Exercise:
         (_DX, "the derivative is not multiplied with dL/dY", np.where(x > 0, 1, np.exp(x))),
         (_DX, "the derivative is left out: it is dL/dY", dout),
     ]  # fmt: skip
-    return Exercise("ELU", _names("ELU"), given, expected, faults, _without, _function_of_elu)
+    far = {"x": np.full((1, 2), (-1e3, 1e3)), "dout": np.ones((1, 2))}
+    limits = {"forward": np.array([[-1, 1e3]]), _DX: np.array([[0.0, 1]])}
+    reason = "e^X is infinite for X = 1000: take it only where X < 0, as of min(X, 0)"
+    large = (far, limits, reason)
+    return Exercise(
+        "ELU", _names("ELU"), given, expected, faults, _without, _function_of_elu, large
+    )
 
 
 def _function_of_elu(kind: type[Function], given: Arrays) -> Results:
@@ -194,7 +221,9 @@ def _softmax() -> Exercise:
         (_DX, "the sum is Σ_j dL/dY_j: its factor Y_j is missing", y * (dout - dout.sum(1, keepdims=True))),
     ]  # fmt: skip
     names = _names("Softmax", "SoftMax")
-    return Exercise("Softmax", names, given, expected, faults, _without, _function("x"))
+    reason = "e^X is infinite for X = 1000: subtract the maximum of each row first"
+    large = ({**given, "x": x + 1e3}, expected, reason)
+    return Exercise("Softmax", names, given, expected, faults, _without, _function("x"), large)
 
 
 def _cross_entropy() -> Exercise:
@@ -256,6 +285,11 @@ def _layer_norm() -> Exercise:
         (_DX, "the term mean(dX̂) is missing: μ depends on X, too", rstd * (dxh - xh * term)),
         (_DX, "the term X̂ mean(dX̂ X̂) is without its factor X̂", rstd * (dxh - mean(dxh) - term)),
         (_DX, "mean(dX̂) and mean(dX̂ X̂) are sums, not means", rstd * (dxh - features * (mean(dxh) + xh * term))),
+        (_DX, "the sign of the term mean(dX̂) is wrong", rstd * (dxh + mean(dxh) - xh * term)),
+        (_DX, "the sign of the term X̂ mean(dX̂ X̂) is wrong", rstd * (dxh - mean(dxh) + xh * term)),
+        (_DX, "the signs of both means are wrong", rstd * (dxh + mean(dxh) + xh * term)),
+        (_DX, "the means are divided by M - 1, not by M", rstd * (dxh - (mean(dxh) + xh * term) * features / (features - 1))),
+        (_DX, "ε is missing in the factor 1/√(σ² + ε)", gradient(dxh, xh, without_eps[1])),
         (_DX, "γ is missing: dX̂ = γ dL/dY", gradient(dout, xh, rstd)),
         (_DX, "ε is missing", gradient(dxh, *without_eps)),
         (_DX, "the variance is divided by M - 1, not by M", gradient(dxh, *unbiased)),
@@ -277,6 +311,11 @@ def _layer_norm() -> Exercise:
         faults,
         _with_parameters(features, _EPS),
         _function("x", "weight", "bias", extra=(_EPS,)),
+        (
+            {**given, "x": x + 1e6},
+            expected,
+            "mean(X²) - μ² rounds the variance away for X = 1,000,000: take mean((X - μ)²)",
+        ),
     )
 
 

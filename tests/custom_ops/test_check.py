@@ -39,7 +39,7 @@ def test_the_operators_of_this_project_are_right() -> None:
         CustomLayerNormManualFunction=Rows,
     )
     assert set(found.values()) == {""}
-    assert len(found) == 4 + 2 + 2 + 2 + 4 + 2 + 2 + 2 + 4 + 4
+    assert len(found) == 4 + 3 + 3 + 2 + 4 + 3 + 3 + 2 + 4 + 5
 
 
 def in_float64(self: numpy_ops.Linear, inputs: int, outputs: int) -> None:
@@ -95,7 +95,7 @@ class Softmax:
 
     def forward(self, x: Any) -> Any:
         self.x = x
-        self.out = eval(self.y, {"np": np, "x": x, "e": np.exp(x)})
+        self.out = eval(self.y, {"np": np, "x": x, "e": np.exp(x - x.max(1)[:, None])})
         return self.out
 
     def backward(self, dout: Any) -> Any:
@@ -105,7 +105,7 @@ class Softmax:
 class ELU(Softmax):
     """Of a student."""
 
-    y, dx = "np.where(x > 0, x, e - 1)", "dout * np.where(x > 0, 1, np.exp(x))"
+    y, dx = "np.where(x > 0, x, np.exp(x) - 1)", "dout * np.where(x > 0, 1, np.exp(x))"
 
 
 class CrossEntropy:
@@ -165,11 +165,16 @@ def test_right_ones_of_a_student_are_right(kind: type) -> None:
         (Linear, {"dx": "dout"}, "dL/dX", "the shape (5, 3), and should have (5, 4)"),
         (ELU, {"dx": "dout * np.exp(x)"}, "dL/dX", "for X > 0, too"),
         (ELU, {"dx": "dout * (x > 0)"}, "dL/dX", "e^X is missing where X < 0"),
-        (ELU, {"y": "np.where(x > 0, x, e)"}, "forward", "the - 1 is missing"),
+        (ELU, {"y": "np.where(x > 0, x, np.exp(x))"}, "forward", "the - 1 is missing"),
         (Softmax, {"dx": "dout * y * (1 - y)"}, "dL/dX", "only the diagonal"),
         (Softmax, {"dx": "dout * y"}, "dL/dX", "the sum Σ_j dL/dY_j Y_j is missing"),
         (Softmax, {"dx": "y * (dout - (dout * y).sum(0))"}, "dL/dX", "over the samples"),
-        (Softmax, {"y": "e / e.sum(0)"}, "forward", "over the samples, not over the classes"),
+        (
+            Softmax,
+            {"y": "np.exp(x) / np.exp(x).sum(0)"},
+            "forward",
+            "over the samples, not over the classes",
+        ),
         (CrossEntropy, {"dx": "-t / p"}, "dL/dX", "not divided by the number of samples"),
         (CrossEntropy, {"dx": "t / p / S"}, "dL/dX", "its sign is wrong"),
         (CrossEntropy, {"dx": "(p - t) / S"}, "dL/dX", "softmax and cross-entropy together"),
@@ -209,6 +214,49 @@ def test_a_fault_is_named(
     wrong = {key: text for (_, key), text in found.items() if text}
     assert wrong.keys() == {quantity} or quantity == "forward"  # gradients then follow
     assert message in wrong[quantity]
+
+
+_VARIANCE = "(x**2).mean(1)[:, None] - x.mean(1)[:, None] ** 2"
+
+
+@pytest.mark.parametrize(
+    ("kind", "formulas", "message"),
+    [
+        (Softmax, {"y": "np.exp(x) / np.exp(x).sum(1)[:, None]"}, "subtract the maximum"),
+        (ELU, {"y": "(x > 0) * x + (x <= 0) * (np.exp(x) - 1)"}, "only where X < 0"),
+        (ELU, {"dx": "dout * ((x > 0) + (x <= 0) * np.exp(x))"}, "only where X < 0"),
+        (
+            LayerNorm,
+            {"y": f"w * (x - x.mean(1)[:, None]) / np.sqrt({_VARIANCE} + eps) + b"},
+            "take mean((X - μ)²)",
+        ),
+    ],
+)
+def test_what_fails_only_for_large_numbers_is_named(
+    kind: type, formulas: dict[str, str], message: str
+) -> None:
+    found = results(**{kind.__name__: with_fault(kind, **formulas)})
+    (wrong,) = (text for (_, key), text in found.items() if key == "large X")
+    assert message in wrong
+    assert sum(map(bool, found.values())) == 1
+
+
+def test_a_class_that_changes_its_input_is_not_right() -> None:
+    class Forward(Softmax):
+        def forward(self, x: Any) -> Any:
+            x -= x.max(1)[:, None]
+            return super().forward(x)
+
+    class Backward(Softmax):
+        def backward(self, dout: Any) -> Any:
+            dout *= 2
+            return super().backward(dout / 2)
+
+    assert [*results(Softmax=Forward).values()] == [
+        "forward changes an array that it is given: work on a copy"
+    ]
+    wrong = results(Softmax=Backward)["Softmax", "backward"]
+    assert wrong.startswith("backward changes an array")
 
 
 def test_every_known_fault_is_one_and_is_told_apart() -> None:
@@ -298,11 +346,11 @@ def test_a_file_is_written_and_checked(run: Run, tmp_path: Path) -> None:
     path.write_text(text)
     status, printed = run(str(path))
     assert "ELU (ELUModule)\n  forward  right\n  dL/dX    right\n" in printed
-    assert printed.endswith("\n2 of 9 right\n")
+    assert printed.endswith("\n3 of 10 right\n")
     path.write_text("from custom_ops import ELUFunction\n")
     assert run(str(path)) == (
         0,
-        "ELU (ELUFunction)\n  forward  right\n  dL/dX    right\n2 of 2 right\n",
+        "ELU (ELUFunction)\n  forward  right\n  dL/dX    right\n  large X  right\n3 of 3 right\n",
     )
 
 
@@ -314,10 +362,19 @@ def test_a_place_that_can_not_be_written_is_one_line(run: Run, tmp_path: Path) -
     )
 
 
+def test_a_misspelt_class_is_named(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "ops.py"
+    path.write_text("class ELUModul:\n    pass\nclass Other:\n    pass\nclass ELU:\n    pass\n")
+    status, printed = run(str(path))
+    assert status == 1
+    assert "ELUModul is not checked: did you mean ELUModule?" in printed
+    assert "Other" not in printed
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "is no Python file"),
+        (None, "does not exist: python -m custom_ops.check --write"),
         ("x = 1", "has no class of a known name: Conv, Conv2d,"),
         ("import nothing_there", "can't be run: ModuleNotFoundError: No module named"),
     ],
