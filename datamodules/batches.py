@@ -1,6 +1,6 @@
 """The in-memory batch source: uint8 images in memory, and whole batches by index."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -218,11 +218,15 @@ class DeviceDataModule(LightningDataModule):
         """Restores the statistics and class names of a checkpoint.
 
         Raises:
+            DatasetError: if the data was read and has other classes.
             ValueError: if the checkpoint's model was trained with another normalisation, or the
                 state is malformed.
         """
         self.normalizer.load_state_dict(state_dict)
-        self._label_names = list(state_dict["label_names"])
+        known = list(state_dict["label_names"])
+        if self.is_set_up:
+            check_classes(known, self.label_names, "the data")
+        self._label_names = known
 
     def training_sample(self, count: int) -> Tensor:
         """The first training images, normalised but not augmented: float32 (count, 3, 32, 32)."""
@@ -262,3 +266,19 @@ class DeviceDataModule(LightningDataModule):
         if self.trainer:  # if weights are not float32, images must have the type of the weights
             images = self.trainer.precision_plugin.convert_input(images)
         return images, *rest
+
+
+def check_classes(known: Sequence[str], found: Sequence[str], place: object) -> None:
+    """Refuses data whose classes, or their order, are not those that a model was trained on.
+
+    Args:
+        known: the classes of the model.
+        found: the classes of the data.
+        place: where the data is, for the message.
+
+    Raises:
+        DatasetError: naming both.
+    """
+    if [*known] != [*found]:
+        theirs, ours = ", ".join(found), ", ".join(known)
+        raise DatasetError(f"{place} has the classes {theirs}; the model knows {ours}")

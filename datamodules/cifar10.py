@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.batches import BatchSource, DeviceDataModule, Splits
+from datamodules.batches import BatchSource, DeviceDataModule, Splits, check_classes
 from datamodules.files import (
     CIFAR10,
     CIFAR100,
-    DatasetError,
     ImageSet,
     OfficialSet,
     is_synthetic,
@@ -189,9 +188,7 @@ class CIFAR10DataModule(DeviceDataModule):
         """
         self.prepare_data()
         found = self.read()
-        if [*label_names] != [*found.label_names]:
-            known, theirs = ", ".join(label_names), ", ".join(found.label_names)
-            raise DatasetError(f"{self.data_dir} has the classes {theirs}; the model knows {known}")
+        check_classes(label_names, found.label_names, self.data_dir)
         return found.test
 
     # ---- batches ----------------------------------------------------------------------------
@@ -302,7 +299,8 @@ def stratified_split(
     total = len(labels)
     if not 0 <= val_size < total:
         raise ValueError(
-            f"val_size must be 0 to {total - 1}, got {val_size}: pass --data.val_size {total // 10}"
+            f"data.val_size must be 0 to {total - 1}, got {val_size}: pass --data.val_size "
+            f"{total // 10}"
         )
     order = np.random.default_rng(seed).permutation(total)
     # Sorted by class, every class is one block; evenly spaced picks take the same share of each.

@@ -1,6 +1,7 @@
 """Images of your own: a folder with a folder for each class."""
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,8 @@ from datamodules.batches import Splits
 from datamodules.cifar10 import CIFAR10DataModule, stratified_split, subset
 from datamodules.files import DatasetError, ImageSet
 from datamodules.pictures import read_images
+
+_log = logging.getLogger(__name__)
 
 
 class ImageFolderDataModule(CIFAR10DataModule):
@@ -69,6 +72,29 @@ class ImageFolderDataModule(CIFAR10DataModule):
         train, test_set = (_read(self.data_dir / part, names) for part in ("train", "test"))
         folder = self.data_dir / "val"
         return Splits(train, _read(folder, names) if folder.is_dir() else None, test_set, names)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the pictures; a note names classes without images for validation or test.
+
+        Raises:
+            DatasetError: also if a class has no training image.
+            ValueError: if ``val_size`` or ``batch_size`` leaves nothing to train on.
+        """
+        was_set_up = self.is_set_up
+        super().setup(stage)
+        if was_set_up or not self.is_set_up:
+            return
+        parts = {"training": self.train_set, "validation": self.val_set, "test": self.test_set}
+        for part, images in parts.items():
+            counts = np.bincount(images.labels, minlength=len(self.label_names))
+            absent = ", ".join(np.array(self.label_names)[counts == 0])
+            if absent and part == "training":
+                raise DatasetError(
+                    f"{self.data_dir} leaves no training image of {absent}: add pictures, or "
+                    "remove the folder of the class"
+                )
+            if absent and len(images.labels):
+                _log.info(f"no {part} image of {absent}: its accuracy is not measured")
 
     def fingerprint(self) -> str | None:
         """The SHA-256 of all images and labels."""

@@ -96,7 +96,8 @@ class EvaluationReport(Callback):
             return
         matrix = confusion.cpu().numpy()
         names = _label_names(trainer)
-        per_class = dict(zip(names, plots.accuracy_per_class(matrix), strict=True))
+        accuracies = zip(names, plots.accuracy_per_class(matrix), matrix.sum(1), strict=True)
+        per_class = {name: accuracy for name, accuracy, images in accuracies if images}
         figures = {"per_class": per_class, "images": int(matrix.sum())}
         if stage == "val":
             self.record.summary.update({f"val/{name}": value for name, value in figures.items()})

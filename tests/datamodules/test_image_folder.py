@@ -95,6 +95,22 @@ def test_every_command_works_on_it(parts: Path, runs: Path) -> None:
     assert load(runs / "p").classes == [*COLOURS]
 
 
+def test_a_class_without_images_to_evaluate_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    draw(tmp_path / "all", 10)
+    for number in range(1, 10):
+        (tmp_path / "all" / "red" / ("more" if number % 2 else ".") / f"{number}.png").unlink()
+    data = ImageFolderDataModule(str(tmp_path / "all"), 0.3, batch_size=4, val_size=3)
+    caplog.set_level("INFO", "datamodules")
+    for _ in range(2):
+        data.setup()
+    assert 2 not in data.test_set.labels
+    assert caplog.messages.count("no test image of red: its accuracy is not measured") == 1
+    with pytest.raises(DatasetError, match="leaves no training image of red: add pictures"):
+        ImageFolderDataModule(str(tmp_path / "all"), 0.9, batch_size=1, val_size=0).setup()
+
+
 FIT = ["fit", "--model=MLP", "--model.hidden_units=[4]", "--data=ImageFolderDataModule"]
 FIT += ["--data.batch_size=4", "--data.val_size=6", *SHORT, "--trainer.logger=false"]
 
@@ -194,3 +210,15 @@ def test_settings_that_are_wrong_are_named(tmp_path: Path) -> None:
         ImageFolderDataModule(str(tmp_path), 1.0)
     with pytest.raises(DatasetError, match=r"nothing is missing: .* check --data\.data_dir"):
         ImageFolderDataModule(str(tmp_path / "nothing")).setup()
+
+
+def test_a_test_set_of_other_classes_is_refused(
+    parts: Path, runs: Path, error_of: Callable[[list[str]], str]
+) -> None:
+    places = [f"--runs_dir={runs}", "--name=p"]
+    main([*FIT, f"--data.data_dir={parts}", *places])
+    for part in ("train", "test"):
+        (parts / part / "red").rename(parts / part / "azure")
+    known = "the data has the classes azure, blue, green; the model knows blue, green, red"
+    for command in (["test"], ["validate"]):
+        assert error_of([*command, *places]) == known
