@@ -6,7 +6,10 @@ import errno
 import os
 import signal
 import sys
+import sysconfig
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 from experiments.texts import printable
@@ -31,6 +34,15 @@ _LIBRARY_ERRORS = {
     "lightning_fabric.utilities.exceptions.MisconfigurationException",
 }
 
+_PROJECT = {
+    "cli.py",
+    "custom_ops",
+    "datamodules",
+    "experiments",
+    "lightning_modules",
+    "reproduce.py",
+}
+
 
 def is_user_error(error: BaseException) -> bool:
     """Whether the user's input caused an error that was raised while a run is set up."""
@@ -38,6 +50,45 @@ def is_user_error(error: BaseException) -> bool:
         return True
     kinds = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__)
     return any(kind in _LIBRARY_ERRORS for kind in kinds)
+
+
+def place_in_own_code(error: BaseException) -> str:
+    """Where a user's own module raised an error, or the last call in it that led to the error.
+
+    Args:
+        error: its causes are searched too: libraries reword errors.
+
+    Returns:
+        ``mynet.py, line 7, in __init__: KeyError``; empty if no own module took part.
+    """
+    for found in reversed(causes_of(error)):
+        frames = [f for f in traceback.extract_tb(found.__traceback__) if _is_own(f.filename)]
+        if frames:
+            last = frames[-1]
+            inside = "" if last.name == "<module>" else f", in {last.name}"
+            place = os.path.relpath(last.filename)
+            return f"{place}, line {last.lineno}{inside}: {type(found).__name__}"
+    return ""
+
+
+def causes_of(error: BaseException) -> list[BaseException]:
+    """An error, its cause, the cause of this, and so on."""
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return causes
+
+
+def _is_own(filename: str) -> bool:
+    """Whether a file is neither of this project nor of a library."""
+    path = Path(filename)
+    if not path.is_file() or {"site-packages", "dist-packages"} & set(path.parts):
+        return False
+    project = Path(__file__).resolve().parent.parent
+    inside = path.is_relative_to(project) and path.relative_to(project).parts[0] in _PROJECT
+    return not inside and not path.is_relative_to(sysconfig.get_path("stdlib"))
 
 
 def fail(error: object) -> NoReturn:

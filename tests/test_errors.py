@@ -1,6 +1,7 @@
 import functools
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -268,7 +269,7 @@ def test_an_unknown_model_names_the_known(refused: Callable[..., str]) -> None:
 
 
 _PLAIN = """
-from pytorch_lightning import LightningModule
+from pytorch_lightning import Callback, LightningModule
 from lightning_modules import MLP, Classifier
 
 
@@ -301,6 +302,42 @@ class Two(Seven):
         return [], []
 
 
+class Bare(Classifier):
+    def __init__(self, **kwargs):
+        pass
+
+    def forward(self, images):
+        return images
+
+
+class NoForward(Classifier):
+    pass
+
+
+class NoLayers(Classifier):
+    def forward(self, images):
+        return images.flatten(1)[:, :10]
+
+
+class NeedsDepth(Seven):
+    def __init__(self, depth: int, **kwargs):
+        super().__init__(**kwargs)
+
+
+class FailsInside(Seven):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.scale()
+
+    def scale(self):
+        return {}["scale"]
+
+
+class OwnCallback(Callback):
+    def __init__(self):
+        raise RuntimeError("no")
+
+
 class OwnRate(Classifier):
     def __init__(self, lr: float = 0.1) -> None:
         super().__init__()
@@ -315,6 +352,7 @@ def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A module with models of a user's own, in the working directory."""
     (tmp_path / "plain_models.py").write_text(_PLAIN, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "plain_models", raising=False)  # of an earlier folder
 
 
 @pytest.mark.usefixtures("own_models")
@@ -337,12 +375,77 @@ def test_a_module_that_is_no_classifier_is_told_what_to_change(
         ("Breaks", "Breaks.forward fails on .2, 3, 32, 32.: mat1 and mat2"),
         ("Evaluates", "Evaluates.validation_step: leave it out, or override evaluate"),
         ("Two", "configure_optimizers must return one optimizer"),
+        ("Bare", r"Bare.__init__: call super\(\).__init__\(\*\*kwargs\) first"),
+        ("NoForward", "its class has no forward: define it"),
+        ("NoLayers", "no parameters to train: make its layers in __init__"),
+        ("NeedsDepth", "needs depth: add --model.depth"),
+        ("FailsInside", r"'scale' \(.*plain_models.py, line \d+, in scale: KeyError\)"),
+        ("Breaks", r"plain_models.py, line \d+, in forward: RuntimeError"),
     ],
 )
 def test_a_model_that_can_not_be_trained_is_told_before(
     name: str, message: str, refused: Callable[..., str]
 ) -> None:
     assert re.search(message, refused(f"--model=plain_models.{name}"))
+
+
+@pytest.mark.usefixtures("own_models")
+def test_a_callback_that_can_not_be_made_names_its_line(refused: Callable[..., str]) -> None:
+    message = refused(MLP, "--trainer.callbacks=plain_models.OwnCallback")
+    assert re.fullmatch(r"no \(.*plain_models.py, line \d+, in __init__: RuntimeError\)", message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x = 1 / 0", r"division by zero \(.*broken.py, line 1: ZeroDivisionError\)"),
+        ("import nosuch", r"no module nosuch \(.*broken.py, line 1: ModuleNotFoundError\)"),
+        ("\ndef f(:", r"invalid syntax \(broken.py, line 2\)"),
+    ],
+)
+def test_an_own_module_that_can_not_be_imported_names_its_line(
+    content: str,
+    message: str,
+    refused: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "broken.py").write_text(content, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert re.fullmatch(f"model: {message}", refused("--model=broken.Net"))
+    assert refused("--model=broken") == (
+        "model: broken.py is a file: name a class in it, as broken.ClassName"
+    )
+    assert refused("--model=brokenn.Net") == "model: no module brokenn, did you mean broken?"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--optimizer=Adam"], "unknown key 'optimizer', did you mean 'model.optimizer'?"),
+        (["--batch_size=3"], "unknown key 'batch_size', did you mean 'data.batch_size'?"),
+        (["--model.optimizer=torch.nn.Linear"], "model.optimizer: torch.nn.Linear is no Optimizer"),
+        (
+            ["--model.lr_scheduler=StepLR"],
+            "a class that is asked for needs step_size: add --model.lr_scheduler.step_size",
+        ),
+        (
+            ["--trainer.callbacks=EarlyStopping"],
+            "a class that is asked for needs monitor: add --model.lr_scheduler.monitor or "
+            "--trainer.callbacks.monitor",
+        ),
+        (
+            ["--model.lr_scheduler=ReduceLROnPlateau"],
+            "model.lr_scheduler: ReduceLROnPlateau needs a metric: --model.lr_scheduler "
+            "pytorch_lightning.cli.ReduceLROnPlateau --model.lr_scheduler.monitor val/loss",
+        ),
+    ],
+)
+def test_a_class_that_lacks_something_says_what_to_add(
+    flags: list[str], message: str, refused: Callable[..., str]
+) -> None:
+    assert refused(MLP, *flags) == message
 
 
 @pytest.mark.usefixtures("own_models")

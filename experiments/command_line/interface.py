@@ -47,6 +47,7 @@ from experiments.command_line.parsing import (
     fail,
     prepare_arguments,
     user_errors,
+    with_place,
 )
 from experiments.command_line.shipped_configs import with_shipped
 from experiments.errors import RunError, UsageError
@@ -243,7 +244,7 @@ class CIFAR10CLI(CommandLine):
         try:
             session.execute(self.arguments_of(command))
         except UsageError as error:  # in the words of Lightning
-            raise UsageError(one_line(str(error))) from error
+            raise UsageError(with_place(one_line(str(error)), error)) from error
 
 
 def _has_bar(callbacks: Any) -> bool:

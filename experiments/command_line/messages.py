@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterable
 from inspect import signature
+from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from pytorch_lightning import Callback, LightningDataModule
@@ -45,6 +46,15 @@ _REWORDED = (
         r"Not a valid subclass of Classifier[\s\S]*NestedArg",
         "which model? Add --config configs/mlp.yaml, or --model MLP before its options",
     ),
+    (
+        "Multiple subclasses with name ReduceLROnPlateau|lr scheduler dict must include a monitor",
+        "model.lr_scheduler: ReduceLROnPlateau needs a metric: --model.lr_scheduler "
+        "pytorch_lightning.cli.ReduceLROnPlateau --model.lr_scheduler.monitor val/loss",
+    ),
+    (
+        "optimizer got an empty parameter list",
+        "the model has no parameters to train: make its layers in __init__, as attributes",
+    ),
 )
 _LOST_CHOICES = "Cannot take a Union of no types"  # jsonargparse 4.39 for an unknown word
 _UNHELPFUL = (
@@ -65,6 +75,8 @@ _BASES: dict[str, type] = {
     "callbacks": Callback,
     "logger": Logger,
 }
+_PREFIXES = dict.fromkeys(("optimizer", "lr_scheduler"), "model.")
+_PREFIXES |= dict.fromkeys(("callbacks", "logger"), "trainer.")
 _NO_CLASSIFIER = (
     "does not derive from lightning_modules.Classifier: let it, take **kwargs in __init__ and call "
     "super().__init__(**kwargs), and let forward return logits; training_step may stay, "
@@ -106,6 +118,8 @@ def one_line(message: str, keys: Iterable[str] = ()) -> str:
             return text
     if unknown := _UNKNOWN_KEY.search(message):
         return _unknown_key(unknown[1] or unknown[2], keys)
+    if required := re.search(r"arguments are required: (\w+)$", message):
+        return _missing(required[1])
     key_match = re.search(r'Parser key "([^"]+)":\s*(.*)', message)
     name = key_match[1] if key_match else ""
     key = _full_key(name)
@@ -135,12 +149,21 @@ def _problem_of_class(key: str, message: str) -> str:
     if base is None:
         return ""
     if found := re.search(r"[Ee]xpected a dot import path string: (\S+)", message):
+        if Path(f"{found[1]}.py").is_file():
+            return f"{found[1]}.py is a file: name a class in it, as {found[1]}.ClassName"
         known = {kind.__name__ for kind in _subclasses(base)}
         own = ", ".join(sorted(kind.__name__ for kind in Classifier.__subclasses__()))
         expected = f"one of {own}" if base is Classifier else "the name of a class"
         return f"expected {expected}, got {found[1]}{_nearest(found[1], known)}"
     if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
         return f"{found[1]} has no {found[2]}{_nearest(found[2], dir(sys.modules.get(found[1])))}"
+    if found := re.search(r"No module named '([\w.]+)'", message):
+        files = [path.stem for path in Path().glob("*.py")]
+        return f"no module {found[1]}{_nearest(found[1], files, 0.8)}"
+    if "instantiatable class, but is abstract" in message:
+        return "its class has no forward: define it, and let it return logits"
+    if found := re.search(r"Expected '([\w.]+)' to be a subclass of", message):
+        return f"{found[1]} is no {base.__name__}"
     given = re.search(r"Given value: (\S+)", message)
     if given and "does not correspond to a subclass" in message:
         return f"{given[1]} {_NO_CLASSIFIER if base is Classifier else f'is no {base.__name__}'}"
@@ -152,8 +175,8 @@ def _subclasses(base: type) -> set[type]:
     return own.union(*map(_subclasses, own))
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
+def _nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
     return f", did you mean {near[0]}?" if near else ""
 
 
@@ -177,6 +200,8 @@ def _unknown_key(argument: str, keys: Iterable[str]) -> str:
             "--model.init_args.lr"
         )
     near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+    if argument.startswith("--") and _full_key(key) != key:
+        return f"unknown key {key!r}, did you mean {_full_key(key)!r}?"
     if near == [key]:
         return f"the class that is asked for has no option {key!r}; see --model.help CLASS"
     return f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else "")
@@ -185,6 +210,22 @@ def _unknown_key(argument: str, keys: Iterable[str]) -> str:
 def project_classes() -> list[type]:
     """The classes whose arguments are options of the command line."""
     return [CIFAR10DataModule, *Classifier.__subclasses__(), Classifier]
+
+
+def _missing(name: str) -> str:
+    """What to add if a class that was asked for has an argument without a default."""
+    flags = [
+        f"--{_PREFIXES.get(key, '')}{key}.{name}"
+        for key, base in _BASES.items()
+        if any(_needs(kind, name) for kind in _subclasses(base))
+    ]
+    remedy = f": add {' or '.join(flags)}" if flags else ""
+    return f"a class that is asked for needs {name}{remedy}"
+
+
+def _needs(kind: type, name: str) -> bool:
+    argument = signature(kind).parameters.get(name)
+    return argument is not None and argument.default is argument.empty
 
 
 def _choices(key: str, message: str) -> list[str]:

@@ -6,10 +6,14 @@ exist in Python 3.11, in jsonargparse 4.39, the oldest version that setup.cfg al
 Neither library has a public way to list the options of a parser.
 """
 
+import traceback
 from argparse import Action, ArgumentParser
+from collections.abc import Iterator
 from typing import Any
 
 from jsonargparse import DefaultHelpFormatter
+
+from experiments.errors import causes_of
 
 
 def options_of(parser: ArgumentParser) -> list[Action]:
@@ -51,6 +55,18 @@ def set_option_type(option: Action, kind: Any) -> None:
             f"{option.dest} has no _typehint: see experiments/command_line/parser_seam.py"
         )
     option._typehint = kind
+
+
+def errors_of_types(error: BaseException) -> Iterator[Exception]:
+    """Why a value suits none of the types of an option, an error for each; jsonargparse keeps one.
+
+    Relies on: the argument ``exceptions`` of ``raise_union_unexpected_value`` of jsonargparse.
+    When it is gone: an error in a callback of the user's own names no file and line.
+    """
+    for cause in causes_of(error):
+        for frame, _ in traceback.walk_tb(cause.__traceback__):
+            if frame.f_code.co_name == "raise_union_unexpected_value":
+                yield from frame.f_locals.get("exceptions", ())
 
 
 class OpenHelpFormatter(DefaultHelpFormatter):

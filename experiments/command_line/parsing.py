@@ -24,8 +24,8 @@ from experiments.command_line.help import (
     title,
 )
 from experiments.command_line.messages import one_line, project_classes
-from experiments.command_line.parser_seam import groups_of, options_of
-from experiments.errors import UsageError, is_user_error
+from experiments.command_line.parser_seam import errors_of_types, groups_of, options_of
+from experiments.errors import UsageError, is_user_error, place_in_own_code
 from experiments.identity import LEARNING_RATE, expand_learning_rate, flat_key
 from experiments.records.record import CONFIG, RunRecord, run_folder
 from experiments.records.trust import TRUST_FLAG, check_run_config
@@ -46,10 +46,19 @@ def user_errors() -> Iterator[None]:
     except OSError as error:  # such as a folder that may not be entered
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         raise UsageError(one_line(reason)) from error
+    except UsageError:
+        raise
     except Exception as error:
-        if not is_user_error(error):
+        if not is_user_error(error) and not place_in_own_code(error):
             raise
-        raise UsageError(one_line(str(error))) from error
+        raise UsageError(with_place(one_line(str(error)), error)) from error
+
+
+def with_place(message: str, error: BaseException) -> str:
+    """Adds the file, the line and the kind of an error that a user's own module raised."""
+    errors_ = (error, *errors_of_types(error))
+    place = next(filter(None, map(place_in_own_code, errors_)), "")
+    return f"{message} ({place})" if place else message
 
 
 # The lines of the keys in the config files of this command, for error messages.
@@ -189,7 +198,8 @@ class RunParser(LightningArgumentParser):
         """Raises a `ParserError` of one line: the problem and the nearest valid key."""
         if os.environ.get("JSONARGPARSE_DEBUG"):
             super().error(message, ex)
-        raise ParserError(UsageError(one_line(message, self._known_keys())))
+        said = one_line(message, self._known_keys())
+        raise ParserError(UsageError(with_place(said, ex) if ex else said))
 
     def _known_keys(self) -> set[str]:
         """Every key of this parser, of its subcommands, and of this project's classes."""

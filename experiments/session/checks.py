@@ -267,6 +267,16 @@ def is_of_project(part: Callable[..., Any]) -> bool:
     return part.__module__.partition(".")[0] == Classifier.__module__.partition(".")[0]
 
 
+def check_is_built(model: Classifier) -> None:
+    """Refuses a model whose ``__init__`` does not call that of `Classifier`.
+
+    Raises:
+        ValueError: naming the call.
+    """
+    if "num_classes" not in vars(model):
+        raise ValueError(f"{type(model).__name__}.__init__: call super().__init__(**kwargs) first")
+
+
 def check_own_model(model: Classifier) -> None:
     """Refuses a user's own model that does not return logits, or evaluates itself.
 

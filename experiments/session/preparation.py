@@ -39,6 +39,7 @@ from experiments.session.checks import (
     check_averaging,
     check_devices,
     check_fit,
+    check_is_built,
     check_own_model,
     check_progress,
     check_validation,
@@ -218,6 +219,7 @@ def _check_trainer(
     disable_signal_handlers(trainer)
     replace_max_time_timer(trainer)
     check_devices(trainer)
+    check_is_built(model)
     apply_precision(trainer, model)
     model.check_trainer(trainer)
     if command == "fit":

@@ -19,7 +19,7 @@ from experiments.checkpoints.loading import (
     state_sha256,
 )
 from experiments.checkpoints.saving import AtomicCheckpointIO, LastCheckpoint, SettledProgress
-from experiments.errors import RunError, UsageError, is_user_error
+from experiments.errors import RunError, UsageError, is_user_error, place_in_own_code
 from experiments.monitoring.callbacks import EvaluationReport, PredictionWriter
 from experiments.monitoring.loggers import RecordLogger, run_loggers
 from experiments.monitoring.progress import TrainMonitor
@@ -181,7 +181,8 @@ class RunSession:
         except Exception as error:
             of_lightning = isinstance(error, MisconfigurationException)
             has_begun = self._monitor.started if self.prepared.is_fit else not of_lightning
-            if not is_user_error(error) or isinstance(error, RunError) or has_begun:
+            of_user = is_user_error(error) or bool(place_in_own_code(error))
+            if not of_user or isinstance(error, RunError) or has_begun:
                 raise
             self._abandon()
             raise UsageError(str(error)) from error
