@@ -294,6 +294,8 @@ def _class_of(name: str | None) -> type[Classifier] | None:
     if name is None:
         return None
     module, _, kind = name.rpartition(".")
+    if not module:
+        raise RunError(f"--model_class {name}: name it as MODULE.CLASS, as in --model")
     add_working_directory([name])
     try:
         found = getattr(importlib.import_module(module), kind)

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image
 from torch import Tensor
 
@@ -23,6 +24,8 @@ from datamodules.transforms import Normalizer
 from experiments.checkpoints.evaluations import checkpoint_of
 from experiments.checkpoints.loading import check_model, load_checkpoint, state_of_data
 from experiments.errors import RunError
+from experiments.records.record import CONFIG
+from experiments.texts import printable
 from lightning_modules import Classifier
 
 Images = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
@@ -133,7 +136,16 @@ def load(
     Raises:
         RunError: if there is no such run or checkpoint, or it can't be used; the message names the
             remedy.
+        TypeError: if an argument is of another type.
     """
+    if not isinstance(source, str | Path):
+        raise TypeError(
+            f"load expected a run's folder or name, or a checkpoint, got {source!r:.40}"
+        )
+    if model_class is not None and not _is_classifier(model_class):
+        raise TypeError(
+            f"model_class expected a class derived from Classifier, got {model_class!r:.60}"
+        )
     path = checkpoint_of(Path(source).expanduser())
     content = load_checkpoint(path)
     kind = model_class or _known_class(path, str(content.get("model_class")))
@@ -158,17 +170,35 @@ def load(
             f"{path} was trained in {precision}, and load knows {known}: use cli.py predict instead"
         )
     model.load_state_dict(content["state_dict"])
-    return Predictor(model, normalizer, names, precision, device)
+    try:
+        return Predictor(model, normalizer, names, precision, device)
+    except (RuntimeError, AssertionError) as error:  # PyTorch has no such device
+        reason = str(error).partition("\n")[0]
+        raise RunError(f"device {device}: {reason}; take another, such as cpu") from error
+
+
+def _is_classifier(kind: object) -> TypeGuard[type[Classifier]]:
+    return isinstance(kind, type) and issubclass(kind, Classifier)
 
 
 def _known_class(path: Path, name: str) -> type[Classifier]:
     kind = getattr(lightning_modules, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, Classifier)):
+    if not _is_classifier(kind):
         raise RunError(
             f"{path} holds a model of the class {name}, which is not of this project: pass it, "
-            f"load(..., model_class={name.rpartition('.')[2]}) or --model_class MODULE.CLASS"
+            f"load(..., model_class={name.rpartition('.')[2]}) or --model_class "
+            f"{_class_path(path.with_name(CONFIG)) or 'MODULE.CLASS'}"
         )
     return kind
+
+
+def _class_path(config: Path) -> str:
+    """The class of the model in the configuration of a run; empty if there is none."""
+    try:
+        found = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["class_path"]
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+        return ""
+    return printable(str(found))
 
 
 def _collect(images: Images | Sequence[Images]) -> list[tuple[str, np.ndarray[Any, Any]]]:
@@ -180,7 +210,12 @@ def _collect(images: Images | Sequence[Images]) -> list[tuple[str, np.ndarray[An
         return [("", pixels_of(images))]
     if isinstance(images, Tensor):
         _check_pixels(images)  # NumPy lacks some dtypes
-        return _of_arrays((images.movedim(-3, -1) if images.ndim > 2 else images).cpu().numpy())
+        if images.ndim not in (3, 4) or images.shape[-3] != 3:
+            raise ValueError(
+                f"predict expected a tensor (3, H, W), got one of shape {tuple(images.shape)}: "
+                + _remedy(tuple(images.shape), -3, -1, "images.movedim(-1, -3)")
+            )
+        return _of_arrays(images.movedim(-3, -1).cpu().numpy())
     if isinstance(images, np.ndarray):
         return _of_arrays(images)
     if isinstance(images, list | tuple):
@@ -202,14 +237,29 @@ def _check_pixels(images: np.ndarray[Any, Any] | Tensor) -> None:
         )
 
 
+def _remedy(shape: tuple[int, ...], channels: int, elsewhere: int, move: str) -> str:
+    """How to make images of a shape acceptable.
+
+    Args:
+        shape: of an image or of many.
+        channels: the axis where the channels should be.
+        elsewhere: the axis where they may be instead.
+        move: code that moves them from there.
+    """
+    if len(shape) in (3, 4):
+        if shape[elsewhere] == 3:
+            return f"move the channels with {move}"
+        if shape[channels] == 4:
+            return "leave out the fourth channel, which is the opacity"
+    return "pass RGB, as of PIL's Image.fromarray(image).convert('RGB')"
+
+
 def _of_arrays(images: np.ndarray[Any, Any]) -> list[tuple[str, np.ndarray[Any, Any]]]:
     _check_pixels(images)
     if images.ndim not in (3, 4) or images.shape[-1] != 3 or 0 in images.shape[-3:]:
-        is_turned = images.ndim in (3, 4) and images.shape[-3] == 3
-        remedy = "move the channels to the end with np.moveaxis(images, -3, -1)"
         raise ValueError(
-            f"predict expected an array (H, W, 3) or a tensor (3, H, W), got {images.shape} "
-            f"with channels last: {remedy if is_turned else 'convert to RGB'}"
+            f"predict expected an array (H, W, 3), got one of shape {images.shape}: "
+            + _remedy(images.shape, -1, -3, "np.moveaxis(images, -3, -1)")
         )
     many = images if images.ndim == 4 else images[None]
     return [("", pixels_of(Image.fromarray(image))) for image in many]

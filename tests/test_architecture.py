@@ -63,7 +63,7 @@ ROOMS: dict[str, set[str]] = {
     "tuning": {"errors", "texts", "identity", "process", "records", "analysis", "session"}
     | {"command_line", "compare"},
     "wandb_report": set[str](),
-    "inference": {"errors", "checkpoints"},
+    "inference": {"errors", "texts", "records", "checkpoints"},
     "fitting": {"errors", "identity", "records", "command_line"},
     "export": {"errors", "texts", "records", "checkpoints", "monitoring", "command_line"}
     | {"inference"},

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from datamodules import CIFAR10DataModule, CIFAR100DataModule, ImageFolderDataModule
 from experiments.errors import RunError
-from lightning_modules import FineTuned
+from lightning_modules import Classifier
 
 _log = logging.getLogger(__name__)
 
@@ -180,16 +180,43 @@ def check_model(path: Path, checkpoint: dict[str, Any], model: nn.Module) -> Non
             raise RunError(f"{path} is of no use: {name} {wrong}; take another with --ckpt_path")
 
 
+def with_new_head(
+    path: Path, checkpoint: dict[str, Any], model: Classifier
+) -> tuple[dict[str, Any], list[str]]:
+    """Adapts a checkpoint to a model of another number of classes: its last layer begins anew.
+
+    Args:
+        path: the checkpoint's file.
+        checkpoint: its content.
+        model: with the weights that its last layer begins with.
+
+    Returns:
+        The content with these weights, and their names: all whose shapes differ in nothing but
+        that number. For the same number of classes, the content itself.
+    """
+    own, state = model.state_dict(), checkpoint["state_dict"]
+    classes = len(state_of_data(path, checkpoint)[1]["label_names"])
+    anew = {
+        name: value
+        for name, value in own.items()
+        if classes != model.num_classes
+        and _shape(value)[:1] == (model.num_classes,)
+        and _shape(state.get(name)) == (classes, *value.shape[1:])
+    }
+    return {**checkpoint, "state_dict": {**state, **anew}}, [*anew]
+
+
 def _other_classes(path: Path, checkpoint: dict[str, Any], model: nn.Module) -> str:
     """The message for a checkpoint with another number of classes; empty for the same number."""
     with contextlib.suppress(RunError):
         _, trained_on = state_of_data(path, checkpoint)
         theirs, ours = len(trained_on["label_names"]), getattr(model, "num_classes", None)
         if theirs != ours:
-            remedy = f"take data with {theirs} classes"
-            if isinstance(model, FineTuned):
-                remedy += f", or --model.weights {path} in a new fit: all but the last layer"
-            return f"{path} is for {theirs} classes, but the model asked for has {ours}: {remedy}"
+            return (
+                f"{path} is for {theirs} classes, but the model asked for has {ours}: take data "
+                f"with {theirs} classes, or start a new run from it with --init_from: its last "
+                "layer begins anew"
+            )
     return ""
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import inspect
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from experiments.checkpoints.loading import (
     state_of_data,
     state_sha256,
     training_settings,
+    with_new_head,
 )
 from experiments.checkpoints.saving import entries_of
 from experiments.errors import RunError
@@ -53,6 +55,8 @@ from lightning_modules import Classifier
 
 if TYPE_CHECKING:
     from experiments.lightning_seam import CommandLine
+
+_log = logging.getLogger(__name__)
 
 # Options of a single command: later commands with the run's configuration reset them.
 ONE_COMMAND_OPTIONS = {
@@ -242,8 +246,12 @@ def _read(path: Path, model: Classifier) -> tuple[dict[str, Any], Weights]:
     """Reads a checkpoint of this model, and describes it."""
     identity, content = file_identity(path), load_checkpoint(path)
     check_model(path, content, model)
+    return content, _weights(path, content, identity)
+
+
+def _weights(path: Path, content: dict[str, Any], identity: tuple[int, ...]) -> Weights:
     sha256, step = state_sha256(content["state_dict"]), int(content["global_step"])
-    return content, Weights(path, sha256, step, entries_of(content), identity)
+    return Weights(path, sha256, step, entries_of(content), identity)
 
 
 def _load(
@@ -261,13 +269,21 @@ def _load(
 
 
 def _initialize(model: Classifier, data: CIFAR10DataModule, config: Namespace) -> Weights:
-    """Gives a model the weights of ``--init_from``; the data may be another, not its scale."""
+    """Gives a model the weights of ``--init_from``; the data may be another, not its scale.
+
+    For data with another number of classes, the last layer begins anew.
+    """
     path = checkpoint_of(Path(config.init_from), Path(config.runs_dir))
-    content, weights = _read(path, model)
+    identity, content = file_identity(path), load_checkpoint(path)
     _, trained_on = state_of_data(path, content)
+    adapted, anew = with_new_head(path, content, model)
+    check_model(path, adapted, model)
     check_normalization(trained_on["normalization"], data.normalization)
-    model.load_state_dict(content["state_dict"])
-    return weights
+    model.load_state_dict(adapted["state_dict"])
+    if anew:
+        classes = len(trained_on["label_names"])
+        _log.info(f"{', '.join(anew)} begin anew: {path} is for {classes} classes")
+    return _weights(path, content, identity)
 
 
 def _asked_for(config: Namespace, command: str) -> Path | None:

@@ -214,7 +214,7 @@ def test_a_class_of_ones_own_is_named(
     run = fit("--model=mine_of_export.Mine", "--model.hidden_units=[4]").path
     capsys.readouterr()
     words = ["--name=run", f"--runs_dir={run.parent}", "--format=torch_export"]
-    assert "or --model_class MODULE.CLASS" in refused(words, capsys)
+    assert "or --model_class mine_of_export.Mine" in refused(words, capsys)
     assert "no attribute" in refused([*words, "--model_class=mine_of_export.Yours"], capsys)
     assert "name it as MODULE.CLASS" in refused([*words, "--model_class=Mine"], capsys)
     (tmp_path / "ends.py").write_text("raise SystemExit(0)", encoding="utf-8")

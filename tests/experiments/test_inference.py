@@ -4,6 +4,7 @@ import csv
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,9 +104,12 @@ def test_a_run_in_the_working_directory_goes_by_its_name(
         (np.zeros((32, 32, 3), np.float32), TypeError, "expected uint8 pixels .*, got float32"),
         (torch.zeros(3, 32, 32), TypeError, r"got float32: .*\.to\(torch.uint8\) if they are 0 to"),
         (np.zeros((32, 32, 3), np.int64), TypeError, r"with images\.astype\('uint8'\);"),
-        (np.zeros((3, 32, 32), np.uint8), ValueError, "move the channels to the end"),
-        (np.zeros((3, 32, 32), np.uint8), ValueError, r"array \(H, W, 3\) .*, got \(3, 32, 32\)"),
-        (torch.zeros(32, 32, dtype=torch.uint8), ValueError, "expected an array"),
+        (np.zeros((3, 32, 32), np.uint8), ValueError, "move the channels with np.moveaxis"),
+        (np.zeros((3, 32, 32), np.uint8), ValueError, r"array \(H, W, 3\), got .* \(3, 32, 32\)"),
+        (np.zeros((32, 32, 4), np.uint8), ValueError, "leave out the fourth channel"),
+        (torch.zeros(9, 9, 3, dtype=torch.uint8), ValueError, r"with images.movedim\(-1, -3\)"),
+        (torch.zeros(1, 9, 9, dtype=torch.uint8), ValueError, r"pass RGB, .*convert\('RGB'\)"),
+        (torch.zeros(32, 32, dtype=torch.uint8), ValueError, "expected a tensor"),
         ("nothing.png", DatasetError, "is no file and no folder: name a picture"),
         ([], ValueError, "no images"),
         ("", TypeError, "a path, a PIL image, an array, a tensor or a list of these, got ''"),
@@ -123,6 +127,22 @@ def test_other_images_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         load(trained).predict(images)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"source": None}, TypeError, "a run's folder or name, or a checkpoint, got None"),
+        ({"model_class": "MLP"}, TypeError, "a class derived from Classifier, got 'MLP'"),
+        ({"model_class": torch.nn.Linear}, TypeError, "a class derived from Classifier"),
+        ({"device": "gpu"}, RunError, "^device gpu: .*; take another, such as cpu$"),
+    ],
+)
+def test_other_arguments_are_refused(
+    arguments: dict[str, Any], error: type[Exception], message: str, trained: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        load(**{"source": trained, **arguments})
 
 
 class Mine(MLP):

@@ -8,10 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from cli import main
 from datamodules.files import CIFAR100
 from datamodules.sources import make_synthetic
 from experiments.analysis.groups import group_runs
 from experiments.checkpoints.loading import checkpoint_sha256
+from experiments.records.record import RunRecord
 from experiments.records.runs import read_run
 from tests.conftest import Cli, short_fit
 
@@ -122,12 +124,31 @@ def test_other_data_must_be_on_the_same_scale(
     assert "set --data.normalization mean_image" in error_of(["fit", *TINY, *data, *small, *start])
 
 
-def test_other_classes_are_named_with_what_can_be_done(
+def test_for_other_classes_the_last_layer_begins_anew(
+    source: Path, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_synthetic(tmp_path / "hundred", 200, CIFAR100)
+    data = ["--data=CIFAR100DataModule", f"--data.data_dir={tmp_path / 'hundred'}"]
+    data += ["--data.source=synthetic", "--data.synthetic_images=200", "--data.val_size=100"]
+    flags = [f"--runs_dir={runs}", "--trainer.logger=false", "--trainer.max_steps=1", "--name=new"]
+    main(["fit", *TINY, STILL, *data, "--data.batch_size=50", f"--init_from={source}", *flags])
+    found, given = weights(runs / "new" / "last.ckpt"), weights(source / "best.ckpt")
+    *before, head = given
+    assert found[head].shape == (100, 4)
+    for name in before:
+        torch.testing.assert_close(found[name], given[name], rtol=0, atol=0)
+    assert f"begin anew: {source / 'best.ckpt'} is for 10 classes" in capsys.readouterr().err
+    started = RunRecord.open(runs / "new").fields["started_from"]
+    assert started["weights_sha256"] == checkpoint_sha256(source / "best.ckpt")
+
+
+def test_weights_of_other_classes_go_on_in_a_new_run_alone(
     source: Path, runs: Path, tmp_path: Path, error_of: Callable[[list[str]], str]
 ) -> None:
     make_synthetic(tmp_path / "hundred", 200, CIFAR100)
     data = ["--data=CIFAR100DataModule", f"--data.data_dir={tmp_path / 'hundred'}"]
     small = ["--data.source=synthetic", "--data.synthetic_images=200", "--data.val_size=100"]
-    start = [f"--init_from={source}", f"--runs_dir={runs}", "--trainer.logger=false"]
+    start = [f"--ckpt_path={source / 'best.ckpt'}", f"--runs_dir={runs}", "--trainer.logger=false"]
     line = error_of(["fit", *TINY, *data, *small, *start])
     assert "best.ckpt is for 10 classes, but the model asked for has 100: take data with 10" in line
+    assert "or start a new run from it with --init_from" in line
