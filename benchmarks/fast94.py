@@ -4,12 +4,14 @@
     python -m benchmarks.fast94 accuracy --data_dir data --config configs/cnn_5k.yaml --seeds 0 1 2
     python -m benchmarks.fast94 accuracy --data_dir data --seeds {0..24}    # on a GPU: 25 runs
     python -m benchmarks.fast94 speed --data_dir data
+    python -m benchmarks.fast94 step            # no data: the kernels alone, about 2 minutes
 
 ``accuracy`` runs ``cli.py fit --test_after_fit true`` for each seed, with the record, W&B (offline)
 and checkpoints, and collects the records; it does not repeat a seed whose run exists. ``speed``
 trains one epoch of the same network on the same batches, in turn by a loop in this process and
 through the command line. Seconds are training time, with the whitening, but without building the
-network, loading the data or the test.
+network, loading the data or the test. ``step`` times a whole step of that network with PyTorch's
+convolutions, with Winograd's, and with the fused batch norm, too, for each size of images.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ import yaml
 from torch.nn import functional as F
 
 from benchmarks.reports import write_report
+from benchmarks.timing import measure, without_trimming
 from cli import main as cli_main
 from datamodules import CIFAR10DataModule
 from experiments.analysis.costs import share_of_peak
@@ -145,25 +149,74 @@ def speed(options: argparse.Namespace, data: list[str]) -> dict[str, Any]:
     }
 
 
+_KERNELS = {
+    "native": {"convolution": "native", "fused": False},
+    "winograd": {"convolution": "winograd", "fused": False},
+    "winograd, fused": {"convolution": "winograd", "fused": True},
+}
+
+
+def _step(
+    config: dict[str, Any], kernels: dict[str, Any], size: int, half: torch.dtype | None
+) -> Callable[[], None]:
+    """A step of a recipe on random images of a size, without the reduction to it."""
+    model, optimizer, _ = _by_hand({**config["model"]["init_args"], **kernels})
+    model.train()
+    batch = config["data"]["init_args"]["batch_size"]
+    images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
+    labels = torch.arange(batch) % model.num_classes
+
+    def call() -> None:
+        with torch.autocast("cpu", half, enabled=half is not None):
+            loss = F.cross_entropy(model(images), labels, label_smoothing=model.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return call
+
+
+def step(options: argparse.Namespace) -> dict[str, Any]:
+    """Measures a step with each choice of kernels, side by side, on the CPU."""
+    config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
+    precision = options.precision or fast_precision("cpu")
+    half = {"bf16-mixed": torch.bfloat16, "32-true": None}[precision]
+    found: dict[str, Any] = {}
+    for size in options.sizes:
+        calls = [
+            (f"{size} pixels", name, _step(config, kernels, size, half))
+            for name, kernels in _KERNELS.items()
+        ]
+        found |= measure(calls, "cpu", options.repeats)
+    return {"config": options.config.name, "precision": precision, "steps": found}
+
+
 def main(args: list[str] | None = None) -> None:
     """Measures and writes the result with its date, hardware and versions."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("what", choices=["accuracy", "speed"])
+    parser.add_argument("what", choices=["accuracy", "speed", "step"])
     parser.add_argument("--config", type=expand_home, default=CONFIG)
     parser.add_argument("--data_dir", default="data", help="where cifar-10-batches-py lies")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--runs_dir", type=expand_home, default=Path("runs"))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[24, 28, 32], help="of a step")
+    parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], help="of a step")
     parser.add_argument("--output", type=expand_home, help="default: benchmarks/results/")
     options, more = parser.parse_known_args(args)  # `more`: flags of data and trainer
     if any(not flag.startswith("--") or "=" not in flag for flag in more):
         sys.exit(f"error: expected flags of cli.py as --name=value, got {' '.join(more)}")
     data = [f"--data.data_dir={options.data_dir}", *more]
-    measured = accuracy(options, data) if options.what == "accuracy" else speed(options, data)
+    if options.what == "step":
+        measured = step(options)
+    else:
+        measured = accuracy(options, data) if options.what == "accuracy" else speed(options, data)
     name = f"{options.config.stem}_{options.what}.json"
     print(json.dumps(measured, indent=2))
     write_report(options.output or RESULTS / name, measured)
 
 
 if __name__ == "__main__":
+    if "step" in sys.argv:
+        without_trimming("benchmarks.fast94")
     main()

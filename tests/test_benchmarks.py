@@ -131,6 +131,14 @@ def test_fast94_collects_seeds_and_runs_none_twice(tmp_path: Path, recipe: list[
     assert [run["seed"] for run in result["runs"]] == [0, 1]
 
 
+def test_fast94_times_a_step_with_each_choice_of_kernels(tmp_path: Path, recipe: list[str]) -> None:
+    fast94.main(["step", *recipe, "--repeats=1", "--sizes", "24", "--precision=32-true"])
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert written["steps"].keys() == {"24 pixels"}
+    assert written["steps"]["24 pixels"].keys() == {"native", "winograd", "winograd, fused"}
+    assert written["precision"] == "32-true"
+
+
 @pytest.mark.slow
 def test_fast94_compares_with_a_plain_script(tmp_path: Path, recipe: list[str]) -> None:
     fast94.main(["speed", *recipe, "--repeats=1"])
