@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 
@@ -88,6 +88,17 @@ def unsafe_view(y: Tensor, shape: list[int]) -> Tensor:
     When it is gone: an AttributeError in every linear layer and convolution of `functions`.
     """
     return torch.ops.aten._unsafe_view(y, shape)  # type: ignore[no-any-return]
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a hook waits for the forward or the backward pass of a module.
+
+    Relies on: ``Module._forward_hooks``, ``_forward_pre_hooks``, ``_backward_hooks`` and
+    ``_backward_pre_hooks``.
+    When they are gone: True; every module is called by itself, slower but correct.
+    """
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name, True) for name in names)
 
 
 def scripted_as(function: Any, replacement: Callable[[], Any]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from custom_ops import batch_norm_gelu
+from custom_ops.torch_seam import has_hooks
 from lightning_modules.classifier import Classifier
 from lightning_modules.cnn import Convolution, convolution_class
 from lightning_modules.mlp import IMAGE_SHAPE
@@ -51,7 +52,7 @@ class FastCNN(Classifier):
         convolution: ``winograd`` for 3x3 convolutions that take less time on a CPU (in bfloat16,
             with a rounding error of 0.4 % instead of 0.2 %); ``native`` for those of PyTorch.
         fused: compute pooling, batch norm and GELU by `custom_ops.batch_norm_gelu` in training on a
-            CPU, in half the passes over memory. Forward hooks of these modules are not called then.
+            CPU, in half the passes over memory, unless one of these modules has a hook.
         compiled: compile the groups of convolutions with `torch.compile`. This takes up to a minute
             for each size of images, longer than the training on a GPU.
         optimizer: makes the optimiser from the parameters.
@@ -255,7 +256,7 @@ class _Group(nn.Sequential):
         self.fused = fused
 
     def forward(self, input: Tensor) -> Tensor:
-        if not (self.fused and self.training):
+        if not (self.fused and self.training) or any(map(has_hooks, self)):
             return super().forward(input)  # type: ignore[no-any-return, no-untyped-call]
         first, _, pooled_norm, _, second, norm, _ = self
         return _normalised(second(_normalised(first(input), pooled_norm, True)), norm, False)

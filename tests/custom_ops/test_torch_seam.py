@@ -15,6 +15,7 @@ from custom_ops.torch_seam import (
     foreach_add_,
     foreach_mul_,
     forward_mode,
+    has_hooks,
     no_function_will_do,
     scripted_as,
     traces_gradients,
@@ -53,6 +54,17 @@ def test_transforming() -> None:
         assert transforming(), message
         assert not transforms_active(), message
     assert forward_ad._current_level == -1, message
+
+
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_has_hooks(kind: str) -> None:
+    message = gone("has_hooks", "Module._forward_hooks and the like")
+    module = nn.GELU()
+    assert not has_hooks(module), message
+    handle = getattr(module, f"register_{kind}_hook")(lambda *_: None)
+    assert has_hooks(module), message
+    handle.remove()
+    assert not has_hooks(module), message
 
 
 def test_no_function_will_do() -> None:

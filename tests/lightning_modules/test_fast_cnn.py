@@ -211,6 +211,19 @@ def test_fused_layers_change_the_last_digits_alone() -> None:
     torch.testing.assert_close(ours.eval()(images), native.eval()(images), atol=1e-4, rtol=1e-4)
 
 
+def test_a_hook_of_a_fused_layer_is_called() -> None:
+    model = FastCNN(widths=(4, 4, 4), fused=True)
+    images = torch.randn(4, 3, 32, 32)
+    seen: list[int] = []
+    model(images)
+    assert not seen
+    next(m for m in model.groups.modules() if isinstance(m, nn.GELU)).register_forward_hook(
+        lambda *_: seen.append(1)
+    )
+    model(images)
+    assert seen == [1]
+
+
 def test_fused_layers_leave_synchronised_batch_norms_to_pytorch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
