@@ -14,7 +14,6 @@ from typing import Any, TypeGuard
 
 import numpy as np
 import torch
-import yaml
 from PIL import Image
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from datamodules.transforms import Normalizer
 from experiments.checkpoints.evaluations import checkpoint_of
 from experiments.checkpoints.loading import check_model, load_checkpoint, state_of_data
 from experiments.errors import RunError
-from experiments.records.record import CONFIG
+from experiments.records.runs import flat_config
 from experiments.texts import printable
 from lightning_modules import Classifier
 
@@ -187,18 +186,17 @@ def _known_class(path: Path, name: str) -> type[Classifier]:
         raise RunError(
             f"{path} holds a model of the class {name}, which is not of this project: pass it, "
             f"load(..., model_class={name.rpartition('.')[2]}) or --model_class "
-            f"{_class_path(path.with_name(CONFIG)) or 'MODULE.CLASS'}"
+            f"{_class_path(path.parent) or 'MODULE.CLASS'}"
         )
     return kind
 
 
-def _class_path(config: Path) -> str:
+def _class_path(run: Path) -> str:
     """The class of the model in the configuration of a run; empty if there is none."""
     try:
-        found = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["class_path"]
-    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+        return printable(str(flat_config(run)["model"]))
+    except (OSError, ValueError, LookupError):
         return ""
-    return printable(str(found))
 
 
 def _collect(images: Images | Sequence[Images]) -> list[tuple[str, np.ndarray[Any, Any]]]:

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from typing import Any
+from typing import Any, Literal
 
 # Invisible characters that Unicode classifies as letters, marks or symbols.
 _INVISIBLE = re.compile(
@@ -40,9 +40,17 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def decimals(value: float, places: int = 4) -> str:
-    """A number with ``places`` decimals; a huge one, as of a loss that diverges, as ``1.2e+30``."""
-    return f"{value:.{places}f}" if abs(value) < _HUGE else f"{value:.{places}g}"
+def decimals(value: float, places: int = 4, sign: Literal["", "+"] = "") -> str:
+    """A number with ``places`` decimals; one too small or too huge for them as ``1.2e+30``.
+
+    Args:
+        value: the number.
+        places: decimals.
+        sign: ``+`` to show it of a positive number, too.
+    """
+    size = abs(value)
+    is_plain = not size or 10.0**-places <= size < _HUGE
+    return f"{value:{sign}.{places}f}" if is_plain else f"{value:{sign}.{places}g}"
 
 
 def csv_cell(value: Any) -> Any:

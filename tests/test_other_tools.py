@@ -145,12 +145,13 @@ def test_compare_needs_neither_torch_nor_a_tool(tools: Path) -> None:
         "        if name.partition('.')[0] in absent: raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Absent())\n"
         "import cli; cli.main(['compare', 'mlflow.db', 'lightning_logs', 'trackio', 'runs'])\n"
+        "cli.main(['compare', 'runs', '--format', 'html', '--output', 'page.html'])\n"
     )
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(PROJECT)!r})\n{code}"]
     done = subprocess.run(command, cwd=tools, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "unreadable" not in done.stdout
-    assert len(done.stdout.splitlines()) == 5
+    assert len(done.stdout.splitlines()) == 6
 
 
 def test_what_compare_alone_installs_is_what_the_project_installs() -> None:
@@ -173,6 +174,6 @@ def test_compare_alone_installs_and_runs(tools: Path) -> None:
             shlex.split(line), cwd=tools, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
-    assert "lightning_logs/version_0" in done.stdout and "run" in done.stdout
+    assert "runs.html" in done.stdout
     python = [str(tools / "compare/bin/python"), "-c", "import torch"]
     assert subprocess.run(python, capture_output=True, check=False, cwd="/").returncode == 1

@@ -15,8 +15,8 @@ from experiments.analysis.costs import cost_numbers, cost_words, machine
 from experiments.analysis.significance import FEWEST, Difference, difference
 from experiments.analysis.verdicts import Outcome, margin_for, outcomes
 from experiments.identity import MAX_TIME, experiment_name, experiment_settings, kind_of
-from experiments.records.runs import Run
-from experiments.texts import shortened
+from experiments.records.runs import UNFINISHED, Run
+from experiments.texts import decimals, shortened
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,10 @@ class Group:
                 found.setdefault(-position if run.seed is None else run.seed, []).append(value)
         return {seed: statistics.fmean(several) for seed, several in found.items()}
 
+    def unfinished(self) -> int:
+        """How many of the runs with the final metric have not finished their training."""
+        return sum(r.status in UNFINISHED and r.value(self.metric) is not None for r in self.runs)
+
     def status(self) -> str:
         """The statuses of the runs: ``finished``, or ``4 finished, 1 failed``."""
         counts = Counter(run.status for run in self.runs)
@@ -91,7 +95,8 @@ class Group:
             stage = self.curve.partition("/")[0]
             if self.metric != self.curve and (part := run.part_of_images(stage)):
                 notes[f"{run.name}: {self.curve} is of {part} images"] = None
-            if part := run.part_of_images(self.metric.partition("/")[0]):
+            part = run.part_of_images(self.metric.partition("/")[0])
+            if part and run.value(self.metric) is None:
                 notes[f"{run.name}: {self.metric} is of {part} images, not compared"] = None
             elif self.metric in run.summary and run.value(self.metric) is None:
                 notes[f"{run.name}: {self.metric} is not finite"] = None
@@ -228,13 +233,19 @@ class Comparison:
         if group is self.baseline:
             return "(baseline)"
         if tested := self.tested(group):
-            return tested.words()
+            return tested.words() + _survivors(group)
         gap = _gap(group, self.baseline)
-        if gap is None:
-            return ""
-        few = f"n too small to test (below {FEWEST})"
-        same = group.data == self.baseline.data
-        return f"{gap:+.4f}, {few if same else 'on other data: not tested'}"
+        return "" if gap is None else f"{decimals(gap, sign='+')}, {self._why_untested(group)}"
+
+    def _why_untested(self, group: Group) -> str:
+        if group.data != self.baseline.data:
+            return "on other data: not tested"
+        for line, of in ((group, ""), (self.baseline, " of the baseline")):
+            if count := line.unfinished():
+                return f"{count} of {len(line.runs)} runs{of} not finished: not tested"
+        if min(len(group.final()), len(self.baseline.final())) < FEWEST:
+            return f"n too small to test (below {FEWEST})"
+        return "no spread over the seeds: not tested"
 
     def numbers(self, group: Group) -> dict[str, Any]:
         """The result of a line, for programs."""
@@ -338,8 +349,8 @@ def _spread(found: Mapping[int, float]) -> str:
     values = list(found.values())
     if not values:
         return ""
-    sd = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.4f}{sd}"
+    sd = f" ± {decimals(statistics.stdev(values))}" if len(values) > 1 else ""
+    return f"{decimals(statistics.fmean(values))}{sd}"
 
 
 def _steps(found: Mapping[int, float]) -> str:
@@ -352,7 +363,17 @@ def _steps(found: Mapping[int, float]) -> str:
 def _difference(group: Group, baseline: Group) -> Difference | None:
     if group is baseline or group.data != baseline.data:
         return None
-    return difference(group.final(), baseline.final())
+    if group.unfinished() or baseline.unfinished():
+        return None
+    found = difference(group.final(), baseline.final())
+    # Equal values, as of networks that learn nothing, say nothing of other seeds.
+    return found if found is not None and found.error > 0 else None
+
+
+def _survivors(group: Group) -> str:
+    """How many runs a test is of, if others of the line lack the metric: perhaps the worst."""
+    have = sum(run.value(group.metric) is not None for run in group.runs)
+    return "" if have == len(group.runs) else f"; of {have} of {len(group.runs)} runs"
 
 
 def _gap(group: Group, baseline: Group) -> float | None:
@@ -418,7 +439,8 @@ def warnings_about(runs: Sequence[Run]) -> list[str]:
 
 
 def _on_machines(runs: Sequence[Run]) -> str:
-    found = _disagreement(runs, "machine", machine)
+    unknown = "not recorded" if any(map(machine, runs)) else None
+    found = _disagreement(runs, "machine", lambda run: machine(run) or unknown)
     return f"{found}: their seconds and images/s can't be compared" if found else ""
 
 

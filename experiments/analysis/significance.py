@@ -4,6 +4,7 @@ That two experiments do not differ is not shown by a large p-value, which also c
 noisy runs. It is shown by an equivalence test: the difference is smaller than a stated margin.
 """
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -111,11 +112,12 @@ def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Differ
         pairs = [ours[seed] - theirs[seed] for seed in ours]
         return Difference(statistics.fmean(pairs), _error(pairs), n - 1, "paired t", n)
     a, b = list(ours.values()), list(theirs.values())
-    squares = [_error(values) ** 2 for values in (a, b)]
-    parts = [square**2 / (len(v) - 1) for square, v in zip(squares, (a, b), strict=True)]
-    df = sum(squares) ** 2 / sum(parts) if sum(parts) else n - 1  # by Welch and Satterthwaite
-    mean = statistics.fmean(a) - statistics.fmean(b)
-    return Difference(mean, sum(squares) ** 0.5, df, "Welch t", n)
+    errors = [_error(values) for values in (a, b)]
+    error, mean = math.hypot(*errors), statistics.fmean(a) - statistics.fmean(b)
+    if not error:
+        return Difference(mean, 0.0, n - 1, "Welch t", n)
+    shares = [(part / error) ** 4 / (len(v) - 1) for part, v in zip(errors, (a, b), strict=True)]
+    return Difference(mean, error, 1 / sum(shares), "Welch t", n)  # df by Welch and Satterthwaite
 
 
 def _error(values: Sequence[float]) -> float:

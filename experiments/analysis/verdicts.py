@@ -6,7 +6,8 @@ from typing import Literal
 
 from experiments.analysis.costs import CHEAPER
 from experiments.analysis.significance import ALPHA, Difference, holm
-from experiments.records.curves import is_accuracy, is_loss
+from experiments.records.curves import is_accuracy, is_loss, is_score
+from experiments.texts import decimals
 
 POINT = 0.01  # of accuracy: the margin, unless another is given
 
@@ -19,10 +20,10 @@ def margin_for(metric: str) -> float | None:
 
 
 def better_if(metric: str) -> Literal["higher", "lower"] | None:
-    """Which of two figures is better; None for what is no accuracy, loss or cost."""
+    """Which of two figures is better; None for what is no score, loss or cost by its name."""
     if is_loss(metric) or metric in CHEAPER:
         return "lower"
-    return "higher" if is_accuracy(metric) else None
+    return "higher" if is_score(metric) else None
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Outcome:
             said += f", TOST p = {self.equivalence_holm:.2g}"
         elif verdict != "undecided" or found.p < ALPHA:
             said += f", p = {self.holm:.2g}"
-        return f"{found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f}): {said}, {found.test}"
+        mean, low, high = (decimals(x, sign="+") for x in (found.mean, found.low, found.high))
+        return f"{mean} ({low} to {high}): {said}, {found.test}"
 
 
 def outcomes(

@@ -106,11 +106,13 @@ def _judged_by(runs: Sequence[Run]) -> dict[str, Any]:
 def lines_of(groups: Sequence[Group]) -> dict[Path, str]:
     """The name of each run's line, by the run's path; lines of one name get a number."""
     found: dict[Path, str] = {}
-    counts: Counter[str] = Counter()
+    free = Counter(shown(group.name) for group in groups)
     for group in groups:
-        name = shown(group.name)
-        counts[name] += 1
-        label = name if counts[name] == 1 else f"{name} #{counts[name]}"
+        name = label = shown(group.name)
+        number = 1
+        while label in found.values() or (number > 1 and label in free):
+            number += 1
+            label = f"{name} #{number}"
         found |= {run.path: label for run in group.runs}
     return found
 

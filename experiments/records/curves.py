@@ -9,6 +9,8 @@ from experiments.records.reader import is_number
 
 _WORD = re.compile(r"[a-z]+")
 _SMALLER = {"error", "err", "mse", "rmse", "mae", "nll", "perplexity", "ppl", "wer", "cer", "fid"}
+_SMALLER |= {"entropy", "ce", "bce"}
+_LARGER = {"acc", "accuracy", "auc", "auroc", "precision", "recall", "iou", "score"}
 CHOSEN_BY = "val/acc"  # the figure whose best step is kept as best.ckpt
 
 
@@ -35,6 +37,11 @@ def last_step(entries: Iterable[Mapping[str, Any]], metric: str) -> int:
 def is_loss(metric: str) -> bool:
     """Whether a smaller value of a metric is better: a loss, an error, a perplexity."""
     return "loss" in metric.lower() or not _SMALLER.isdisjoint(_WORD.findall(metric.lower()))
+
+
+def is_score(metric: str) -> bool:
+    """Whether a larger value of a metric is better: an accuracy in any unit, a recall, a score."""
+    return not is_loss(metric) and not _LARGER.isdisjoint(_WORD.findall(metric.lower()))
 
 
 def is_accuracy(metric: str) -> bool:

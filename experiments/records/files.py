@@ -44,17 +44,29 @@ _KEPT_OPEN = {*_LOCKS, "metrics.jsonl"}
 # ---- reading ------------------------------------------------------------------------------------
 
 
+def check_link(path: Path) -> None:
+    """Refuses a link that leads out of its folder: a stranger's folder must show nothing else.
+
+    Raises:
+        OSError: if it does.
+    """
+    leads_to_a_file = path.is_symlink() and path.is_file()
+    if leads_to_a_file and not path.resolve().is_relative_to(path.parent.resolve()):
+        raise OSError(errno.ELOOP, "it is a link to a file outside of its folder: copy the file")
+
+
 def read_text(path: Path, largest: int) -> str:
     """Reads a text file in UTF-8, with or without a byte order mark.
 
     Args:
-        path: the file; a link to one is followed.
+        path: the file; a link is followed within its folder.
         largest: how many bytes it may have.
 
     Raises:
         OSError: if the system can't read it, if it is no regular file, or too large.
         UnicodeDecodeError: if it is not in UTF-8.
     """
+    check_link(path)
     return read_bytes(path, largest).decode("utf-8-sig")
 
 
@@ -79,12 +91,13 @@ def read_lines(path: Path, largest: int) -> Iterator[str]:
     """Yields the lines of a text file, each with its end; what is not UTF-8 is marked as such.
 
     Args:
-        path: the file; a link to one is followed.
+        path: the file; a link is followed within its folder.
         largest: how many bytes it may have.
 
     Raises:
         OSError: if the system can't read it, if it is no regular file, or too large.
     """
+    check_link(path)
     with open_regular(path) as file:
         _check_size(os.fstat(file.fileno()).st_size, largest)
         size = 0

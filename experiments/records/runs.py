@@ -16,7 +16,11 @@ from experiments.records.record import CONFIG, RECORD
 from experiments.texts import shortened
 
 _LONGEST_NOTE = 1_000  # characters
+UNFINISHED = {"running", "failed", "crashed", "interrupted"}  # statuses
 STALE_S = 600  # a run without a write in this time is not running
+
+
+_OF_IMAGES = re.compile(r"/(acc\w*|loss)$")
 
 
 @dataclass
@@ -78,12 +82,12 @@ class Run:
         """A final value, or a value at a step: ``test/acc``, ``test_curve/acc@2000``.
 
         Returns:
-            The value; None if there is none, if it is not finite, or if it covers only some of the
-            images, because such a value is not comparable.
+            The value; None if there is none, if it is not finite, or if it is an accuracy or a loss
+            of only some of the images, because such a value is not comparable.
         """
-        if self.part_of_images(metric.partition("/")[0]):
-            return None
         name, at, step = metric.partition("@")
+        if _OF_IMAGES.search(name) and self.part_of_images(name.partition("/")[0]):
+            return None
         if at:
             return self.curve(name).get(int(step)) if step.isdecimal() else None
         found = self.summary.get(name)

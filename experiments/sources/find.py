@@ -167,6 +167,7 @@ class _Search:
             found = [csv_runs.read_csv(folder / csv_runs.METRICS_CSV, self._name(folder))]
         elif any(tensorboard_runs.MARK in name for name in names) and not self._is_part(folder):
             found = [tensorboard_runs.read_tensorboard(folder, self._name(folder))]
+        names = {name for name in names if not (folder / name).is_symlink()}
         if names >= {parquet_runs.RUNS_FILE, parquet_runs.METRICS_FILE}:
             found += parquet_runs.read_parquet(folder)
         for name in sorted(name for name in names if Path(name).suffix in _DATABASES):

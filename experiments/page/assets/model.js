@@ -3,6 +3,7 @@ const model = (() => {
   const { mean, sd, difference, FEWEST } = statistics;
   const BY_EXPERIMENT = "experiment";
   const BY_RUN = "run";
+  const MANY = 5; // more lines on one test set are warned of, as in experiments/analysis/chance.py
   const ALWAYS = [BY_EXPERIMENT, BY_RUN, "status", "machine", "seed"];
   const data = { runs: new Map(), order: [], lines: {}, labels: {}, differing: [], settings: [] };
 
@@ -216,13 +217,16 @@ const model = (() => {
     const results = verdicts.outcomes(found.map(({ test }) => test), data.better[view.metric], margin(view));
     found.forEach((line, i) => {
       line.outcome = results[i];
-      if (line.outcome) line.gap = tested(line.gap, line.outcome);
+      if (line.outcome) line.gap = tested(line, view.metric);
     });
     return results.filter(Boolean).length;
   }
 
-  function tested(gap, outcome) {
-    const text = `${gap.text}: ${verdicts.words(outcome)}, ${verdicts.figures(outcome)}`;
+  function tested(line, metric) {
+    const { gap, outcome, runs: all } = line;
+    const have = all.filter((run) => typeof run.summary[metric] === "number").length;
+    const of = have === all.length ? "" : `; of ${have} of ${all.length} runs`;
+    const text = `${gap.text}: ${verdicts.words(outcome)}, ${verdicts.figures(outcome)}${of}`;
     return { ...gap, text, title: details(text, outcome) };
   }
 
@@ -256,13 +260,42 @@ const model = (() => {
     const middle = mean([...theirs.values()]);
     const sort = mean([...ours.values()]) - middle;
     const words = (value) => signed(value, middle + 1e-9);
-    if (dataOf(line) !== dataOf(base)) return { text: `${words(sort)}, on other data: not tested`, sort };
-    line.test = difference(ours, theirs);
-    if (!line.test) return { text: `${words(sort)}, fewer than ${FEWEST} seeds: not tested`, sort };
+    const why = untested(line, base, view.metric);
+    line.test = why ? null : difference(ours, theirs);
+    if (!line.test?.error) {
+      line.test = null;
+      const few = Math.min(ours.size, theirs.size) < FEWEST;
+      const reason = why || (few ? `fewer than ${FEWEST} seeds` : "no spread over the seeds");
+      return { text: `${words(sort)}, ${reason}: not tested`, sort };
+    }
     return { text: `${words(sort)} (${words(line.test.low)} to ${words(line.test.high)})`, sort, words };
   }
 
-  const dataOf = (line) => counted(line.runs.map((run) => run.data)).map(([name]) => name).join();
+  const UNFINISHED = ["running", "failed", "crashed", "interrupted"];
+
+  // Why a line is not tested whatever its figures are; empty if it is.
+  function untested(line, base, metric) {
+    const [own, other] = [dataOf(line), dataOf(base)];
+    if (own.length > 1 || other.length > 1) return "on mixed data";
+    if (own[0] !== other[0]) return "on other data";
+    for (const [found, of] of [[line, ""], [base, " of the baseline"]]) {
+      const count = found.runs.filter((run) => UNFINISHED.includes(run.status)
+        && typeof run.summary[metric] === "number").length;
+      if (count) return `${count} of ${found.runs.length} runs${of} not finished`;
+    }
+    return "";
+  }
+
+  const dataOf = (line) => counted(line.runs.map((run) => run.data)).map(([name]) => name);
+
+  // Reasons to doubt what is shown. Those of the metric that the page began with came with the runs.
+  function warnings(view, found) {
+    const isTest = /(^|[/_.-])(test|eval)([/_.-]|$)/i.test(view.metric);
+    const tested = found.filter((line) => bySeed(line, figure(view.metric)).size);
+    if (!isTest || view.metric === data.metric || tested.length <= MANY) return data.warnings;
+    return [...data.warnings, `${tested.length} lines are compared on the same test images: the best `
+      + "looks better than it is by chance; choose by figures of validation images"];
+  }
 
   // Settings that differ within a line: the line mixes experiments.
   function mixed(found) {
@@ -295,7 +328,7 @@ const model = (() => {
   }
 
   return {
-    ALWAYS, BY_EXPERIMENT, BY_RUN, data, bare, take, runs, lines, columns, compare, outcomeRows, margin, mixed,
+    ALWAYS, BY_EXPERIMENT, BY_RUN, warnings, data, bare, take, runs, lines, columns, compare, outcomeRows, margin, mixed,
     machines, passes, label, number, setting, signed, unit, withUnit, smallerIsBetter, metrics, curves,
     differing, bySeed, figure, counted,
   };

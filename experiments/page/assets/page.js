@@ -100,6 +100,7 @@ const page = (() => {
     lines = model.lines(view.group);
     if (view.baseline && !lines.some(({ id }) => id === view.baseline)) view.baseline = "";
     corrected = model.compare(lines, view);
+    showWarnings();
     updating = true;
     table.show($("table-box"), lines, model.columns(view), view);
     updating = false;
@@ -463,7 +464,7 @@ const page = (() => {
   // ---- news ------------------------------------------------------------------------------------
 
   function showWarnings() {
-    const { warnings } = model.data;
+    const warnings = model.warnings(view, lines);
     $("warnings").hidden = !warnings.length;
     $("warnings").firstElementChild.textContent =
       warnings.length === 1 ? "1 warning" : `${warnings.length} warnings`;
@@ -471,7 +472,6 @@ const page = (() => {
   }
 
   function showAll() {
-    showWarnings();
     showTable();
     showControls();
     showState();

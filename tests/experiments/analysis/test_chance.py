@@ -50,7 +50,14 @@ def test_without_a_number_of_images_there_is_no_number(images: object) -> None:
 
 def test_a_strange_accuracy_is_no_error() -> None:
     (warning,) = lines(6, 1, images={"test": 100}, value=7.0)
-    assert "by about 0 (" in warning
+    assert warning.endswith("better than their mean; choose by val/acc")  # perhaps in percent
+
+
+@pytest.mark.parametrize("metric", ["accuracy/test", "eval/acc", "test_acc"])
+def test_other_names_of_the_test_images_are_known(metric: str) -> None:
+    (warning,) = lines(6, 2, metric)
+    assert warning.startswith("6 lines are compared on the same test images")
+    assert not lines(6, 2, "latest/acc")
 
 
 def test_a_test_loss_and_a_test_curve_are_of_the_test_images_too() -> None:

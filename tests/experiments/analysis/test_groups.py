@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from experiments.analysis.groups import Group, doubts, group_runs
+from experiments.analysis.groups import Comparison, Group, doubts, group_runs, warnings_about
 from experiments.records.runs import Run
 from experiments.sources.wandb_runs import read_wandb
 
@@ -52,6 +52,57 @@ def test_runs_without_a_seed_stay_apart() -> None:
 def test_the_order_of_the_runs_changes_nothing() -> None:
     runs = run(1, 0.4, []), run(1, 0.6, [], 1), run(2, 0.9, [])
     assert group(*runs).final() == group(*reversed(runs)).final()
+
+
+def line(name: str, *values: float | None, status: str = "finished") -> Group:
+    runs = [run(seed, value, []) for seed, value in enumerate(values)]
+    for one in runs:
+        one.status, one.config = status, {"model": name}
+    return group(*runs)
+
+
+@pytest.mark.parametrize("status", ["running", "failed", "crashed", "interrupted"])
+def test_runs_that_are_not_finished_are_not_tested(status: str) -> None:
+    one, other = line("a", 0.1, 0.2, 0.3), line("b", 0.5, 0.7, 0.6, status=status)
+    words = "3 of 3 runs not finished: not tested"
+    assert Comparison(one, [one, other]).words(other) == f"+0.4000, {words}"
+    assert Comparison(other, [one, other]).tested(one) is None
+    assert "3 of 3 runs of the baseline not finished" in Comparison(other, [one, other]).words(one)
+
+
+def test_equal_values_are_not_tested() -> None:
+    one, other = line("a", 0.1, 0.1, 0.1), line("b", 0.2, 0.2, 0.2)
+    assert Comparison(one, [one, other]).words(other) == (
+        "+0.1000, no spread over the seeds: not tested"
+    )
+
+
+def test_a_test_of_some_runs_says_so() -> None:
+    one, other = line("a", 0.1, 0.2, 0.3, 0.2), line("b", 0.5, None, 0.6, 0.7)
+    assert Comparison(one, [one, other]).words(other).endswith("Welch t; of 3 of 4 runs")
+
+
+def test_losses_that_have_diverged_are_tested() -> None:
+    one, other = line("a", 1e149, 3e149, 2e149), line("b", 0.5, 0.6, 0.7, 0.8)
+    tested = Comparison(one, [one, other]).tested(other)
+    assert tested is not None
+    assert tested.difference.df == pytest.approx(2)
+    assert "e+149" in tested.words()
+
+
+def test_a_machine_that_is_not_recorded_is_another_one() -> None:
+    known, unknown = run(1, 0.5, []), run(2, 0.5, [])
+    assert not warnings_about([unknown])
+    known.fields["hardware"] = {"cpu": "one"}
+    assert any("machine: one (1), not recorded (1)" in w for w in warnings_about([known, unknown]))
+
+
+@pytest.mark.parametrize(("metric", "counts"), [("train/seconds", True), ("train/acc", False)])
+def test_what_a_part_of_an_epoch_cost_counts(metric: str, counts: bool) -> None:
+    found = run(1, None, [])
+    found.fields["images"] = {"train": 100}
+    found.summary.update({"train/images": 20, metric: 0.5})
+    assert (found.value(metric) is not None) == counts
 
 
 def limited(seed: int, limit: str | None, stopped_by: str | None = None) -> Run:

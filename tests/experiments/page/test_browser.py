@@ -231,6 +231,36 @@ def test_a_baseline_is_tested_with_holm_over_all_lines(tab: Tab) -> None:
     assert tab.column("difference to baseline") == [before[2]]
 
 
+def begin_again(page: Any) -> None:
+    """Forgets what a test did to the runs of the page, which other tests share."""
+    page.reload()
+    page.locator("button.pin").first.wait_for()
+
+
+def test_lines_that_are_not_finished_or_mix_data_are_not_tested(tab: Tab) -> None:
+    page = tab.page
+    page.evaluate("model.lines('experiment')[0].runs[0].status = 'running'")
+    page.locator("button.pin").last.click()
+    assert sum("not finished: not tested" in t for t in tab.column("difference to baseline")) == 1
+    page.evaluate(
+        "model.runs().forEach((run, i) => { run.status = 'finished'; run.data = `${i}`; })"
+    )
+    page.locator("button.pin").first.click()
+    _, *others = tab.column("difference to baseline")
+    assert all("on mixed data: not tested" in text for text in others)
+    begin_again(page)
+
+
+def test_another_metric_on_the_test_images_is_warned_of_too(tab: Tab) -> None:
+    page = tab.page
+    page.evaluate("Object.assign(model.data, { metric: 'val/acc', warnings: [] })")
+    page.select_option("#group", "run")
+    assert "12 lines are compared on the same test images" in page.text_content("#warnings")
+    page.select_option("#metric", "train/seconds")
+    assert not page.locator("#warnings").is_visible()
+    begin_again(page)
+
+
 def test_the_margin_is_shown_and_can_be_changed(tab: Tab, empty_tab: Tab) -> None:
     page = tab.page
     assert not page.locator("#margin").is_visible()

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 
 from benchmarks.compare_page import make_runs
-from experiments.analysis.groups import group_runs
+from experiments.analysis.groups import Group, group_runs
 from experiments.page.payload import (
     Grouped,
     confusions,
     identify,
+    lines_of,
     payload,
     run_fields,
     thinned,
@@ -123,6 +124,14 @@ def test_lines_of_one_name_are_told_apart(tmp_path: Path) -> None:
         Run("a", tmp_path / str(i), "finished", config={"model.norm": str(i)}) for i in range(2)
     ]
     assert set(payload(compared(runs))["lines"].values()) == {"a", "a #2"}
+
+
+def test_no_line_takes_the_name_of_another() -> None:
+    names = ["a", "a #2", "a", "a", "a #2"]
+    runs = [Run(str(i), Path(str(i)), "finished") for i in range(len(names))]
+    groups = [Group(name, (run,), "m", "m") for name, run in zip(names, runs, strict=True)]
+    found = [lines_of(groups)[run.path] for run in runs]
+    assert found == ["a", "a #2", "a #3", "a #4", "a #2 #2"]
 
 
 def test_an_unreadable_run_is_there_with_its_note(tmp_path: Path) -> None:

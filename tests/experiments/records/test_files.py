@@ -28,6 +28,7 @@ from experiments.records.files import (
     replacing,
     synced,
 )
+from experiments.records.runs import read_run
 from tests.conftest import PROJECT, SHORT, Cli
 
 PRECIOUS = "precious\n"
@@ -331,19 +332,27 @@ def test_a_folder_that_is_a_link_is_emptied_and_stays(
 
 def test_no_command_writes_through_a_link_in_a_run(fit: Cli, evaluate: Cli, precious: Path) -> None:
     record = fit("--model=MLP")
-    content = (record.path / "record.json").read_bytes()
-    elsewhere = precious.with_name("theirs.json")
-    elsewhere.write_bytes(content)
-    (record.path / "record.json").unlink()
-    (record.path / "record.json").symlink_to(elsewhere)
     for name in ("predictions.csv", ".record.json.partial", ".predictions.csv.partial"):
         (record.path / name).symlink_to(precious)
     evaluate("test")
     evaluate("predict")
     assert precious.read_text() == PRECIOUS
-    assert elsewhere.read_bytes() == content
-    for name in ("record.json", "predictions.csv"):
-        assert not (record.path / name).is_symlink(), name
+    assert not (record.path / "predictions.csv").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["record.json", "config.yaml", "metrics.jsonl"])
+def test_a_link_that_leads_out_of_a_run_is_not_followed(
+    name: str, fit: Cli, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = fit("--model=MLP").path / name
+    elsewhere = file.rename(tmp_path / "elsewhere")
+    file.symlink_to(elsewhere)
+    found = read_run(file.parent)
+    assert f"{name} can't be read: it is a link to a file outside of its folder" in found.note
+    elsewhere.rename(file.with_name("inside"))
+    file.unlink()
+    file.symlink_to("inside")
+    assert not read_run(file.parent).note
 
 
 def test_a_run_that_lies_on_another_disk_goes_on(
