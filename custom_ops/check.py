@@ -65,9 +65,10 @@ def verdict(exercise: Exercise, quantity: str, found: Any) -> str:
     gap = np.abs(ours - expected)
     worst = tuple(int(i) for i in np.unravel_index(gap.argmax(), gap.shape))
     wrong_ones = int((gap > _TOLERANCE * np.abs(expected).max()).sum())
+    places = 6 if gap.max() > 1e-5 * np.abs(expected[worst]) else 12
     return (
         f"{wrong_ones} of {ours.size} values differ, by up to {gap.max():.3g}: at {worst} it is "
-        f"{ours[worst]:.6g}, and should be {expected[worst]:.6g}"
+        f"{ours[worst]:.{places}g}, and should be {expected[worst]:.{places}g}"
     )
 
 
@@ -95,7 +96,7 @@ def _general(ours: Array, expected: Array) -> str | None:
         -float(SAMPLES): "its sign is wrong, and it is not divided by the number of samples",
     }
     near = next((text for k, text in factors.items() if abs(factor - k) < 1e-6), None)
-    return near or f"it is {factor:.6g} times what it should be"
+    return near or f"it is {factor:.9g} times what it should be"
 
 
 def check(module: ModuleType) -> Iterator[tuple[str, str, str]]:
@@ -109,7 +110,7 @@ def check(module: ModuleType) -> Iterator[tuple[str, str, str]]:
     """
     file = getattr(module, "__file__", None)
     for name, kind in [*vars(module).items()]:  # a warning adds a name to it
-        if not isinstance(kind, type):
+        if not isinstance(kind, type) or kind.__module__.partition(".")[0] == "torch":
             continue
         for exercise in EXERCISES:
             if name in exercise.names:
@@ -127,12 +128,17 @@ def _check_class(
         yield title, quantity, wrong
     if failed:
         yield title, "backward" if found else "", failed
-    elif exercise.large and not any(wrong for _, wrong in verdicts):
-        inputs, expected, reason = exercise.large
-        found, failed = _results(run, kind, inputs, file)
-        ideal = dataclasses.replace(exercise, expected=expected, faults=[])
+    if failed or any(wrong for _, wrong in verdicts):
+        return
+    for again in exercise.more:
+        run = again.of_function if issubclass(kind, Function) else again.of_layer
+        if run is None:
+            continue
+        found, failed = _results(run, kind, again.inputs, file)
+        ideal = dataclasses.replace(exercise, expected=again.expected, faults=[])
         right = not any(verdict(ideal, quantity, result) for quantity, result in found)
-        yield title, "large X", failed or ("" if right else reason)
+        if found or failed:
+            yield title, again.name, failed or ("" if right else again.reason)
 
 
 def _results(
@@ -212,6 +218,7 @@ def _load(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         _fail(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent))  # as python does for a program
     try:
         spec.loader.exec_module(module)
     except KeyboardInterrupt:

@@ -39,7 +39,7 @@ class Exercise:
         faults: wrong results that are recognised.
         of_layer: what a layer in NumPy gives, the forward pass first.
         of_function: the same of a `torch.autograd.Function`.
-        large: inputs with large numbers, what they must give, and what is wrong if they do not.
+        more: what a class is run with if all is right so far.
     """
 
     name: str
@@ -49,18 +49,42 @@ class Exercise:
     faults: Faults
     of_layer: Callable[[type, Arrays], Results]
     of_function: Callable[[type[Function], Arrays], Results]
-    large: tuple[Arrays, Arrays, str] | None = None
+    more: "tuple[Again, ...]" = ()
+
+
+@dataclass(frozen=True)
+class Again:
+    """Other inputs for a class that is right on the first ones.
+
+    Attributes:
+        name: what is special, such as ``large X``.
+        inputs: by name.
+        expected: the right results, by name.
+        reason: what is wrong if others come out.
+        of_layer: as of `Exercise`; None: layers are not run with these inputs.
+        of_function: the same for functions.
+    """
+
+    name: str
+    inputs: Arrays
+    expected: Arrays
+    reason: str
+    of_layer: Callable[[type, Arrays], Results] | None = None
+    of_function: Callable[[type[Function], Arrays], Results] | None = None
 
 
 class ChangedInputError(Exception):
-    """A method changes an array that it is given.
+    """A method changes an array that is not its own.
 
     Args:
-        method: its name.
+        method: its name, or what it is.
+        what: the array.
     """
 
-    def __init__(self, method: str) -> None:
-        super().__init__(f"{method} changes an array that it is given: work on a copy")
+    def __init__(
+        self, method: str, what: str = "an array that it is given: work on a copy"
+    ) -> None:
+        super().__init__(f"{method} changes {what}")
 
 
 def _names(*words: str) -> frozenset[str]:
@@ -75,16 +99,30 @@ def _drawn(**shapes: tuple[int, ...]) -> Arrays:
 # ---- what a class gives --------------------------------------------------------------------------
 
 
-def _layer(kind: type, parameters: Mapping[str, Array], *arguments: Any) -> Any:
-    """A layer with these parameters, in whichever way it keeps them."""
+def _layer(kind: type, parameters: Mapping[str, Array], *arguments: Any) -> tuple[Any, Arrays]:
+    """A layer with these parameters, in whichever way it keeps them, and its arrays of them."""
     layer: Any = kind(*arguments)
+    kept: Arrays = {}
     for name, value in parameters.items():
         if isinstance(getattr(layer, "params", None), dict | Mapping):
-            known = layer.params.get(name)
-            layer.params[name] = value.reshape(np.shape(known)) if known is not None else value
+            kept[name] = layer.params[name] = _filled(layer.params.get(name), value)
         if isinstance(getattr(layer, name, None), np.ndarray):
-            setattr(layer, name, value.copy())
-    return layer
+            setattr(layer, name, _filled(getattr(layer, name), value))
+            kept[name] = getattr(layer, name)
+    return layer, kept
+
+
+def _filled(known: Any, value: Array) -> Array:
+    """The values, in the array that the layer has made for them if it can hold them."""
+    if not isinstance(known, np.ndarray):
+        return value.copy()
+    if known.shape == value.T.shape:  # a layer may keep its weights transposed
+        value = value.reshape(known.shape) if known.shape == value.shape else value.T
+    filled = known if known.dtype == value.dtype and known.size == value.size else None
+    if filled is None or not known.flags.writeable:
+        return value.copy().reshape(np.shape(known))
+    filled[...] = value.reshape(known.shape)
+    return filled
 
 
 def _call(method: Callable[..., Any], *arrays: Array) -> Any:
@@ -108,17 +146,25 @@ def _gradient(layer: Any, name: str) -> Array:
 def _with_parameters(*arguments: Any) -> Callable[[type, Arrays], Results]:
     def run(kind: type, given: Arrays) -> Results:
         parameters = {"weight": given["weight"], "bias": given["bias"]}
-        layer = _layer(kind, parameters, *arguments)
+        layer, kept = _layer(kind, parameters, *arguments)
+        if not kept:
+            raise ValueError(
+                "no parameters found: keep them in params['weight'] and params['bias'], or as "
+                "weight and bias"
+            )
+        before = copy.deepcopy(kept)
         yield "forward", _call(layer.forward, given["x"])
         yield _DX, _call(layer.backward, given["dout"])
+        if any((kept[name] != before[name]).any() for name in kept):
+            raise ChangedInputError("backward", "the parameters: leave that to an optimiser")
         yield _DW, _gradient(layer, "weight")
         yield _DB, _gradient(layer, "bias")
 
     return run
 
 
-def _without(kind: type, given: Arrays) -> Results:
-    layer: Any = kind()
+def _without(kind: type, given: Arrays, *arguments: Any) -> Results:
+    layer: Any = kind(*arguments)
     yield "forward", _call(layer.forward, given["x"])
     yield _DX, _call(layer.backward, given["dout"])
 
@@ -137,12 +183,26 @@ def _function(
     def run(kind: type[Function], given: Arrays) -> Results:
         inputs = [torch.tensor(given[n]).requires_grad_(n != "t") for n in names]
         y: Any = kind.apply(*inputs, *extra)
-        yield "forward", y.detach().numpy()
+        yield "forward", y.detach().numpy().copy()
         dout = torch.tensor(given["dout"]) if "dout" in given else torch.ones_like(y)
-        wanted = [tensor for tensor in inputs if tensor.requires_grad]
-        found = torch.autograd.grad(y, wanted, dout)
-        for name, gradient in zip([n for n in names if n != "t"], found, strict=True):
-            yield _GRADIENTS[name], gradient.numpy()
+        asked = dout.clone()
+        # Not torch.autograd.grad, which sums a gradient to the shape of its input without a word.
+        with torch.no_grad():
+            found = y.grad_fn.apply(dout)
+        gradients = found if isinstance(found, tuple) else (found,)
+        if len(gradients) < len(names) + len(extra):
+            raise ValueError(
+                f"backward returns {len(gradients)} values for {len(names) + len(extra)} arguments "
+                "of forward: None stands for those without a gradient"
+            )
+        given_again = zip(names, inputs, strict=True)
+        if any((given[n] != tensor.detach().numpy()).any() for n, tensor in given_again):
+            raise ChangedInputError("forward or backward")
+        if (asked != dout).any():
+            raise ChangedInputError("backward")
+        for name, gradient in zip(names, gradients, strict=False):
+            if name in _GRADIENTS and name != "t":
+                yield _GRADIENTS[name], gradient
 
     return run
 
@@ -190,17 +250,40 @@ def _elu() -> Exercise:
     far = {"x": np.full((1, 2), (-1e3, 1e3)), "dout": np.ones((1, 2))}
     limits = {"forward": np.array([[-1, 1e3]]), _DX: np.array([[0.0, 1]])}
     reason = "e^X is infinite for X = 1000: take it only where X < 0, as of min(X, 0)"
-    large = (far, limits, reason)
-    return Exercise(
-        "ELU", _names("ELU"), given, expected, faults, _without, _function_of_elu, large
-    )
+    runs = _elu_layer(1.0), _elu_function(1.0)
+    twice = {
+        "forward": np.where(x > 0, x, 2 * np.expm1(x)),
+        _DX: dout * np.where(x > 0, 1, 2 * np.exp(x)),
+    }
+    more = (
+        Again("large X", far, limits, reason, *runs),
+        Again("α = 2", given, twice, "α is not in it everywhere: Y = α (e^X - 1) where X < 0", _elu_layer(2.0), _elu_function(2.0)),
+    )  # fmt: skip
+    return Exercise("ELU", _names("ELU"), given, expected, faults, *runs, more)
 
 
-def _function_of_elu(kind: type[Function], given: Arrays) -> Results:
+def _elu_layer(alpha: float) -> Callable[[type, Arrays], Results]:
+    """With alpha, if `__init__` takes one."""
+
+    def run(kind: type, given: Arrays) -> Results:
+        takes_alpha = len(inspect.signature(kind).parameters) > 0
+        if takes_alpha or alpha == 1:
+            yield from _without(kind, given, *([alpha] if takes_alpha else []))
+
+    return run
+
+
+def _elu_function(alpha: float) -> Callable[[type[Function], Arrays], Results]:
     """With alpha, if `forward` takes one."""
-    inputs = len(inspect.signature(kind.forward).parameters)
-    inputs -= kind.setup_context is Function.setup_context  # otherwise, `forward` has no context
-    return _function("x", extra=(1.0,) if inputs > 1 else ())(kind, given)
+
+    def run(kind: type[Function], given: Arrays) -> Results:
+        inputs = len(inspect.signature(kind.forward).parameters)
+        # Otherwise, `forward` has no context.
+        inputs -= kind.setup_context is Function.setup_context
+        if inputs > 1 or alpha == 1:
+            yield from _function("x", extra=(alpha,) if inputs > 1 else ())(kind, given)
+
+    return run
 
 
 def _softmax() -> Exercise:
@@ -222,8 +305,10 @@ def _softmax() -> Exercise:
     ]  # fmt: skip
     names = _names("Softmax", "SoftMax")
     reason = "e^X is infinite for X = 1000: subtract the maximum of each row first"
-    large = ({**given, "x": x + 1e3}, expected, reason)
-    return Exercise("Softmax", names, given, expected, faults, _without, _function("x"), large)
+    rows = {**given, "x": x + 1e3 * np.arange(_S)[:, None]}  # a maximum over all would not do
+    runs = _without, _function("x")
+    more = (Again("large X", rows, expected, reason, *runs),)
+    return Exercise("Softmax", names, given, expected, faults, *runs, more)
 
 
 def _cross_entropy() -> Exercise:
@@ -241,7 +326,11 @@ def _cross_entropy() -> Exercise:
         (_DX, "T is missing: only the true class has a gradient", -1 / p / _S),
     ]  # fmt: skip
     names = _names("CrossEntropy")
-    return Exercise("CrossEntropy", names, given, expected, faults, _loss, _function("x", "t"))
+    twice = {**given, "dout": np.asarray(2.0)}
+    doubled = {**expected, _DX: 2 * expected[_DX]}
+    runs = _loss, _function("x", "t")
+    more = (Again("dL/dY = 2", twice, doubled, "dL/dY is not a factor of dL/dX", None, runs[1]),)
+    return Exercise("CrossEntropy", names, given, expected, faults, *runs, more)
 
 
 def _layer_norm() -> Exercise:
@@ -303,20 +392,11 @@ def _layer_norm() -> Exercise:
         (_DB, "it is not summed over the samples", dout),
         (_DB, "γ is in it: β is added after γ", (dout * g).sum(0)),
     ]  # fmt: skip
-    return Exercise(
-        "LayerNorm",
-        _names("LayerNorm") | {"CustomLayerNormManualFunction"},
-        given,
-        expected,
-        faults,
-        _with_parameters(features, _EPS),
-        _function("x", "weight", "bias", extra=(_EPS,)),
-        (
-            {**given, "x": x + 1e6},
-            expected,
-            "mean(X²) - μ² rounds the variance away for X = 1,000,000: take mean((X - μ)²)",
-        ),
-    )
+    reason = "mean(X²) - μ² rounds the variance away for X = 1,000,000: take mean((X - μ)²)"
+    runs = _with_parameters(features, _EPS), _function("x", "weight", "bias", extra=(_EPS,))
+    more = (Again("large X", {**given, "x": x + 1e6}, expected, reason, *runs),)
+    names = _names("LayerNorm") | {"CustomLayerNormManualFunction"}
+    return Exercise("LayerNorm", names, given, expected, faults, *runs, more)
 
 
 _KERNEL, _STRIDE, _ZEROS = 3, 2, 1
@@ -404,22 +484,41 @@ def _conv2d() -> Exercise:
         (_DB, "the sum is over the channels, not over the pixels", dout.sum((0, 1))),
         (_DB, "it is a mean over samples and pixels, not a sum", dout.mean((0, 2, 3))),
     ]  # fmt: skip
-    return Exercise(
-        "Conv2d",
-        _names("Conv2d", "Conv", "Convolution"),
-        given,
-        expected,
-        faults,
+    runs = (
         _with_parameters(inputs, outputs, _KERNEL, _STRIDE, _ZEROS),
-        _function_of_conv2d,
+        _conv2d_function(_STRIDE, _ZEROS),
     )
+    names = _names("Conv2d", "Conv", "Convolution")
+    return Exercise("Conv2d", names, given, expected, faults, *runs, (_unpadded(),))
 
 
-def _function_of_conv2d(kind: type[Function], given: Arrays) -> Results:
-    extra: tuple[Any, ...] = (_STRIDE, _ZEROS)
-    if issubclass(kind, Conv2dFunction):
-        extra = (Geometry((_STRIDE, _STRIDE), (_ZEROS, _ZEROS)),)
-    return _function("x", "weight", "bias", extra=extra)(kind, given)
+def _unpadded() -> Again:
+    """A convolution with stride 1 and without padding, of another kernel."""
+    given = _drawn(x=(_S, 2, 5, 4), weight=(3, 2, 2, 2), bias=(3,), dout=(_S, 3, 4, 3))
+    x, w, bias, dout = (given[name] for name in ("x", "weight", "bias", "dout"))
+    windows = np.lib.stride_tricks.sliding_window_view(x, (2, 2), (2, 3))
+    dx = np.zeros_like(x)
+    for u, v in np.ndindex(2, 2):
+        dx[:, :, u : u + 4, v : v + 3] += np.einsum("sopq,oc->scpq", dout, w[:, :, u, v])
+    expected = {
+        "forward": np.einsum("scpquv,ocuv->sopq", windows, w) + bias[:, None, None],
+        _DX: dx,
+        _DW: np.einsum("sopq,scpquv->ocuv", dout, windows),
+        _DB: dout.sum((0, 2, 3)),
+    }
+    reason = "it is wrong for a kernel of 2 × 2, stride 1, padding 0: take size, stride and padding from the arguments, and cut nothing off for padding 0"
+    runs = _with_parameters(2, 3, 2, 1, 0), _conv2d_function(1, 0)
+    return Again("padding 0", given, expected, reason, *runs)
+
+
+def _conv2d_function(stride: int, padding: int) -> Callable[[type[Function], Arrays], Results]:
+    def run(kind: type[Function], given: Arrays) -> Results:
+        extra: tuple[Any, ...] = (stride, padding)
+        if issubclass(kind, Conv2dFunction):
+            extra = (Geometry((stride, stride), (padding, padding)),)
+        return _function("x", "weight", "bias", extra=extra)(kind, given)
+
+    return run
 
 
 EXERCISES = (_linear(), _elu(), _softmax(), _cross_entropy(), _layer_norm(), _conv2d())

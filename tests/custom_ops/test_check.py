@@ -39,7 +39,7 @@ def test_the_operators_of_this_project_are_right() -> None:
         CustomLayerNormManualFunction=Rows,
     )
     assert set(found.values()) == {""}
-    assert len(found) == 4 + 3 + 3 + 2 + 4 + 3 + 3 + 2 + 4 + 5
+    assert len(found) == 4 + 4 + 3 + 2 + 4 + 4 + 3 + 3 + 5 + 5
 
 
 def in_float64(self: numpy_ops.Linear, inputs: int, outputs: int) -> None:
@@ -241,6 +241,128 @@ def test_what_fails_only_for_large_numbers_is_named(
     assert sum(map(bool, found.values())) == 1
 
 
+class CrossEntropyIgnores(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, p: Any, t: Any) -> Any:
+        ctx.save_for_backward(p, t)
+        return -(t * p.log()).sum() / len(p)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Any) -> Any:
+        p, t = ctx.saved_tensors
+        return -t / p / len(p), None
+
+
+class ELUOfOne(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Any, alpha: float) -> Any:
+        y = torch.where(x > 0, x, alpha * torch.expm1(x))
+        ctx.save_for_backward(x, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dout: Any) -> Any:
+        x, y = ctx.saved_tensors
+        return dout * torch.where(x > 0, 1.0, y + 1), None
+
+
+class LinearChanges(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Any, w: Any, b: Any) -> Any:
+        ctx.save_for_backward(x, w)
+        return x @ w.T + b
+
+    @staticmethod
+    def backward(ctx: Any, dout: Any) -> Any:
+        x, w = ctx.saved_tensors
+        found = dout @ w, dout.T @ x, dout.sum(0)
+        dout *= 2
+        return found
+
+
+class LinearForgets(LinearChanges):
+    @staticmethod
+    def backward(ctx: Any, dout: Any) -> Any:
+        x, w = ctx.saved_tensors
+        return dout @ w, dout.T @ x
+
+
+class LinearOfRows(LinearChanges):
+    @staticmethod
+    def backward(ctx: Any, dout: Any) -> Any:
+        x, w = ctx.saved_tensors
+        return dout @ w, dout.T @ x, dout
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "quantity", "message"),
+    [
+        ("CrossEntropyFunction", CrossEntropyIgnores, "dL/dY = 2", "dL/dY is not a factor"),
+        ("ELUFunction", ELUOfOne, "α = 2", "α is not in it everywhere"),
+        ("LinearFunction", LinearChanges, "backward", "changes an array that it is given"),
+        ("LinearFunction", LinearForgets, "backward", "backward returns 2 values for 3 arguments"),
+        ("LinearFunction", LinearOfRows, "dL/db", "it is not summed over the samples"),
+    ],
+)
+def test_what_pytorch_takes_without_a_word_is_named(
+    name: str, kind: type, quantity: str, message: str
+) -> None:
+    wrong = {key: text for (_, key), text in results(**{name: kind}).items() if text}
+    assert wrong.keys() == {quantity}
+    assert message in wrong[quantity]
+
+
+def test_a_layer_without_known_parameters_is_told_where_to_keep_them() -> None:
+    class Hidden(Linear):
+        def __init__(self, *_: int) -> None:
+            self.w = 0
+
+    (wrong,) = results(Linear=Hidden).values()
+    assert "keep them in params['weight'] and params['bias']" in wrong
+
+
+def test_a_maximum_over_all_rows_is_not_right() -> None:
+    kind = with_fault(Softmax, y="np.exp(x - x.max()) / np.exp(x - x.max()).sum(1)[:, None]")
+    assert "the maximum of each row" in results(Softmax=kind)["Softmax", "large X"]
+
+
+def test_a_layer_that_trains_itself_spoils_no_other() -> None:
+    class Trains(Linear):
+        def backward(self, dout: Any) -> Any:
+            found = super().backward(dout)
+            self.params["weight"] -= 0.1 * self.grads["weight"]
+            return found
+
+    found = results(LinearModule=Trains, LinearFunction=custom_ops.LinearFunction)
+    wrong = {key: text for key, text in found.items() if text}
+    assert [*wrong.values()] == ["backward changes the parameters: leave that to an optimiser"]
+
+
+def test_a_layer_may_take_alpha_and_keep_its_weights_transposed() -> None:
+    class OfAlpha(ELU):
+        def __init__(self, alpha: float) -> None:
+            self.y = f"np.where(x > 0, x, {alpha} * (np.exp(x) - 1))"
+            self.dx = f"dout * np.where(x > 0, 1, {alpha} * np.exp(x))"
+
+    assert {*results(ELUModule=OfAlpha).values()} == {""}
+
+    class Transposed:
+        def __init__(self, inputs: int, outputs: int) -> None:
+            self.w, self.b = np.zeros((inputs, outputs)), np.zeros(outputs)
+            self.params = {"weight": self.w, "bias": self.b}
+
+        def forward(self, x: Any) -> Any:
+            self.x = x
+            return x @ self.w + self.b
+
+        def backward(self, dout: Any) -> Any:
+            self.grads = {"weight": self.x.T @ dout, "bias": dout.sum(0)}
+            return dout @ self.w.T
+
+    wrong = {key: text for (_, key), text in results(Linear=Transposed).items() if text}
+    assert wrong == {"dL/dW": "it is transposed: (4, 3), and should be (3, 4)"}
+
+
 def test_a_class_that_changes_its_input_is_not_right() -> None:
     class Forward(Softmax):
         def forward(self, x: Any) -> Any:
@@ -350,7 +472,8 @@ def test_a_file_is_written_and_checked(run: Run, tmp_path: Path) -> None:
     path.write_text("from custom_ops import ELUFunction\n")
     assert run(str(path)) == (
         0,
-        "ELU (ELUFunction)\n  forward  right\n  dL/dX    right\n  large X  right\n3 of 3 right\n",
+        "ELU (ELUFunction)\n  forward  right\n  dL/dX    right\n  large X  right\n"
+        "  α = 2    right\n4 of 4 right\n",
     )
 
 
@@ -360,6 +483,14 @@ def test_a_place_that_can_not_be_written_is_one_line(run: Run, tmp_path: Path) -
         2,
         f"error: {path} can't be written: No such file or directory\n",
     )
+
+
+def test_what_a_file_imports_from_torch_is_not_checked(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "helper.py").write_text("from custom_ops import ELUFunction as Mine\n")
+    path = tmp_path / "ops.py"
+    path.write_text("from torch.nn import Linear\nfrom helper import Mine as ELUFunction\n")
+    status, printed = run(str(path))
+    assert (status, "Linear" in printed) == (0, False)
 
 
 def test_a_misspelt_class_is_named(run: Run, tmp_path: Path) -> None:

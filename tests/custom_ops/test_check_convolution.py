@@ -64,7 +64,7 @@ class Conv2dModule:
             for o in range(len(w)):
                 term = term + dout[:, o, p, q, None, None, None] * w[o]
             dx[:, :, t * p : t * p + U, t * q : t * q + U] += term
-        return dx[:, :, z:-z, z:-z]
+        return dx[:, :, z : x.shape[2] - z, z : x.shape[3] - z]
 """
 
 # dL/dX by a convolution of dL/dY with the kernel, flipped and with its channels transposed.
@@ -96,7 +96,7 @@ class Case(NamedTuple):
 MATRIX, COLUMNS = "w.reshape(len(w), -1).T", "self.columns(self.padded(x), self.stride)"
 LAST, ROWS = "y.transpose(0, 3, 1, 2)", "dout.transpose(0, 2, 3, 1).reshape(-1, O)"
 FLIPPED, SWAPPED = "[:, :, ::-1, ::-1]", ".transpose(0, 1, 3, 2)"
-RETURN_DW, RETURN_DX = "return dw", "return dx[:, :, z:-z, z:-z]"
+RETURN_DW, RETURN_DX = "return dw", "return dx[:, :, z : x.shape[2] - z, z : x.shape[3] - z]"
 PLACE = "[:, :, t * p : t * p + U, t * q : t * q + U] += term"
 SEEN = "x[s, :, t * p : t * p + U, t * q : t * q + U]"
 PART, TURNED = "None] * w[o]", "w[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)"
@@ -201,11 +201,26 @@ def test_a_fault_is_named(case: Case) -> None:
         assert found == {case.quantity: case.text}
 
 
-def test_pytorch_itself_refuses_a_gradient_of_another_shape() -> None:
+def test_a_gradient_of_another_shape_is_named_though_pytorch_refuses_it() -> None:
     layer = layer_of(CODE.replace(RETURN_DX, "return dx"))
-    found = wrong_in(function_of(layer))
-    assert found.keys() == {"backward"}
-    assert "invalid gradient at index 0 - got [5, 2, 8, 9] but expected" in found["backward"]
+    assert wrong_in(function_of(layer)) == {"dL/dX": "the gradient of the padding is not cut off"}
+
+
+def test_a_gradient_that_pytorch_would_sum_is_not_right() -> None:
+    layer = layer_of(CODE.replace(BIAS, "dout"))
+    assert wrong_in(function_of(layer)) == {"dL/db": "it is not summed over samples and pixels"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (RETURN_DX, "return dx[:, :, z:-z, z:-z]"),
+        ("= size, stride, padding", "= 3, 2, 1"),
+    ],
+)
+def test_code_for_one_geometry_alone_is_not_right(old: str, new: str) -> None:
+    (wrong,) = wrong_in(layer_of(CODE.replace(old, new))).values()
+    assert "padding 0" in wrong or "it raises" in wrong
 
 
 def test_a_forward_pass_alone_is_checked() -> None:
