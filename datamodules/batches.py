@@ -282,3 +282,47 @@ def check_classes(known: Sequence[str], found: Sequence[str], place: object) -> 
     if [*known] != [*found]:
         theirs, ours = ", ".join(found), ", ".join(known)
         raise DatasetError(f"{place} has the classes {theirs}; the model knows {ours}")
+
+
+def check_splits(found: object, place: str) -> Splits:
+    """Refuses what a `read` returned if a model can't train on it.
+
+    Args:
+        found: what it returned.
+        place: the name of the method, for the message.
+
+    Raises:
+        DatasetError: naming the part, its fault and what is expected.
+    """
+    if not isinstance(found, tuple) or len(found) != len(Splits._fields):
+        raise DatasetError(
+            f"{place} returns {type(found).__name__}: return Splits(train, val, test, label_names) "
+            "of datamodules.batches"
+        )
+    splits = Splits(*found)
+    for part, images in zip(("train", "val", "test"), splits, strict=False):
+        is_optional = part == "val" and images is None
+        if not is_optional and (fault := _fault(images, len(splits.label_names))):
+            raise DatasetError(f"{place}: {part} {fault}")
+    if not len(splits.train.images):
+        raise DatasetError(f"{place}: train has no images")
+    return splits
+
+
+def _fault(images: Any, classes: int) -> str:
+    """What is wrong with a set of images; empty if nothing is."""
+    pixels, labels = getattr(images, "images", None), getattr(images, "labels", None)
+    if not isinstance(pixels, np.ndarray) or not isinstance(labels, np.ndarray):
+        return (
+            "holds no NumPy arrays: make a datamodules.files.ImageSet of images, labels and names"
+        )
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != (3, 32, 32):
+        return f"has images {pixels.dtype} {pixels.shape}: expected uint8 (N, 3, 32, 32)"
+    if labels.dtype != np.int64 or labels.shape != (len(pixels),):
+        return f"has labels {labels.dtype} {labels.shape}: expected int64 ({len(pixels)},)"
+    if len(images.names) != len(pixels):
+        return f"has {len(images.names)} names of {len(pixels)} images"
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        wrong = labels.min() if labels.min() < 0 else labels.max()
+        return f"has the label {wrong}: expected 0 to {classes - 1}, the places in label_names"
+    return ""

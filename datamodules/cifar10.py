@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.batches import BatchSource, DeviceDataModule, Splits, check_classes
+from datamodules.batches import BatchSource, DeviceDataModule, Splits, check_classes, check_splits
 from datamodules.files import (
     CIFAR10,
     CIFAR100,
@@ -159,7 +159,8 @@ class CIFAR10DataModule(DeviceDataModule):
         if self.is_set_up or self._predicts_folder:
             return
         self.prepare_data()
-        train, val, self.test_set, names = self.read()
+        place = f"{type(self).__name__}.read"
+        train, val, self.test_set, names = check_splits(self.read(), place)
         if val is None:
             parts = stratified_split(train.labels, self.val_size, self.split_seed)
             train, val = (subset(train, part) for part in parts)

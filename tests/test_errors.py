@@ -6,10 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Trainer
 
+from datamodules import CIFAR10DataModule
+from datamodules.batches import Splits
+from datamodules.files import ImageSet
 from datamodules.sources import make_synthetic
 from tests.conftest import Cli, mark_slow, short_fit
 
@@ -310,6 +314,23 @@ class Bare(Classifier):
         return images
 
 
+class FailsInTraining(MLP):
+    def forward(self, images):
+        if self.training:
+            raise RuntimeError("in training")
+        return super().forward(images)
+
+
+class Detaches(MLP):
+    def forward(self, images):
+        return super().forward(images).detach()
+
+
+class Arguments(MLP):
+    def training_step(self, batch):
+        return 0
+
+
 class NoForward(Classifier):
     pass
 
@@ -372,10 +393,13 @@ def test_a_module_that_is_no_classifier_is_told_what_to_change(
     [
         ("Seven", r"Seven.forward returns \(2, 7\) .*: let it return logits \(B, 10\)"),
         ("Pair", "Pair.forward returns tuple"),
-        ("Breaks", "Breaks.forward fails on .2, 3, 32, 32.: mat1 and mat2"),
+        ("Breaks", "Breaks.forward fails in evaluation on .2, 3, 32, 32.: mat1 and mat2"),
         ("Evaluates", "Evaluates.validation_step: leave it out, or override evaluate"),
         ("Two", "configure_optimizers must return one optimizer"),
         ("Bare", r"Bare.__init__: call super\(\).__init__\(\*\*kwargs\) first"),
+        ("FailsInTraining", "forward fails in training on .*: in training .*line .*, in forward"),
+        ("Detaches", "Detaches.forward returns logits without a gradient: leave out detach"),
+        ("Arguments", "Arguments.training_step takes other arguments than batch, batch_idx"),
         ("NoForward", "its class has no forward: define it"),
         ("NoLayers", "no parameters to train: make its layers in __init__"),
         ("NeedsDepth", "needs depth: add --model.depth"),
@@ -387,6 +411,43 @@ def test_a_model_that_can_not_be_trained_is_told_before(
     name: str, message: str, refused: Callable[..., str]
 ) -> None:
     assert re.search(message, refused(f"--model=plain_models.{name}"))
+
+
+def test_own_data_that_can_not_be_trained_on_is_told_before(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.zeros((50, 3, 32, 32), np.uint8)
+    labels, names = np.arange(50) % 2, [""] * 50
+    good = ImageSet(images, labels, names)
+    classes = ["a", "b"]
+    data = Splits(good, None, good, classes)
+
+    def message(found: object) -> str:
+        monkeypatch.setattr(CIFAR10DataModule, "read", lambda self: found)
+        return refused(MLP, "--model.num_classes=2", "--data.batch_size=5", "--data.val_size=10")
+
+    def train(*arrays: Any) -> Splits:
+        return data._replace(train=ImageSet(*arrays))
+
+    for found, text in (
+        (None, "CIFAR10DataModule.read returns NoneType: return Splits"),
+        (train(images.astype(np.float32), labels, names), "train has images float32 (50, 3, 32,"),
+        (
+            train(images.transpose(0, 2, 3, 1), labels, names),
+            "uint8 (50, 32, 32, 3): expected uint8",
+        ),
+        (
+            train(images, labels.astype(float), names),
+            "train has labels float64 (50,): expected int64",
+        ),
+        (train(images, labels[:40], names), "train has labels int64 (40,): expected int64 (50,)"),
+        (train(images, labels + 1, names), "train has the label 2: expected 0 to 1"),
+        (train(images, labels - 1, names), "train has the label -1: expected 0 to 1"),
+        (train(images, labels, names[:9]), "train has 9 names of 50 images"),
+        (train(images[:0], labels[:0], []), "train has no images"),
+        (train(torch.zeros(50, 3, 32, 32), labels, names), "train holds no NumPy arrays"),
+    ):
+        assert text in message(found)
 
 
 @pytest.mark.usefixtures("own_models")

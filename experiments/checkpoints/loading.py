@@ -57,8 +57,10 @@ def find_checkpoint(run: Path, which: str) -> Path:
     path = run / f"{which}.ckpt"
     if not path.is_file():
         others = sorted(found.stem for found in run.glob("*.ckpt"))
-        name = f"pass --ckpt_path {others[-1]}, or name {run / others[-1]}.ckpt" if others else ""
-        known = f"it has {', '.join(others)}: {name}" if others else "it has none"
+        other = LAST if LAST in others else others[-1] if others else ""
+        by_word = f"pass --ckpt_path {other}, or " if other in {BEST, LAST} else ""
+        remedy = f"{by_word}name {run / other}.ckpt"
+        known = f"it has {', '.join(others)}: {remedy}" if others else "it has none"
         raise RunError(f"{run} has no checkpoint {path.name}: {known}")
     return path
 

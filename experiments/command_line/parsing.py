@@ -45,7 +45,7 @@ def user_errors() -> Iterator[None]:
         yield
     except OSError as error:  # such as a folder that may not be entered
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        raise UsageError(one_line(reason)) from error
+        raise UsageError(with_place(one_line(reason), error)) from error
     except UsageError:
         raise
     except Exception as error:

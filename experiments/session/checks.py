@@ -1,5 +1,7 @@
 """Checks of a command, made before the run has a folder."""
 
+import copy
+import inspect
 import itertools
 import logging
 import math
@@ -290,23 +292,42 @@ def check_own_model(model: Classifier) -> None:
         if getattr(kind, step) is not getattr(Classifier, step):
             raise ValueError(f"{kind.__name__}.{step}: leave it out, or override evaluate: "
                              "Classifier evaluates the logits of forward")  # fmt: skip
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        model.eval()
+    if len(inspect.signature(model.training_step).parameters) != 2:
+        raise ValueError(
+            f"{kind.__name__}.training_step takes other arguments than batch, batch_idx"
+        )
+    with torch.random.fork_rng(devices=[]):
+        with torch.no_grad():
+            _logits(model.eval(), "evaluation")
+        model.train()
         try:
-            logits = model(model.example_input_array)
-        except Exception as error:  # whatever a user's model raises
-            reason = " ".join(str(error).split())
-            raise ValueError(
-                f"{kind.__name__}.forward fails on (2, 3, 32, 32): {reason}"
-            ) from error
-        finally:
-            model.train()
+            trial = copy.deepcopy(model)  # training may change buffers
+        except Exception:  # whatever can't be copied is tried by the training itself
+            return
+        logits = _logits(trial, "training")
+    if not logits.requires_grad:
+        raise ValueError(
+            f"{kind.__name__}.forward returns logits without a gradient: leave out detach or no_grad"
+        )
+
+
+def _logits(model: Classifier, mode: str) -> Tensor:
+    """The logits of two images, checked."""
+    kind = type(model)
+    try:
+        logits = model(model.example_input_array)
+    except Exception as error:  # whatever a user's model raises
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{kind.__name__}.forward fails in {mode} on (2, 3, 32, 32): {reason}"
+        ) from error
     found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if found != (2, model.num_classes):
         raise ValueError(
             f"{kind.__name__}.forward returns {found} for two images: let it return logits "
             f"(B, {model.num_classes})"
         )
+    return cast(Tensor, logits)
 
 
 def apply_precision(trainer: Trainer, model: LightningModule) -> None:
