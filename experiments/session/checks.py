@@ -307,7 +307,7 @@ def check_own_model(model: Classifier) -> None:
         logits = _logits(trial, "training")
     if not logits.requires_grad:
         raise ValueError(
-            f"{kind.__name__}.forward returns logits without a gradient: leave out detach or no_grad"
+            f"{kind.__name__}.forward returns logits without a gradient: leave out detach, no_grad"
         )
 
 
