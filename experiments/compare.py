@@ -301,7 +301,10 @@ def server_of(options: argparse.Namespace) -> PageServer:
             names = options.metric or FINAL[0], options.curve or CURVES[0]
             return Grouped(group_runs(runs, *names), *names, [str(error)])
 
-    roots = [options.runs_dir, *(Path(name) for name in options.runs if Path(name).is_dir())]
+    named = [Path(name) for name in options.runs]
+    # What a name without a folder stands for lies in runs_dir.
+    folders = [path if path.is_dir() else path.parent for path in named if path.name != str(path)]
+    roots = [options.runs_dir, *folders, *(path for path in named if path.is_dir())]
     view = _view(options) | ({"baseline": options.baseline} if options.baseline else {})
     try:
         return PageServer(Watched(find, judge, roots, view), options.port)

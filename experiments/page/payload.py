@@ -129,7 +129,8 @@ def run_fields(run: Run, name: str) -> dict[str, Any]:
         "id": name,
         "status": shown(run.status),
         "note": shown(run.note, 1_000),
-        "seed": run.seed,
+        # A number in JavaScript is exact to 2^53.
+        "seed": run.seed if run.seed is None or abs(run.seed) < 2**53 else str(run.seed),
         "data": shown(str(run.fields.get("data") or "")),
         "source": run.source,
         "config": readable(run.config) | settings_of(run),

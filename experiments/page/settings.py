@@ -12,6 +12,7 @@ from experiments.texts import printable, shortened
 
 _LONGEST = 300  # characters of a setting
 _CALLBACKS = "trainer.callbacks."
+_COLUMNS = {"experiment", "run", "name", "status", "machine", "seed", "n", "note", "difference"}
 _PRESENT = "yes"  # the value of a callback's own key
 
 
@@ -27,7 +28,8 @@ def readable(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for key, value in config.items():
-        _expand(printable(str(key)), value, found)
+        name = printable(str(key))
+        _expand(f"config {name}" if name in _COLUMNS else name, value, found)
     return found
 
 

@@ -134,6 +134,20 @@ def test_no_line_takes_the_name_of_another() -> None:
     assert found == ["a", "a #2", "a #3", "a #4", "a #2 #2"]
 
 
+def test_settings_and_columns_of_one_name_stay_apart() -> None:
+    assert readable({"status": 1, "n": 2, "model.n": 3}) == {
+        "config status": 1,
+        "config n": 2,
+        "model.n": 3,
+    }
+
+
+@pytest.mark.parametrize("seed", [None, 3, 2**60 + 1])
+def test_a_seed_keeps_all_its_digits(seed: int | None, tmp_path: Path) -> None:
+    found = run_fields(Run("a", tmp_path, "finished", {"seed": seed}), "a")["seed"]
+    assert found == (str(seed) if seed == 2**60 + 1 else seed)
+
+
 def test_an_unreadable_run_is_there_with_its_note(tmp_path: Path) -> None:
     run = run_fields(Run("a\x1b[31m", tmp_path, "unreadable", note="gone\n"), "a")
     assert (run["status"], run["note"], run["curves"]) == ("unreadable", r"gone\n", {})
