@@ -399,7 +399,10 @@ def test_a_module_that_is_no_classifier_is_told_what_to_change(
         ("Bare", r"Bare.__init__: call super\(\).__init__\(\*\*kwargs\) first"),
         ("FailsInTraining", "forward fails in training on .*: in training .*line .*, in forward"),
         ("Detaches", "Detaches.forward returns logits without a gradient: leave out detach"),
-        ("Arguments", "Arguments.training_step takes other arguments than batch, batch_idx"),
+        (
+            "Arguments",
+            "Arguments.training_step does not take batch, batch_idx: too many positional",
+        ),
         ("NoForward", "its class has no forward: define it"),
         ("NoLayers", "no parameters to train: make its layers in __init__"),
         ("NeedsDepth", "needs depth: add --model.depth"),

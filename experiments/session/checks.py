@@ -279,8 +279,12 @@ def check_is_built(model: Classifier) -> None:
         raise ValueError(f"{type(model).__name__}.__init__: call super().__init__(**kwargs) first")
 
 
-def check_own_model(model: Classifier) -> None:
+def check_own_model(model: Classifier, trainer: Trainer) -> None:
     """Refuses a user's own model that does not return logits, or evaluates itself.
+
+    Args:
+        model: the model.
+        trainer: of the fit; a forward pass in training may ask it.
 
     Raises:
         ValueError: naming the method and the remedy.
@@ -292,10 +296,11 @@ def check_own_model(model: Classifier) -> None:
         if getattr(kind, step) is not getattr(Classifier, step):
             raise ValueError(f"{kind.__name__}.{step}: leave it out, or override evaluate: "
                              "Classifier evaluates the logits of forward")  # fmt: skip
-    if len(inspect.signature(model.training_step).parameters) != 2:
-        raise ValueError(
-            f"{kind.__name__}.training_step takes other arguments than batch, batch_idx"
-        )
+    try:
+        inspect.signature(model.training_step).bind("batch", "batch_idx")
+    except TypeError as error:
+        reason = f"does not take batch, batch_idx: {error}"
+        raise ValueError(f"{kind.__name__}.training_step {reason}") from error
     with torch.random.fork_rng(devices=[]):
         with torch.no_grad():
             _logits(model.eval(), "evaluation")
@@ -304,6 +309,7 @@ def check_own_model(model: Classifier) -> None:
             trial = copy.deepcopy(model)  # training may change buffers
         except Exception:  # whatever can't be copied is tried by the training itself
             return
+        trial.trainer = trainer
         logits = _logits(trial, "training")
     if not logits.requires_grad:
         raise ValueError(

@@ -192,7 +192,7 @@ def prepare(cli: "CommandLine", command: str, experiment: str) -> Prepared:
     if ours != theirs:
         raise ValueError(f"model.num_classes is {ours}, but the data has {theirs} classes")
     if command == "fit":
-        check_own_model(model)
+        check_own_model(model, cli.trainer)
         cli.trainer.callbacks.append(TrainingSettings(settings))  # type: ignore[attr-defined]
     parser = cli.command_parser(command)
     kept = config.clone()
