@@ -140,7 +140,7 @@ def _gradient(layer: Any, name: str) -> Array:
     if found is None:
         raise ValueError(f"backward sets neither grads[{name!r}] nor grad_{name}")
     array = np.asarray(found, dtype=np.float64)
-    return array[0] if name == "bias" and array.ndim == 2 and len(array) == 1 else array
+    return array[0] if array.ndim == 2 and len(array) == 1 else array
 
 
 def _with_parameters(*arguments: Any) -> Callable[[type, Arrays], Results]:
@@ -157,7 +157,9 @@ def _with_parameters(*arguments: Any) -> Callable[[type, Arrays], Results]:
         yield _DX, _call(layer.backward, given["dout"])
         if any((kept[name] != before[name]).any() for name in kept):
             raise ChangedInputError("backward", "the parameters: leave that to an optimiser")
-        yield _DW, _gradient(layer, "weight")
+        of_weight = _gradient(layer, "weight")
+        is_turned = kept["weight"].shape == given["weight"].T.shape != given["weight"].shape
+        yield _DW, of_weight.T if is_turned and of_weight.ndim == 2 else of_weight
         yield _DB, _gradient(layer, "bias")
 
     return run
@@ -189,12 +191,7 @@ def _function(
         # Not torch.autograd.grad, which sums a gradient to the shape of its input without a word.
         with torch.no_grad():
             found = y.grad_fn.apply(dout)
-        gradients = found if isinstance(found, tuple) else (found,)
-        if len(gradients) < len(names) + len(extra):
-            raise ValueError(
-                f"backward returns {len(gradients)} values for {len(names) + len(extra)} arguments "
-                "of forward: None stands for those without a gradient"
-            )
+        gradients = _checked(found, inputs, len(extra))
         given_again = zip(names, inputs, strict=True)
         if any((given[n] != tensor.detach().numpy()).any() for n, tensor in given_again):
             raise ChangedInputError("forward or backward")
@@ -205,6 +202,33 @@ def _function(
                 yield _GRADIENTS[name], gradient
 
     return run
+
+
+def _checked(found: Any, inputs: list[torch.Tensor], others: int) -> list[torch.Tensor | None]:
+    """What `backward` returns for the tensors, if PyTorch takes it; ones in a shape are left out."""
+    if isinstance(found, list):
+        raise ValueError("backward returns a list: return a tuple")
+    gradients = found if isinstance(found, tuple) else (found,)
+    count, wanted = len(gradients), len(inputs) + others
+    if count < wanted or any(gradient is not None for gradient in gradients[wanted:]):
+        raise ValueError(
+            f"backward returns {count} values for {wanted} arguments of forward: None stands for "
+            "those without a gradient"
+        )
+    if any(gradient is not None for gradient in gradients[len(inputs) :]):
+        raise ValueError(
+            "backward returns a gradient of an argument that is no tensor: return None"
+        )
+    checked: list[torch.Tensor | None] = []
+    for tensor, gradient in zip(inputs, gradients, strict=False):
+        if gradient is not None and not isinstance(gradient, torch.Tensor):
+            raise ValueError(f"backward returns a {type(gradient).__name__}: return tensors")
+        sizes = [[n for n in t.shape if n > 1] for t in (tensor, gradient) if t is not None]
+        fits = gradient is not None and sizes[0] == sizes[1]
+        checked.append(
+            gradient.reshape(tensor.shape) if fits and gradient is not None else gradient
+        )
+    return checked
 
 
 _GRADIENTS = {"x": _DX, "weight": _DW, "bias": _DB}
@@ -266,7 +290,7 @@ def _elu_layer(alpha: float) -> Callable[[type, Arrays], Results]:
     """With alpha, if `__init__` takes one."""
 
     def run(kind: type, given: Arrays) -> Results:
-        takes_alpha = len(inspect.signature(kind).parameters) > 0
+        takes_alpha = any(map(_is_alpha, inspect.signature(kind).parameters.values()))
         if takes_alpha or alpha == 1:
             yield from _without(kind, given, *([alpha] if takes_alpha else []))
 
@@ -277,13 +301,22 @@ def _elu_function(alpha: float) -> Callable[[type[Function], Arrays], Results]:
     """With alpha, if `forward` takes one."""
 
     def run(kind: type[Function], given: Arrays) -> Results:
-        inputs = len(inspect.signature(kind.forward).parameters)
-        # Otherwise, `forward` has no context.
-        inputs -= kind.setup_context is Function.setup_context
-        if inputs > 1 or alpha == 1:
-            yield from _function("x", extra=(alpha,) if inputs > 1 else ())(kind, given)
+        # Without setup_context, forward has a context in front.
+        first = 1 + (kind.setup_context is Function.setup_context)
+        others = [*inspect.signature(kind.forward).parameters.values()][first:]
+        takes_alpha = any(map(_is_alpha, others))
+        if takes_alpha or alpha == 1:
+            yield from _function("x", extra=(alpha,) if takes_alpha else ())(kind, given)
 
     return run
+
+
+def _is_alpha(argument: inspect.Parameter) -> bool:
+    """Whether an argument is alpha: by its name, or because it must be given."""
+    is_required = argument.default is argument.empty and argument.kind != argument.VAR_KEYWORD
+    return "alpha" in argument.name.lower() or (
+        is_required and argument.kind != argument.VAR_POSITIONAL
+    )
 
 
 def _softmax() -> Exercise:

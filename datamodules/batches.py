@@ -300,6 +300,8 @@ def check_splits(found: object, place: str) -> Splits:
             "of datamodules.batches"
         )
     splits = Splits(*found)
+    if not isinstance(splits.label_names, list | tuple):
+        raise DatasetError(f"{place} returns no list of label_names: {splits.label_names!r:.40}")
     for part, images in zip(("train", "val", "test"), splits, strict=False):
         is_optional = part == "val" and images is None
         if not is_optional and (fault := _fault(images, len(splits.label_names))):
@@ -320,8 +322,8 @@ def _fault(images: Any, classes: int) -> str:
         return f"has images {pixels.dtype} {pixels.shape}: expected uint8 (N, 3, 32, 32)"
     if labels.dtype != np.int64 or labels.shape != (len(pixels),):
         return f"has labels {labels.dtype} {labels.shape}: expected int64 ({len(pixels)},)"
-    if len(images.names) != len(pixels):
-        return f"has {len(images.names)} names of {len(pixels)} images"
+    if len(images.names or ()) != len(pixels):
+        return f"has {len(images.names or ())} names of {len(pixels)} images"
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         wrong = labels.min() if labels.min() < 0 else labels.max()
         return f"has the label {wrong}: expected 0 to {classes - 1}, the places in label_names"

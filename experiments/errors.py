@@ -61,7 +61,7 @@ def place_in_own_code(error: BaseException) -> str:
     Returns:
         ``mynet.py, line 7, in __init__: KeyError``; empty if no own module took part.
     """
-    for found in reversed(causes_of(error)):
+    for found in causes_of(error):
         frames = [f for f in traceback.extract_tb(found.__traceback__) if _is_own(f.filename)]
         if frames:
             last = frames[-1]

@@ -326,6 +326,33 @@ class Detaches(MLP):
         return super().forward(images).detach()
 
 
+class Asks(MLP):
+    def forward(self, images):
+        scale = self.trainer.current_epoch + 1 if self.training else 1
+        return scale * super().forward(images)
+
+
+class Frozen(MLP):
+    def __init__(self, **kwargs):
+        super().__init__(norm="batch", **kwargs)
+        self.layers.eval()
+
+    def training_step(self, batch, batch_idx, extra=None):
+        assert not self.layers.training
+        return super().training_step(batch, batch_idx)
+
+
+class Pairs(MLP):
+    def forward(self, images):
+        logits = super().forward(images)
+        return (logits, logits) if self.training else logits
+
+    def training_step(self, *args):
+        images, labels = args[0]
+        logits, _ = self(images)
+        return logits.sum() * 0
+
+
 class Arguments(MLP):
     def training_step(self, batch):
         return 0
@@ -510,6 +537,12 @@ def test_a_class_that_lacks_something_says_what_to_add(
     flags: list[str], message: str, refused: Callable[..., str]
 ) -> None:
     assert refused(MLP, *flags) == message
+
+
+@pytest.mark.usefixtures("own_models")
+@pytest.mark.parametrize("name", ["Asks", "Frozen", "Pairs"])
+def test_a_model_that_can_be_trained_is_not_refused(name: str, fit: Cli) -> None:
+    assert fit(f"--model=plain_models.{name}").fields["status"] == "finished"
 
 
 @pytest.mark.usefixtures("own_models")

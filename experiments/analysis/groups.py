@@ -15,7 +15,7 @@ from experiments.analysis.costs import cost_numbers, cost_words, machine
 from experiments.analysis.significance import FEWEST, Difference, difference
 from experiments.analysis.verdicts import Outcome, margin_for, outcomes
 from experiments.identity import MAX_TIME, experiment_name, experiment_settings, kind_of
-from experiments.records.runs import UNFINISHED, Run
+from experiments.records.runs import Run
 from experiments.texts import decimals, shortened
 
 
@@ -79,7 +79,7 @@ class Group:
 
     def unfinished(self) -> int:
         """How many of the runs with the final metric have not finished their training."""
-        return sum(r.status in UNFINISHED and r.value(self.metric) is not None for r in self.runs)
+        return sum(r.is_unfinished and r.value(self.metric) is not None for r in self.runs)
 
     def status(self) -> str:
         """The statuses of the runs: ``finished``, or ``4 finished, 1 failed``."""

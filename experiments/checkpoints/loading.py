@@ -157,8 +157,16 @@ def _kind(value: Any) -> str:
     return type(value).__name__
 
 
-def check_model(path: Path, checkpoint: dict[str, Any], model: nn.Module) -> None:
+def check_model(
+    path: Path, checkpoint: dict[str, Any], model: nn.Module, new_head: bool = False
+) -> None:
     """Refuses a checkpoint of another model, or with unusable weights.
+
+    Args:
+        path: the checkpoint's file.
+        checkpoint: its content.
+        model: the model that is to get the weights.
+        new_head: whether the last layer is that of the model already, see `with_new_head`.
 
     Raises:
         RunError: naming the difference: the class, the first weight with another name or shape,
@@ -173,7 +181,7 @@ def check_model(path: Path, checkpoint: dict[str, Any], model: nn.Module) -> Non
     for name in [*asked, *found]:
         if found.get(name) != asked.get(name):
             raise RunError(
-                _other_classes(path, checkpoint, model)
+                ("" if new_head else _other_classes(path, checkpoint, model))
                 or f"{path} holds another {ours}: {name} is {found.get(name, 'missing')} there and "
                 f"{asked.get(name, 'missing')} in the model asked for; use the run's own config"
             )

@@ -128,6 +128,7 @@ def run_fields(run: Run, name: str) -> dict[str, Any]:
     return {
         "id": name,
         "status": shown(run.status),
+        "unfinished": run.is_unfinished,
         "note": shown(run.note, 1_000),
         # A number in JavaScript is exact to 2^53.
         "seed": run.seed if run.seed is None or abs(run.seed) < 2**53 else str(run.seed),

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.records.machine import hardware
+from experiments.records.machine import hardware, peak_gflops
 
 _PROJECT = Path(__file__).resolve().parents[2]
 _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16")
@@ -79,15 +79,17 @@ def versions() -> dict[str, str]:
 def fast_precision(accelerator: str) -> Literal["bf16-mixed", "16-mixed", "32-true"]:
     """The precision in which a trainer's device computes convolutions fastest.
 
-    On hardware without instructions for bfloat16, this type is slower than float32. On a CPU,
-    float16 is always slower.
+    On hardware without instructions for bfloat16, this type is slower than float32. It can be even
+    with them: some processors run them at a quarter of the rate. So the calibration of the machine
+    decides, see `experiments.records.machine`; without one, the instructions do. On a CPU, float16
+    is always slower.
 
     Args:
         accelerator: the trainer's option.
 
     Returns:
-        ``bf16-mixed`` if the device multiplies bfloat16, ``16-mixed`` on other CUDA devices,
-        otherwise ``32-true``.
+        ``bf16-mixed`` if the device multiplies bfloat16 faster, ``16-mixed`` on CUDA devices that
+        do not multiply it, otherwise ``32-true``.
     """
     import torch  # noqa: PLC0415 - as above
 
@@ -97,5 +99,8 @@ def fast_precision(accelerator: str) -> Literal["bf16-mixed", "16-mixed", "32-tr
     if accelerator not in {"cpu", "auto"}:
         return "32-true"
     capabilities = torch.cpu.get_capabilities()
-    bf16 = any(capabilities.get(name) for name in _BF16_INSTRUCTIONS)
-    return "bf16-mixed" if bf16 else "32-true"
+    if not any(capabilities.get(name) for name in _BF16_INSTRUCTIONS):
+        return "32-true"
+    parts = hardware()
+    bf16, fp32 = (peak_gflops(parts, name, on_gpu=False) for name in ("bf16-mixed", "32-true"))
+    return "32-true" if bf16 is not None and fp32 is not None and bf16 < fp32 else "bf16-mixed"

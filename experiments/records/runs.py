@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experiments.identity import MAX_TIME
 from experiments.records.curves import best_step, curve_of
 from experiments.records.files import reason_of
 from experiments.records.log import METRICS
@@ -16,7 +17,7 @@ from experiments.records.record import CONFIG, RECORD
 from experiments.texts import shortened
 
 _LONGEST_NOTE = 1_000  # characters
-UNFINISHED = {"running", "failed", "crashed", "interrupted"}  # statuses
+_UNFINISHED = {"running", "failed", "crashed", "interrupted", "preempted", "killed", "pending"}
 STALE_S = 600  # a run without a write in this time is not running
 
 
@@ -59,6 +60,18 @@ class Run:
         """The seed of everything."""
         seed: int | None = self.fields.get("seed")
         return seed
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether its figures are not those of a complete training.
+
+        A time limit makes another experiment, whose runs are complete in their way.
+        """
+        at_limit = str(self.fields.get("stopped_by") or "").startswith(MAX_TIME)
+        # A test that failed leaves the figures of the training, which are noted when it ends.
+        trained = "train/steps" in self.summary and not self.fields.get("resumed")
+        only_later = self.status == "failed" and trained
+        return self.status in _UNFINISHED and not at_limit and not only_later
 
     def curve(self, metric: str) -> dict[int, float]:
         """Values of a metric by step, see `experiments.records.curves.curve_of`."""

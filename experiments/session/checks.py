@@ -301,19 +301,29 @@ def check_own_model(model: Classifier, trainer: Trainer) -> None:
     except TypeError as error:
         reason = f"does not take batch, batch_idx: {error}"
         raise ValueError(f"{kind.__name__}.training_step {reason}") from error
-    with torch.random.fork_rng(devices=[]):
-        with torch.no_grad():
-            _logits(model.eval(), "evaluation")
-        model.train()
-        try:
-            trial = copy.deepcopy(model)  # training may change buffers
-        except Exception:  # whatever can't be copied is tried by the training itself
-            return
-        trial.trainer = trainer
+    modes = {module: module.training for module in model.modules()}
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        _logits(model.eval(), "evaluation")
+    for module, mode in modes.items():  # a part may be frozen
+        module.training = mode
+    if type(model).training_step is Classifier.training_step:
+        _check_in_training(model, trainer)
+
+
+def _check_in_training(model: Classifier, trainer: Trainer) -> None:
+    """Tries the forward pass of a copy in training mode, which may change buffers."""
+    try:
+        trial = copy.deepcopy(model)
+    except Exception:  # whatever can't be copied is tried by the training itself
+        return
+    trial.trainer = trainer
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         logits = _logits(trial, "training")
     if not logits.requires_grad:
         raise ValueError(
-            f"{kind.__name__}.forward returns logits without a gradient: leave out detach, no_grad"
+            f"{type(model).__name__}.forward returns logits without a gradient: leave out detach, "
+            "no_grad"
         )
 
 

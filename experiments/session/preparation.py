@@ -277,7 +277,7 @@ def _initialize(model: Classifier, data: CIFAR10DataModule, config: Namespace) -
     identity, content = file_identity(path), load_checkpoint(path)
     _, trained_on = state_of_data(path, content)
     adapted, anew = with_new_head(path, content, model)
-    check_model(path, adapted, model)
+    check_model(path, adapted, model, new_head=True)
     check_normalization(trained_on["normalization"], data.normalization)
     model.load_state_dict(adapted["state_dict"])
     if anew:

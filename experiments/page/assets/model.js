@@ -271,15 +271,13 @@ const model = (() => {
     return { text: `${words(sort)} (${words(line.test.low)} to ${words(line.test.high)})`, sort, words };
   }
 
-  const UNFINISHED = ["running", "failed", "crashed", "interrupted"];
-
   // Why a line is not tested whatever its figures are; empty if it is.
   function untested(line, base, metric) {
     const [own, other] = [dataOf(line), dataOf(base)];
     if (own.length > 1 || other.length > 1) return "on mixed data";
     if (own[0] !== other[0]) return "on other data";
     for (const [found, of] of [[line, ""], [base, " of the baseline"]]) {
-      const count = found.runs.filter((run) => UNFINISHED.includes(run.status)
+      const count = found.runs.filter((run) => run.unfinished
         && typeof run.summary[metric] === "number").length;
       if (count) return `${count} of ${found.runs.length} runs${of} not finished`;
     }

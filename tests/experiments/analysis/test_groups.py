@@ -61,13 +61,26 @@ def line(name: str, *values: float | None, status: str = "finished") -> Group:
     return group(*runs)
 
 
-@pytest.mark.parametrize("status", ["running", "failed", "crashed", "interrupted"])
+@pytest.mark.parametrize("status", ["running", "failed", "crashed", "interrupted", "preempted"])
 def test_runs_that_are_not_finished_are_not_tested(status: str) -> None:
     one, other = line("a", 0.1, 0.2, 0.3), line("b", 0.5, 0.7, 0.6, status=status)
     words = "3 of 3 runs not finished: not tested"
     assert Comparison(one, [one, other]).words(other) == f"+0.4000, {words}"
     assert Comparison(other, [one, other]).tested(one) is None
     assert "3 of 3 runs of the baseline not finished" in Comparison(other, [one, other]).words(one)
+
+
+def test_runs_that_a_time_limit_ended_and_failed_tests_are_tested() -> None:
+    one, other = line("a", 0.1, 0.2, 0.3), line("b", 0.5, 0.7, 0.6, status="interrupted")
+    for stopped in other.runs:
+        stopped.fields["stopped_by"] = "trainer.max_time 00:00:10:00"
+    assert Comparison(one, [one, other]).tested(other)
+    other = line("b", 0.5, 0.7, 0.6, status="failed")
+    for trained in other.runs:
+        trained.summary["train/steps"] = 100
+    assert Comparison(one, [one, other]).tested(other)
+    other.runs[0].fields["resumed"] = [{"step": 100}]
+    assert not Comparison(one, [one, other]).tested(other)
 
 
 def test_equal_values_are_not_tested() -> None:

@@ -239,11 +239,11 @@ def begin_again(page: Any) -> None:
 
 def test_lines_that_are_not_finished_or_mix_data_are_not_tested(tab: Tab) -> None:
     page = tab.page
-    page.evaluate("model.lines('experiment')[0].runs[0].status = 'running'")
+    page.evaluate("model.lines('experiment')[0].runs[0].unfinished = true")
     page.locator("button.pin").last.click()
     assert sum("not finished: not tested" in t for t in tab.column("difference to baseline")) == 1
     page.evaluate(
-        "model.runs().forEach((run, i) => { run.status = 'finished'; run.data = `${i}`; })"
+        "model.runs().forEach((run, i) => { run.unfinished = false; run.data = `${i}`; })"
     )
     page.locator("button.pin").first.click()
     _, *others = tab.column("difference to baseline")

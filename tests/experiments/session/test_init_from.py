@@ -152,3 +152,14 @@ def test_weights_of_other_classes_go_on_in_a_new_run_alone(
     line = error_of(["fit", *TINY, *data, *small, *start])
     assert "best.ckpt is for 10 classes, but the model asked for has 100: take data with 10" in line
     assert "or start a new run from it with --init_from" in line
+
+
+def test_another_network_for_other_classes_names_its_weights(
+    source: Path, runs: Path, tmp_path: Path, error_of: Callable[[list[str]], str]
+) -> None:
+    make_synthetic(tmp_path / "hundred", 200, CIFAR100)
+    data = ["--data=CIFAR100DataModule", f"--data.data_dir={tmp_path / 'hundred'}"]
+    data += ["--data.source=synthetic", "--data.synthetic_images=200", "--data.val_size=100"]
+    wide = ["--model=MLP", "--model.hidden_units=[5]", "--model.norm=batch"]
+    line = error_of(["fit", *wide, *data, f"--init_from={source}", f"--runs_dir={runs}"])
+    assert "holds another MLP: layers." in line
