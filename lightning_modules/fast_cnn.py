@@ -78,7 +78,7 @@ class FastCNN(Classifier):
         bn_momentum: float = 0.4,
         channels_last: bool = True,
         convolution: Convolution = "native",
-        fused: bool = False,
+        fused: bool = True,
         compiled: bool = False,
         optimizer: OptimizerCallable = Muon,
         **kwargs: Any,

@@ -27,7 +27,8 @@ _LIBRARY.define(
 )
 _SAME_3X3 = ((1, 1), (1, 1), (1, 1))  # stride, padding and dilation
 # Below, transforms cost more than the products they save: measured, see docs/convolution.md.
-_FEWEST_PRODUCTS = {torch.bfloat16: 1536, torch.float32: 4096}  # input times output channels
+_FEWEST_PRODUCTS = 4096  # input times output channels
+_DTYPES = (torch.bfloat16, torch.float32)
 _FEWEST_TILES = 256
 _SMALLEST_IMAGE = 2  # pixels
 
@@ -47,12 +48,12 @@ def suits(x: Tensor, weight: Tensor, geometry: Geometry, dtype: torch.dtype | No
     same = (g.stride, g.padding, g.dilation) == _SAME_3X3 and g.groups == 1 and g.extra == (0, 0)
     if not same or x.ndim != 4 or weight.shape[2:] != (3, 3):
         return False
-    if x.device.type != "cpu" or dtype not in _FEWEST_PRODUCTS:
+    if x.device.type != "cpu" or dtype not in _DTYPES:
         return False
     images, channels, height, width = x.shape
     tiles = images * ((height + 1) // 2) * ((width + 1) // 2)
     return (
-        channels * len(weight) >= _FEWEST_PRODUCTS[dtype]
+        channels * len(weight) >= _FEWEST_PRODUCTS
         and min(height, width) >= _SMALLEST_IMAGE
         and tiles >= max(_FEWEST_TILES, channels, len(weight))
         and x.is_contiguous(memory_format=torch.channels_last)

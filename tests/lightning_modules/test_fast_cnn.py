@@ -186,7 +186,7 @@ def gradients_of(model: FastCNN, images: Tensor) -> dict[str, Tensor]:
 def test_winograd_changes_the_last_digits_alone() -> None:
     images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
-    native = FastCNN(widths=(64, 64, 64))
+    native = FastCNN(widths=(64, 64, 64), convolution="native")
     ours = FastCNN(widths=(64, 64, 64), convolution="winograd")
     ours.load_state_dict(native.state_dict())
     expected = gradients_of(native, images)
@@ -198,7 +198,7 @@ def test_winograd_changes_the_last_digits_alone() -> None:
 def test_fused_layers_change_the_last_digits_alone() -> None:
     images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
-    native = FastCNN(widths=(16, 16, 16))
+    native = FastCNN(widths=(16, 16, 16), fused=False)
     ours = FastCNN(widths=(16, 16, 16), fused=True)
     ours.load_state_dict(native.state_dict())
     assert str(ours) == str(native)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 
+from experiments.records import environment
 from experiments.records.environment import fast_precision
 from tests.conftest import Cli
 
@@ -28,6 +29,23 @@ def test_precision_without_a_gpu(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert fast_precision(accelerator) == expected
+
+
+@pytest.mark.parametrize(
+    ("calibration", "expected"),
+    [
+        ({"bf16_gflops": 169.0, "fp32_gflops": 322.0}, "32-true"),
+        ({"bf16_gflops": 994.0, "fp32_gflops": 447.0}, "bf16-mixed"),
+        ({"fp32_gflops": 447.0}, "bf16-mixed"),
+        ({}, "bf16-mixed"),
+    ],
+)
+def test_slow_instructions_are_not_used(
+    calibration: dict[str, float], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(environment, "hardware", lambda: {"calibration": calibration})
+    assert fast_precision("cpu") == expected
 
 
 @pytest.mark.parametrize(("bf16", "expected"), [(True, "bf16-mixed"), (False, "16-mixed")])
