@@ -294,7 +294,7 @@ def check_splits(found: object, place: str) -> Splits:
     Raises:
         DatasetError: naming the part, its fault and what is expected.
     """
-    if not isinstance(found, tuple) or len(found) != len(Splits._fields):
+    if not isinstance(found, tuple) or len(found) != 4:  # as Splits
         raise DatasetError(
             f"{place} returns {type(found).__name__}: return Splits(train, val, test, label_names) "
             "of datamodules.batches"

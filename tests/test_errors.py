@@ -332,6 +332,14 @@ class Asks(MLP):
         return scale * super().forward(images)
 
 
+class Logs(MLP):
+    def forward(self, images):
+        logits = super().forward(images)
+        if self.training:
+            self.log("train/largest", logits.max())
+        return logits
+
+
 class Frozen(MLP):
     def __init__(self, **kwargs):
         super().__init__(norm="batch", **kwargs)
@@ -540,7 +548,7 @@ def test_a_class_that_lacks_something_says_what_to_add(
 
 
 @pytest.mark.usefixtures("own_models")
-@pytest.mark.parametrize("name", ["Asks", "Frozen", "Pairs"])
+@pytest.mark.parametrize("name", ["Asks", "Frozen", "Logs", "Pairs"])
 def test_a_model_that_can_be_trained_is_not_refused(name: str, fit: Cli) -> None:
     assert fit(f"--model=plain_models.{name}").fields["status"] == "finished"
 

@@ -1,6 +1,9 @@
 """Counts the floating-point operations of a training, without computing anything."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_modules.classifier import Classifier
 
+_LOGGING = ("log", "log_dict")
 _IMAGES = 2  # batch norm needs more than one value per channel
 
 
@@ -71,9 +75,32 @@ def training_flops(model: Classifier, size: int) -> float | None:
     counter = FlopCounterMode(display=False)
     try:
         # A network's own random numbers and a compiler must not notice.
-        with torch.random.fork_rng([]), torch.compiler.set_stance("force_eager"), counter:
+        with (
+            torch.random.fork_rng([]),
+            torch.compiler.set_stance("force_eager"),
+            _logging_nothing(model),
+            counter,
+        ):
             logits = functional_call(model, shapes, (images,))
             F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
     except Exception:
         return None
     return counter.get_total_flops() / _IMAGES
+
+
+@contextmanager
+def _logging_nothing(model: Classifier) -> Iterator[None]:
+    """Lets the model log nothing: its tensors have no values."""
+    own = vars(model)
+    hidden = {name: own.pop(name) for name in _LOGGING if name in own}
+    own.update(dict.fromkeys(_LOGGING, _nothing))
+    try:
+        yield
+    finally:
+        for name in _LOGGING:
+            del own[name]
+        own.update(hidden)
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """Stands for a method that logs."""

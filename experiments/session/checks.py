@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 import yaml
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import EarlyStopping, StochasticWeightAveraging
@@ -319,7 +320,12 @@ def _check_in_training(model: Classifier, trainer: Trainer) -> None:
     trial.trainer = trainer
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logits = _logits(trial, "training")
+        try:
+            logits = _logits(trial, "training")
+        except ValueError as error:
+            if isinstance(error.__cause__, MisconfigurationException):
+                return  # it logs, for which the trainer must run
+            raise
     if not logits.requires_grad:
         raise ValueError(
             f"{type(model).__name__}.forward returns logits without a gradient: leave out detach, "
