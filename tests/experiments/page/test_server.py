@@ -271,9 +271,18 @@ def test_a_taken_port_is_one_line(
 
 
 def test_ctrl_c_ends_it_with_status_0(runs: Path) -> None:
-    command = [sys.executable, "-m", "experiments.compare", "--serve", f"--runs_dir={runs}"]
+    # A shell's job in the background ignores the signal, and so do its children.
+    code = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('experiments.compare', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, "--serve", f"--runs_dir={runs}"]
     with subprocess.Popen(
-        command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None and process.stderr is not None
         line = process.stdout.readline()
