@@ -198,7 +198,7 @@ def _function(
         if (asked != dout).any():
             raise ChangedInputError("backward")
         for name, gradient in zip(names, gradients, strict=False):
-            if name in _GRADIENTS and name != "t":
+            if name in _GRADIENTS:
                 yield _GRADIENTS[name], gradient
 
     return run
@@ -223,11 +223,10 @@ def _checked(found: Any, inputs: list[torch.Tensor], others: int) -> list[torch.
     for tensor, gradient in zip(inputs, gradients, strict=False):
         if gradient is not None and not isinstance(gradient, torch.Tensor):
             raise ValueError(f"backward returns a {type(gradient).__name__}: return tensors")
-        sizes = [[n for n in t.shape if n > 1] for t in (tensor, gradient) if t is not None]
-        fits = gradient is not None and sizes[0] == sizes[1]
-        checked.append(
-            gradient.reshape(tensor.shape) if fits and gradient is not None else gradient
-        )
+        if gradient is None or gradient.squeeze().shape != tensor.squeeze().shape:
+            checked.append(gradient)
+        else:
+            checked.append(gradient.reshape(tensor.shape))
     return checked
 
 

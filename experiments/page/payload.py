@@ -3,7 +3,6 @@
 import hashlib
 import math
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,11 +105,11 @@ def _judged_by(runs: Sequence[Run]) -> dict[str, Any]:
 def lines_of(groups: Sequence[Group]) -> dict[Path, str]:
     """The name of each run's line, by the run's path; lines of one name get a number."""
     found: dict[Path, str] = {}
-    free = Counter(shown(group.name) for group in groups)
+    names = {shown(group.name) for group in groups}
     for group in groups:
         name = label = shown(group.name)
         number = 1
-        while label in found.values() or (number > 1 and label in free):
+        while label in found.values() or (number > 1 and label in names):
             number += 1
             label = f"{name} #{number}"
         found |= {run.path: label for run in group.runs}

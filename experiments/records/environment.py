@@ -79,10 +79,10 @@ def versions() -> dict[str, str]:
 def fast_precision(accelerator: str) -> Literal["bf16-mixed", "16-mixed", "32-true"]:
     """The precision in which a trainer's device computes convolutions fastest.
 
-    On hardware without instructions for bfloat16, this type is slower than float32. It can be even
-    with them: some processors run them at a quarter of the rate. So the calibration of the machine
-    decides, see `experiments.records.machine`; without one, the instructions do. On a CPU, float16
-    is always slower.
+    Without instructions for bfloat16, this type is slower than float32. With them it can be slower,
+    too: some processors do half as many operations a second in bfloat16 as in float32. So the
+    calibration of the machine decides, see `experiments.records.machine`; without one, the
+    instructions do. On a CPU, float16 is always slower.
 
     Args:
         accelerator: the trainer's option.
