@@ -123,21 +123,32 @@ class Muon(Optimizer):
 
 
 def orthogonalize(matrix: Tensor, iterations: int = 3) -> Tensor:
-    """Brings the singular values of a matrix near 1, by Newton-Schulz in bfloat16.
+    """Brings the singular values of a matrix near 1, by Newton-Schulz in float32.
+
+    An iteration is X <- P X with P = a I + b G + c G² and G = X Xᵀ. All these P and G commute, so
+    that G <- P G P. The iterations multiply only square matrices, and X comes last:
+
+        X_3 = (P_3 P_2 P_1) X_0.
+
+    This takes half as many operations for 3 iterations of a matrix of 256 x 2304.
 
     Args:
         matrix: (rows, columns), of any floating dtype.
         iterations: 3 bring most singular values to 0.7-1.2, 5 nearly all.
 
     Returns:
-        Approximately U V^T, from the singular value decomposition U S V^T; bfloat16.
+        Approximately U V^T, from the singular value decomposition U S V^T; float32.
     """
     a, b, c = _COEFFICIENTS
-    x = matrix.bfloat16()
+    x = matrix.float()
     x = x / (x.norm() + 1e-7)
-    tall = len(matrix) > matrix.shape[1]
-    x = x.T if tall else x
+    wide = len(matrix) <= matrix.shape[1]
+    gram = x @ x.T if wide else x.T @ x
+    product = torch.eye(len(gram), device=x.device)
     for _ in range(iterations):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if tall else x
+        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal().add_(a)
+        product = factor @ product
+        gram = factor @ gram @ factor
+    directions: Tensor = product @ x if wide else x @ product
+    return directions
