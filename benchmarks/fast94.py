@@ -5,6 +5,7 @@
     python -m benchmarks.fast94 accuracy --data_dir data --seeds {0..24}    # on a GPU: 25 runs
     python -m benchmarks.fast94 speed --data_dir data
     python -m benchmarks.fast94 step            # no data: the kernels alone, about 2 minutes
+    python -m benchmarks.fast94 gradient --data_dir data    # rounding, half a minute
 
 ``accuracy`` runs ``cli.py fit --test_after_fit true`` for each seed, with the record, W&B (offline)
 and checkpoints, and collects the records; it does not repeat a seed whose run exists. ``speed``
@@ -12,9 +13,12 @@ trains one epoch of the same network on the same batches, in turn by a loop in t
 through the command line. Seconds are training time, with the whitening, but without building the
 network, loading the data or the test. ``step`` times a whole step of that network with PyTorch's
 convolutions, with Winograd's, and with the fused batch norm, too, for each size of images.
+``gradient`` compares the gradients of a batch, of each 3x3 convolution, with those by PyTorch in
+float32: the relative error in the norm, and how far the gradient of another batch is from them.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -26,6 +30,7 @@ from typing import Any
 
 import torch
 import yaml
+from pytorch_lightning import seed_everything
 from torch.nn import functional as F
 
 from benchmarks.reports import write_report
@@ -128,10 +133,7 @@ def command_line_epoch(options: argparse.Namespace, data: list[str], runs: Path)
 def speed(options: argparse.Namespace, data: list[str]) -> dict[str, Any]:
     """Measures an epoch in both ways, in turn."""
     config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
-    given = {flag.partition("=")[0]: flag.partition("=")[2] for flag in data}
-    overrides = {key.removeprefix("--data."): yaml.safe_load(v) for key, v in given.items()}
-    module = CIFAR10DataModule(**{**config["data"]["init_args"], **overrides})
-    module.setup()
+    module = _module(config, data)
     pairs = []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(options.repeats + 1):
@@ -191,10 +193,61 @@ def step(options: argparse.Namespace) -> dict[str, Any]:
     return {"config": options.config.name, "precision": precision, "steps": found}
 
 
+def _module(config: dict[str, Any], data: list[str]) -> CIFAR10DataModule:
+    """The data of a recipe, with the flags of the command line."""
+    given = {flag.partition("=")[0]: flag.partition("=")[2] for flag in data}
+    overrides = {key.removeprefix("--data."): yaml.safe_load(v) for key, v in given.items()}
+    module = CIFAR10DataModule(**{**config["data"]["init_args"], **overrides})
+    module.setup()
+    return module
+
+
+def gradient(options: argparse.Namespace, data: list[str]) -> dict[str, Any]:
+    """Measures the error of a gradient, at the start or with the weights of a checkpoint."""
+    config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
+    seed_everything(options.seeds[0], verbose=False)
+    module = _module(config, data)
+    batches = [(module.normalize(x), y) for x, y in itertools.islice(module.train_dataloader(), 2)]
+    start, _, _ = _by_hand(config["model"]["init_args"])
+    start.whiten_with(module.training_sample(WHITENING_IMAGES))
+    if options.weights:
+        start.load_state_dict(torch.load(options.weights, weights_only=True)["state_dict"])
+
+    def gradients(kind: str, half: bool, batch: int) -> list[torch.Tensor]:
+        kernels = {"convolution": kind, "fused": False}
+        model, _, _ = _by_hand({**config["model"]["init_args"], **kernels})
+        model.load_state_dict(start.state_dict())
+        images, labels = batches[batch]
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            logits = model.train()(images)
+            loss = F.cross_entropy(logits, labels, label_smoothing=model.label_smoothing)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return [p.grad for p in model.parameters() if p.grad is not None and p.ndim == 4]
+
+    exact = gradients("native", False, 0)
+    compared = {
+        "32-true, winograd": ("winograd", False, 0),
+        "bf16-mixed, native": ("native", True, 0),
+        "bf16-mixed, winograd": ("winograd", True, 0),
+        "another batch": ("native", False, 1),
+    }
+    return {
+        "config": options.config.name,
+        "weights": "a checkpoint" if options.weights else "the first step",
+        "relative error of each convolution": {
+            name: [
+                float(f"{(found - right).norm() / right.norm():.2e}")
+                for found, right in zip(gradients(*case), exact, strict=True)
+            ]
+            for name, case in compared.items()
+        },
+    }
+
+
 def main(args: list[str] | None = None) -> None:
     """Measures and writes the result with its date, hardware and versions."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("what", choices=["accuracy", "speed", "step"])
+    parser.add_argument("what", choices=["accuracy", "speed", "step", "gradient"])
     parser.add_argument("--config", type=expand_home, default=CONFIG)
     parser.add_argument("--data_dir", default="data", help="where cifar-10-batches-py lies")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
@@ -202,6 +255,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--sizes", type=int, nargs="+", default=[24, 28, 32], help="of a step")
     parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], help="of a step")
+    parser.add_argument("--weights", type=expand_home, help="a checkpoint, for gradient")
     parser.add_argument("--output", type=expand_home, help="default: benchmarks/results/")
     options, more = parser.parse_known_args(args)  # `more`: flags of data and trainer
     if any(not flag.startswith("--") or "=" not in flag for flag in more):
@@ -210,7 +264,8 @@ def main(args: list[str] | None = None) -> None:
     if options.what == "step":
         measured = step(options)
     else:
-        measured = accuracy(options, data) if options.what == "accuracy" else speed(options, data)
+        measure_it = {"accuracy": accuracy, "speed": speed, "gradient": gradient}[options.what]
+        measured = measure_it(options, data)
     name = f"{options.config.stem}_{options.what}.json"
     print(json.dumps(measured, indent=2))
     write_report(options.output or RESULTS / name, measured)
