@@ -7,7 +7,13 @@ uses only NumPy and PyTorch.
 
 from custom_ops import numpy_ops
 from custom_ops.batch_norm import BatchNormGELUFunction, batch_norm_gelu
-from custom_ops.convolution import Conv2d, Conv2dFunction, conv2d
+from custom_ops.convolution import (
+    Conv2d,
+    Conv2dFunction,
+    PooledConv2dFunction,
+    conv2d,
+    conv2d_max_pool,
+)
 from custom_ops.functions import (
     CrossEntropyFunction,
     ELUFunction,
@@ -31,10 +37,12 @@ __all__ = [
     "LayerNorm",
     "LayerNormFunction",
     "LinearFunction",
+    "PooledConv2dFunction",
     "SoftmaxCrossEntropyFunction",
     "SoftmaxFunction",
     "batch_norm_gelu",
     "conv2d",
+    "conv2d_max_pool",
     "cross_entropy",
     "elu",
     "layer_norm",

@@ -16,7 +16,13 @@ from torch.autograd import Function, forward_ad
 from torch.autograd.function import FunctionCtx
 from torch.overrides import handle_torch_function, has_torch_function
 
-from custom_ops.torch_seam import forward_mode, scripted_as, transforms_active, unsafe_view
+from custom_ops.torch_seam import (
+    forward_mode,
+    scripted_as,
+    transforming,
+    transforms_active,
+    unsafe_view,
+)
 
 _Functional = TypeVar("_Functional", bound=Callable[..., Tensor])
 
@@ -349,6 +355,12 @@ def _matrix(x: Tensor) -> Tensor:
 def _primal(x: Tensor) -> Tensor:
     """X without its tangent of the innermost level of forward mode."""
     return forward_ad.unpack_dual(x, level=0).primal  # type: ignore[no-any-return, no-untyped-call]
+
+
+def is_eager(x: Tensor) -> bool:
+    """Whether a kernel without a formula can take X: nothing transforms, compiles or records it."""
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return not (recorded or transforming() or has_torch_function((x,)))
 
 
 def wide(x: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-// Vectors of float32, read from and written to memory as float32 or bfloat16, for the CPU kernels.
+// Vectors of float32, read from and written to memory as float32 or bfloat16, for the CPU kernels; and
+// the places of maxima.
 
 #pragma once
 
@@ -31,6 +32,8 @@ constexpr int kLanes = 8;
 
 typedef float V __attribute__((vector_size(kLanes * sizeof(float))));
 typedef uint32_t Bits __attribute__((vector_size(kLanes * sizeof(uint32_t))));
+typedef int32_t Ints __attribute__((vector_size(kLanes * sizeof(int32_t))));
+typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
 typedef uint16_t Halves __attribute__((vector_size(kLanes * sizeof(uint16_t))));
 
 // The value in every lane. 0 + value would be an addition: it isn't -0 for a value of -0.
@@ -107,6 +110,48 @@ INLINE V multiply_add(V a, V b, V c) {
   return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #else
   return a * b + c;
+#endif
+}
+
+// ---------------------------------------------------------------- maxima of 2x2 squares
+
+// The largest of four, as PyTorch finds it: the first of equal ones, and NaN if there is one.
+INLINE V largest(const V* four, Ints* place) {
+  V most = four[0];
+  *place = Ints{};
+#pragma GCC unroll 3
+  for (int i = 1; i < 4; ++i) {
+    const Ints more = (four[i] > most) | (four[i] != four[i]);
+    most = more ? four[i] : most;
+    *place = more ? Ints{} + i : *place;
+  }
+  return most;
+}
+
+INLINE void store(uint8_t* to, Ints places, int64_t count) {
+#if defined(__AVX512F__)
+  const auto bytes = (Bytes)_mm512_cvtepi32_epi8((__m512i)places);
+#elif defined(__AVX2__)
+  const auto words = _mm256_packs_epi32((__m256i)places, (__m256i)places);  // in either half
+  const auto packed = _mm256_packus_epi16(words, words);
+  const uint64_t both = (uint32_t)_mm256_extract_epi32(packed, 0) |
+                        (uint64_t)(uint32_t)_mm256_extract_epi32(packed, 4) << 32;
+  const auto bytes = (Bytes)both;
+#else
+  const Bytes bytes = __builtin_convertvector(places, Bytes);
+#endif
+  std::memcpy(to, &bytes, count);
+}
+
+INLINE Ints load_places(const uint8_t* from, int64_t count) {
+  Bytes bytes{};
+  std::memcpy(&bytes, from, count);
+#if defined(__AVX512F__)
+  return (Ints)_mm512_cvtepu8_epi32((__m128i)bytes);
+#elif defined(__AVX2__)
+  return (Ints)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)bytes));
+#else
+  return __builtin_convertvector(bytes, Ints);
 #endif
 }
 

@@ -9,7 +9,7 @@ from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from custom_ops import batch_norm_gelu
+from custom_ops import Conv2d, batch_norm_gelu
 from custom_ops.torch_seam import has_hooks
 from lightning_modules.classifier import Classifier
 from lightning_modules.cnn import Convolution, convolution_class
@@ -52,7 +52,8 @@ class FastCNN(Classifier):
         convolution: ``winograd`` for 3x3 convolutions that take less time on a CPU;
             ``native`` for those of PyTorch.
         fused: compute pooling, batch norm and GELU by `custom_ops.batch_norm_gelu` in training on a
-            CPU, in half the passes over memory, unless one of these modules has a hook.
+            CPU, in half the passes over memory, unless one of these modules has a hook. Then
+            Winograd's convolutions take the maxima themselves (`custom_ops.conv2d_max_pool`).
         compiled: compile the groups of convolutions with `torch.compile`. This takes up to a minute
             for each size of images, longer than the training on a GPU.
         optimizer: makes the optimiser from the parameters.
@@ -259,7 +260,11 @@ class _Group(nn.Sequential):
         if not (self.fused and self.training) or any(map(has_hooks, self)):
             return super().forward(input)  # type: ignore[no-any-return, no-untyped-call]
         first, _, pooled_norm, _, second, norm, _ = self
-        return _normalised(second(_normalised(first(input), pooled_norm, True)), norm, False)
+        if isinstance(first, Conv2d):
+            x = _normalised(first.max_pooled(input), pooled_norm, False)
+        else:
+            x = _normalised(first(input), pooled_norm, True)
+        return _normalised(second(x), norm, False)
 
     def __prepare_scriptable__(self) -> nn.Sequential:
         """What TorchScript compiles instead: the modules in turn."""

@@ -25,9 +25,6 @@ namespace {
 
 using at::Tensor;
 
-typedef int32_t Ints __attribute__((vector_size(kLanes * sizeof(int32_t))));
-typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
-
 constexpr int64_t kChunkBytes = 64 << 10;
 
 // ---------------------------------------------------------------- GELU
@@ -129,19 +126,6 @@ INLINE void each_vector(int64_t channels, const F& work) {
 
 // ---------------------------------------------------------------- pooling
 
-// The largest of four, as PyTorch finds it: the first of equal ones, and NaN if there is one.
-INLINE V largest(const V* four, Ints* place) {
-  V most = four[0];
-  *place = Ints{};
-#pragma GCC unroll 3
-  for (int i = 1; i < 4; ++i) {
-    const Ints more = (four[i] > most) | (four[i] != four[i]);
-    most = more ? four[i] : most;
-    *place = more ? Ints{} + i : *place;
-  }
-  return most;
-}
-
 // Of values that were read as T: nothing is rounded.
 INLINE void store_exact(float* to, V v, int64_t count) { store(to, v, count); }
 INLINE void store_exact(BFloat16* to, V v, int64_t count) {
@@ -153,33 +137,6 @@ INLINE void store_exact(BFloat16* to, V v, int64_t count) {
   const auto halves = __builtin_convertvector((Bits)v >> 16, Halves);
 #endif
   std::memcpy(to, &halves, count * sizeof(BFloat16));
-}
-
-INLINE void store(uint8_t* to, Ints places, int64_t count) {
-#if defined(__AVX512F__)
-  const auto bytes = (Bytes)_mm512_cvtepi32_epi8((__m512i)places);
-#elif defined(__AVX2__)
-  const auto words = _mm256_packs_epi32((__m256i)places, (__m256i)places);  // in either half
-  const auto packed = _mm256_packus_epi16(words, words);
-  const uint64_t both = (uint32_t)_mm256_extract_epi32(packed, 0) |
-                        (uint64_t)(uint32_t)_mm256_extract_epi32(packed, 4) << 32;
-  const auto bytes = (Bytes)both;
-#else
-  const Bytes bytes = __builtin_convertvector(places, Bytes);
-#endif
-  std::memcpy(to, &bytes, count);
-}
-
-INLINE Ints load_places(const uint8_t* from, int64_t count) {
-  Bytes bytes{};
-  std::memcpy(&bytes, from, count);
-#if defined(__AVX512F__)
-  return (Ints)_mm512_cvtepu8_epi32((__m128i)bytes);
-#elif defined(__AVX2__)
-  return (Ints)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)bytes));
-#else
-  return __builtin_convertvector(bytes, Ints);
-#endif
 }
 
 // ---------------------------------------------------------------- sums

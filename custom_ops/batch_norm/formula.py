@@ -20,10 +20,8 @@ G = gamma D, and both means over the channel are sums that the parameters need a
 
     dL/dP_mc = gamma_c r_c (D_mc - 1/M dL/dbeta_c - X̂_mc 1/M dL/dgamma_c).
 
-A maximum passes its gradient to the pixel that it came from, the first one of several; the others
-have the gradient 0:
-
-    dL/dX_i = dL/dP_m if pixel i is the maximum of square m, else 0.
+A maximum passes its gradient to the pixel that it came from; the others have the gradient 0
+(`custom_ops.pooling`).
 
 **Passes over memory.** Forward, the sums of a channel must be known before Y, and so it is backward
 with dL/dP: two passes each, the fewest possible. PyTorch takes about four forward and six backward,
@@ -98,15 +96,6 @@ def gradients(
     pixels = z.numel() // z.shape[1]
     dp = dz - over_pixels(dbias / pixels) - x_hat * over_pixels(dweight / pixels)
     return affine(dp * over_pixels(rstd), weight, None), dweight, dbias
-
-
-def unpool(dp: Tensor, places: Tensor, image: torch.Size) -> Tensor:
-    """Puts the pixels of dP where those of P came from, and 0 elsewhere, in the shape of X."""
-    in_square = torch.arange(4, device=places.device).view(2, 2)
-    squares = torch.where(places[..., None, None] == in_square, dp[..., None, None], 0)
-    n, c, down, across = dp.shape
-    whole = squares.transpose(3, 4).reshape(n, c, 2 * down, 2 * across)
-    return F.pad(whole, (0, image[3] - 2 * across, 0, image[2] - 2 * down))
 
 
 def below(z: Tensor) -> Tensor:

@@ -5,12 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.compiler import is_compiling
 from torch.nn import functional as F
-from torch.overrides import has_torch_function
 
 from custom_ops.batch_norm import formula, kernels
-from custom_ops.functions import Context
+from custom_ops.functions import Context, is_eager
+from custom_ops.pooling import unpool
 from custom_ops.torch_seam import transforming
 
 # Looked up only once.
@@ -84,7 +83,7 @@ def _differentiable_gradients(
     pool = places.numel() > 0
     x_hat, statistics = formula.standardise(F.max_pool2d(x, 2) if pool else x, eps)
     dp, dweight, dbias = formula.gradients(dy, x_hat, statistics[2], weight, bias)
-    dx = formula.unpool(dp, places, x.shape) if pool else dp
+    dx = unpool(dp, places, x.shape) if pool else dp
     return dx.to(x.dtype), dweight, dbias
 
 
@@ -123,7 +122,7 @@ def batch_norm_gelu(
     Raises:
         RuntimeError, ValueError: the shapes do not fit, or a channel has a single pixel.
     """
-    if not (training and _plain(x) and kernels.suits(x, pool)):
+    if not (training and is_eager(x) and kernels.suits(x, pool)):
         x = F.max_pool2d(x, 2) if pool else x
         normalised = F.batch_norm(
             x, running_mean, running_var, weight, bias, training, momentum, eps
@@ -138,9 +137,3 @@ def batch_norm_gelu(
         unbiased = variance * (pixels / (pixels - 1))
         running_var.lerp_(unbiased.to(running_var.dtype), momentum)
     return y
-
-
-def _plain(x: Tensor) -> bool:
-    """Whether a kernel can take this call: nothing transforms, compiles or records it."""
-    recorded = is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    return not (recorded or transforming() or has_torch_function((x,)))

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from custom_ops.batch_norm import formula
 from custom_ops.operators import Kernels, load_on_cpu
+from custom_ops.pooling import max_pool, unpool
 
 _LIBRARY: Any = torch.library.Library("custom_ops", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define(
@@ -67,10 +67,7 @@ def forward(
     y, statistics = formula.forward(x, weight, bias, eps, pool)
     pooled, places = x.new_empty(0), x.new_empty(0, dtype=torch.uint8)
     if pool:
-        pooled, indices = F.max_pool2d(x, 2, return_indices=True)
-        row, column = indices // x.shape[3], indices % x.shape[3]
-        places = (row % 2 * 2 + column % 2).to(torch.uint8).contiguous(memory_format=_NHWC)
-        pooled = pooled.contiguous(memory_format=_NHWC)
+        pooled, places = max_pool(x)
     return y.contiguous(memory_format=_NHWC), pooled, places, statistics
 
 
@@ -103,7 +100,7 @@ def backward(
     p = (pooled if pool else x).to(mean.dtype)
     x_hat = (p - formula.over_pixels(mean)) * formula.over_pixels(rstd)
     dp, dweight, dbias = formula.gradients(dy, x_hat, rstd, weight, bias)
-    dx = formula.unpool(dp, places, x.shape) if pool else dp
+    dx = unpool(dp, places, x.shape) if pool else dp
     return dx.to(x.dtype).contiguous(memory_format=_NHWC), dweight, dbias
 
 

@@ -103,9 +103,11 @@ struct Tile {
   int64_t image, y, x;  // of its first output
 };
 
+// The tiles of images. With `whole`, those that lie in the image with all four outputs.
 struct Grid {
   const int64_t images, height, width;
-  const int64_t across = (width + 1) / 2, per_image = (height + 1) / 2 * across;
+  const bool whole = false;
+  const int64_t across = (width + !whole) / 2, per_image = (height + !whole) / 2 * across;
   const int64_t tiles = images * per_image;
 
   INLINE Tile operator[](int64_t t) const {
@@ -208,29 +210,70 @@ INLINE void transform_kernel_gradient(const V* du, V* dg) {
   }
 }
 
-// The square of Side x Side pixels at a tile; 0 outside of the image. `from` is the first channel
-// of the tile's first pixel.
-template <int Side, typename T>
-INLINE void read(const T* from, const Grid& grid, const Tile& t, int64_t channels, int64_t count,
-                 V* d) {
-  constexpr int kBefore = Side == 4 ? 1 : 0;  // inputs begin a pixel before the outputs
-  const int64_t row = grid.width * channels;
-  from -= kBefore * (row + channels);
-  const bool whole = grid.contains(t, -kBefore, -kBefore) &&
-                     grid.contains(t, Side - 1 - kBefore, Side - 1 - kBefore);
-  if (whole && count >= kLanes) {
+// What is transformed: images. `read` takes the square of Side x Side pixels at a tile, of the
+// channels from c on; 0 outside of the image.
+template <typename T>
+struct Image {
+  const T* const data;
+  const int64_t channels;
+
+  template <int Side>
+  INLINE void read(const Grid& grid, const Tile& t, int64_t c, V* d) const {
+    constexpr int kBefore = Side == 4 ? 1 : 0;  // inputs begin a pixel before the outputs
+    const int64_t row = grid.width * channels, count = channels - c;
+    const T* from = data + grid.pixel(t, -kBefore, -kBefore) * channels + c;
+    const bool inside = grid.contains(t, -kBefore, -kBefore) &&
+                        grid.contains(t, Side - 1 - kBefore, Side - 1 - kBefore);
+    if (inside && count >= kLanes) {
+      for (int i = 0; i < Side; ++i) {
+        for (int j = 0; j < Side; ++j) d[Side * i + j] = load(from + i * row + j * channels);
+      }
+      return;
+    }
     for (int i = 0; i < Side; ++i) {
-      for (int j = 0; j < Side; ++j) d[Side * i + j] = load(from + i * row + j * channels);
-    }
-    return;
-  }
-  for (int i = 0; i < Side; ++i) {
-    for (int j = 0; j < Side; ++j) {
-      const bool there = grid.contains(t, i - kBefore, j - kBefore);
-      d[Side * i + j] = there ? load(from + i * row + j * channels, count) : V{};
+      for (int j = 0; j < Side; ++j) {
+        const bool there = grid.contains(t, i - kBefore, j - kBefore);
+        d[Side * i + j] = there ? load(from + i * row + j * channels, count) : V{};
+      }
     }
   }
-}
+};
+
+// The same of the gradient of images, given that of the maxima of their 2x2 squares.
+template <typename T>
+struct Unpooled {
+  const T* const data;          // of the maxima
+  const uint8_t* const places;  // in their squares
+  const int64_t channels, down, across;
+
+  template <int Side>
+  INLINE void read(const Grid&, const Tile& t, int64_t c, V* d) const {
+    constexpr int kBefore = Side == 4 ? 1 : 0, kSquares = 1 + 2 * kBefore;
+    const int64_t count = channels - c;
+#pragma GCC unroll 3
+    for (int a = 0; a < kSquares; ++a) {
+#pragma GCC unroll 3
+      for (int b = 0; b < kSquares; ++b) {
+        const int64_t row = t.y / 2 + a - kBefore, column = t.x / 2 + b - kBefore;
+        V gradient{};
+        Ints place{};
+        if (row >= 0 && row < down && column >= 0 && column < across) {
+          const int64_t at = ((t.image * down + row) * across + column) * channels + c;
+          gradient = load(data + at, count);
+          place = load_places(places + at, std::min<int64_t>(count, kLanes));
+        }
+#pragma GCC unroll 2
+        for (int i = std::max(0, 2 * a - kBefore); i < std::min(Side, 2 * a - kBefore + 2); ++i) {
+#pragma GCC unroll 2
+          for (int j = std::max(0, 2 * b - kBefore); j < std::min(Side, 2 * b - kBefore + 2); ++j) {
+            const int here = (i + kBefore) % 2 * 2 + (j + kBefore) % 2;
+            d[Side * i + j] = place == here ? gradient : V{};
+          }
+        }
+      }
+    }
+  }
+};
 
 // ---------------------------------------------------------------- products
 
@@ -374,16 +417,18 @@ struct Kernels {
 
 constexpr int64_t kStreamBytes = 8 << 20;  // outputs this large leave the cache before they are read
 
-template <typename T>
-void convolve(const T* x, const Kernels<T>& kernels, const float* bias, T* y, const Grid& grid) {
+// The outputs of all tiles. With `places`, of a grid of whole tiles: their maxima alone.
+template <typename T, typename Source>
+void convolve(const Source& x, const Kernels<T>& kernels, const float* bias, T* y, uint8_t* places,
+              const Grid& grid) {
   const int64_t inputs = kernels.inputs, outputs = kernels.outputs;
   const int64_t stride = up(inputs, kLanes) + kLine<T>;
   const int64_t most = kBlockBytes / (kParts * (stride * sizeof(T) + kColumns * sizeof(float)));
   const int64_t rows = std::clamp<int64_t>(most / kRows, 1, 16) * kRows;
   const int64_t step = rows * stride + kLine<T>, step_of_sums = rows * kColumns + kLine<float>;
   const int64_t bytes = grid.images * grid.height * grid.width * outputs * sizeof(T);
-  const bool past_cache = outputs % kColumns == 0 && reinterpret_cast<uintptr_t>(y) % 64 == 0 &&
-                          bytes >= kStreamBytes;
+  const bool past_cache = places == nullptr && outputs % kColumns == 0 &&
+                          reinterpret_cast<uintptr_t>(y) % 64 == 0 && bytes >= kStreamBytes;
   at::parallel_for(0, up(grid.tiles, rows) / rows, 1, [&](int64_t begin, int64_t end) {
     Buffer<T> v(kParts * step);
     Buffer<float> sums(kParts * step_of_sums);
@@ -395,8 +440,7 @@ void convolve(const T* x, const Kernels<T>& kernels, const float* bias, T* y, co
         tiles[r] = grid[first + r];
         for (int64_t c = 0; c < inputs; c += kLanes) {
           V pixels[kParts], parts[kParts];
-          const T* from = x + grid.pixel(tiles[r], 0, 0) * inputs + c;
-          read<4>(from, grid, tiles[r], inputs, inputs - c, pixels);
+          x.template read<4>(grid, tiles[r], c, pixels);
           transform_input(pixels, parts);
           for (int part = 0; part < kParts; ++part) {
             store(v.data + part * step + r * stride + c, parts[part]);
@@ -426,6 +470,17 @@ void convolve(const T* x, const Kernels<T>& kernels, const float* bias, T* y, co
                   load(sums.data + part * step_of_sums + r * kColumns + half * kLanes);
             }
             transform_output(parts, out[half]);
+          }
+          if (places != nullptr) {
+            const int64_t to = (first + r) * outputs + k;
+            for (int half = 0; half * kLanes < columns; ++half) {
+              const int64_t lanes = std::min<int64_t>(kLanes, columns - half * kLanes);
+              Ints place;
+              const V most = largest(out[half], &place) + offset[half];
+              store(y + to + half * kLanes, most, lanes);
+              store(places + to + half * kLanes, place, lanes);
+            }
+            continue;
           }
           for (int place = 0; place < 4; ++place) {
             if (!grid.contains(tiles[r], place / 2, place % 2)) continue;
@@ -469,10 +524,11 @@ INLINE void put_parts(T* to, int64_t step, int64_t panel_step, const V* parts) {
 }
 
 // Transforms the squares of a pair of tiles, of all channels.
-template <typename T, int Panel, int Side, typename Transform>
-INLINE void transform_pair(const T* from, const Grid& grid, int64_t first, int64_t channels,
-                           int64_t chunk, T* to, const Transform& transform) {
+template <typename T, int Panel, int Side, typename Source, typename Transform>
+INLINE void transform_pair(const Source& from, const Grid& grid, int64_t first, int64_t chunk, T* to,
+                           const Transform& transform) {
   constexpr int P = kPair<T>;
+  const int64_t channels = from.channels;
   const int64_t width = up(channels, std::max(Panel, kLanes));
   Tile tiles[P];
   for (int e = 0; e < P; ++e) tiles[e] = grid[first + e];
@@ -481,8 +537,7 @@ INLINE void transform_pair(const T* from, const Grid& grid, int64_t first, int64
     for (int e = 0; e < P; ++e) {
       V values[Side * Side];
       if (first + e < grid.tiles && c < channels) {
-        read<Side>(from + grid.pixel(tiles[e], 0, 0) * channels + c, grid, tiles[e], channels,
-                   channels - c, values);
+        from.template read<Side>(grid, tiles[e], c, values);
       } else {
         std::fill(std::begin(values), std::end(values), V{});
       }
@@ -494,10 +549,10 @@ INLINE void transform_pair(const T* from, const Grid& grid, int64_t first, int64
 }
 
 // dg (K, 3, 3, C), float32.
-template <typename T>
-void differentiate(const T* x, const T* dy, float* dg, const Grid& grid, int64_t inputs,
-                   int64_t outputs) {
+template <typename T, typename Source>
+void differentiate(const Image<T>& x, const Source& dy, float* dg, const Grid& grid) {
   constexpr int P = kPair<T>;
+  const int64_t inputs = x.channels, outputs = dy.channels;
   const int64_t width = up(inputs, std::max(kRowsOfSums, kLanes)), columns = up(outputs, kColumns);
   const int64_t most = kChunkBytes / (kParts * sizeof(T) * (width + columns));
   const int64_t chunk = std::max<int64_t>(32, most / 32 * 32);
@@ -509,9 +564,9 @@ void differentiate(const T* x, const T* dy, float* dg, const Grid& grid, int64_t
     const int64_t depth = up(std::min(chunk, grid.tiles - first), P) / P;
     at::parallel_for(0, depth, 1, [&](int64_t begin, int64_t end) {
       for (int64_t pair = begin; pair < end; ++pair) {
-        transform_pair<T, kRowsOfSums, 4>(x, grid, first + pair * P, inputs, chunk,
+        transform_pair<T, kRowsOfSums, 4>(x, grid, first + pair * P, chunk,
                                           v.data + pair * kRowsOfSums * P, transform_input);
-        transform_pair<T, kColumns, 2>(dy, grid, first + pair * P, outputs, chunk,
+        transform_pair<T, kColumns, 2>(dy, grid, first + pair * P, chunk,
                                        z.data + pair * kColumns * P, transform_gradient);
       }
     });
@@ -564,35 +619,61 @@ Tensor kernels_of(const Tensor& weight) {
   return weight.to(at::kFloat).permute({0, 2, 3, 1}).contiguous();
 }
 
+void check_computed(const Tensor& x) {
+  TORCH_CHECK_TYPE(is_computed(x.scalar_type()), "convolution expected float32 or bfloat16, got ",
+                   x.scalar_type());
+}
+
 void check(const Tensor& x, const Tensor& weight) {
   TORCH_CHECK_VALUE(x.dim() == 4 && weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3,
                     "convolution expected images (N, C, H, W) and kernels (K, C, 3, 3), got ",
                     x.sizes(), " and ", weight.sizes());
 }
 
-Tensor convolved(const Tensor& any_x, const Tensor& weight, const std::optional<Tensor>& bias,
-                 bool turned) {
-  check(any_x, weight);
+void check_channels(const Tensor& x, int64_t expected) {
+  TORCH_CHECK_VALUE(x.size(1) == expected, "convolution expected ", expected, " channels, got ",
+                    x.size(1));
+}
+
+Grid grid_of(const Tensor& x, bool whole = false) { return {x.size(0), x.size(2), x.size(3), whole}; }
+
+// Y of the weight's transformed kernels; for a `turned` weight, dL/dX. `source` makes what is read
+// from a type; with `places`, Y has the maxima of the squares.
+template <typename Source>
+void dispatch(at::ScalarType dtype, const Source& source, const Tensor& weight, bool turned,
+              const Tensor& offset, Tensor& y, uint8_t* places, const Grid& grid) {
+  const Tensor g = kernels_of(weight);
   const int64_t channels = weight.size(1);
-  const int64_t inputs = weight.size(turned ? 0 : 1), outputs = weight.size(turned ? 1 : 0);
-  TORCH_CHECK_VALUE(any_x.size(1) == inputs, "convolution expected ", inputs, " channels, got ",
-                    any_x.size(1));
-  const Tensor x = multipliable(any_x.contiguous(kNHWC)), g = kernels_of(weight);
-  const Tensor offset = bias ? bias->to(at::kFloat).contiguous() : Tensor();
-  const Grid grid{x.size(0), x.size(2), x.size(3)};
-  Tensor y = at::empty({grid.images, outputs, grid.height, grid.width}, x.options(), kNHWC);
-  with_type(x.scalar_type(), [&](auto example) {
+  with_type(dtype, [&](auto example) {
     using T = decltype(example);
-    Kernels<T> kernels{inputs, outputs};
+    Kernels<T> kernels{weight.size(turned ? 0 : 1), weight.size(turned ? 1 : 0)};
     if (turned) {
       kernels.take_turned(g.const_data_ptr<float>(), channels);
     } else {
       kernels.take(g.const_data_ptr<float>(), channels);
     }
-    convolve(x.const_data_ptr<T>(), kernels, bias ? offset.const_data_ptr<float>() : nullptr,
-             y.mutable_data_ptr<T>(), grid);
+    convolve<T>(source(example), kernels, offset.defined() ? offset.const_data_ptr<float>() : nullptr,
+                y.mutable_data_ptr<T>(), places, grid);
   });
-  return y.to(any_x.scalar_type());
+}
+
+auto image(const Tensor& x) {
+  return [&x](auto example) {
+    using T = decltype(example);
+    return Image<T>{x.const_data_ptr<T>(), x.size(1)};
+  };
+}
+
+auto unpooled(const Tensor& dy, const Tensor& places) {
+  return [&](auto example) {
+    using T = decltype(example);
+    return Unpooled<T>{dy.const_data_ptr<T>(), places.const_data_ptr<uint8_t>(), dy.size(1),
+                       dy.size(2), dy.size(3)};
+  };
+}
+
+Tensor offset_of(const std::optional<Tensor>& bias) {
+  return bias ? bias->to(at::kFloat).contiguous() : Tensor();
 }
 
 Tensor winograd(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
@@ -600,7 +681,34 @@ Tensor winograd(const Tensor& x, const Tensor& weight, const std::optional<Tenso
   if (!is_computed(x.scalar_type())) {
     return at::convolution(x, weight, bias, {1, 1}, {1, 1}, {1, 1}, false, {0, 0}, 1);
   }
-  return convolved(x, weight, bias, false);
+  check(x, weight);
+  check_channels(x, weight.size(1));
+  const Tensor pixels = multipliable(x.contiguous(kNHWC));
+  Tensor y = at::empty({x.size(0), weight.size(0), x.size(2), x.size(3)}, pixels.options(), kNHWC);
+  dispatch(pixels.scalar_type(), image(pixels), weight, false, offset_of(bias), y, nullptr,
+           grid_of(x));
+  return y.to(x.scalar_type());
+}
+
+// Gradients of a convolution of `pixels`, from a source of dL/dY.
+template <typename Source>
+std::tuple<Tensor, Tensor> gradients(const Source& dy, const Tensor& x, const Tensor& weight,
+                                     std::array<bool, 2> needs, const Grid& grid) {
+  const Tensor pixels = multipliable(x.contiguous(kNHWC));
+  Tensor dx = at::empty({0}, x.options()), dw = at::empty({0}, weight.options());
+  if (needs[0]) {
+    Tensor computed = at::empty(x.sizes(), pixels.options(), kNHWC);
+    dispatch(pixels.scalar_type(), dy, weight, true, Tensor(), computed, nullptr, grid_of(x));
+    dx = computed.to(x.scalar_type());
+  }
+  if (needs[1]) {
+    Tensor dg = at::empty({weight.size(0), 3, 3, weight.size(1)}, x.options().dtype(at::kFloat));
+    with_type(pixels.scalar_type(), [&](auto example) {
+      differentiate(image(pixels)(example), dy(example), dg.mutable_data_ptr<float>(), grid);
+    });
+    dw = dg.permute({0, 3, 1, 2}).to(weight.scalar_type());
+  }
+  return {dx, dw};
 }
 
 std::tuple<Tensor, Tensor> winograd_backward(const Tensor& dy, const Tensor& x,
@@ -613,22 +721,42 @@ std::tuple<Tensor, Tensor> winograd_backward(const Tensor& dy, const Tensor& x,
             needs[1] ? dw : at::empty({0}, weight.options())};
   }
   check(x, weight);
+  check_channels(x, weight.size(1));
+  check_channels(dy, weight.size(0));
+  const Tensor rows = multipliable(dy.to(x.scalar_type())).contiguous(kNHWC);
+  return gradients(image(rows), x, weight, needs, grid_of(x));
+}
+
+std::tuple<Tensor, Tensor> winograd_pool(const Tensor& x, const Tensor& weight,
+                                         const std::optional<Tensor>& bias) {
+  at::AutoDispatchBelowADInplaceOrView no_autograd;
+  check(x, weight);
+  check_channels(x, weight.size(1));
+  check_computed(x);
   const Tensor pixels = multipliable(x.contiguous(kNHWC));
-  const Tensor gradients = dy.to(pixels.scalar_type()).contiguous(kNHWC);
-  Tensor dx = at::empty({0}, x.options()), dw = at::empty({0}, weight.options());
-  if (needs[0]) dx = convolved(gradients, weight, std::nullopt, true).to(x.scalar_type());
-  if (needs[1]) {
-    const int64_t outputs = weight.size(0), inputs = weight.size(1);
-    Tensor dg = at::empty({outputs, 3, 3, inputs}, x.options().dtype(at::kFloat));
-    with_type(pixels.scalar_type(), [&](auto example) {
-      using T = decltype(example);
-      differentiate(pixels.const_data_ptr<T>(), gradients.const_data_ptr<T>(),
-                    dg.mutable_data_ptr<float>(), Grid{x.size(0), x.size(2), x.size(3)}, inputs,
-                    outputs);
-    });
-    dw = dg.permute({0, 3, 1, 2}).to(weight.scalar_type());
-  }
-  return {dx, dw};
+  const std::array<int64_t, 4> sizes{x.size(0), weight.size(0), x.size(2) / 2, x.size(3) / 2};
+  Tensor y = at::empty(sizes, pixels.options(), kNHWC);
+  Tensor places = at::empty(sizes, x.options().dtype(at::kByte), kNHWC);
+  dispatch(pixels.scalar_type(), image(pixels), weight, false, offset_of(bias), y,
+           places.mutable_data_ptr<uint8_t>(), grid_of(x, true));
+  return {y.to(x.scalar_type()), places};
+}
+
+std::tuple<Tensor, Tensor> winograd_pool_backward(const Tensor& dy, const Tensor& any_places,
+                                                  const Tensor& x, const Tensor& weight,
+                                                  std::array<bool, 2> needs) {
+  at::AutoDispatchBelowADInplaceOrView no_autograd;
+  check(x, weight);
+  check_channels(x, weight.size(1));
+  check_computed(x);
+  TORCH_CHECK_VALUE(dy.sizes() == any_places.sizes() && dy.size(1) == weight.size(0) &&
+                        dy.size(0) == x.size(0) && dy.size(2) == x.size(2) / 2 &&
+                        dy.size(3) == x.size(3) / 2,
+                    "convolution expected gradients and places of ", x.size(2) / 2, "x",
+                    x.size(3) / 2, " squares, got ", dy.sizes(), " and ", any_places.sizes());
+  const Tensor rows = multipliable(dy.to(x.scalar_type())).contiguous(kNHWC);
+  const Tensor places = any_places.contiguous(kNHWC);
+  return gradients(unpooled(rows, places), x, weight, needs, grid_of(x, true));
 }
 
 }  // namespace
@@ -636,4 +764,6 @@ std::tuple<Tensor, Tensor> winograd_backward(const Tensor& dy, const Tensor& x,
 TORCH_LIBRARY_IMPL(custom_ops, CPU, m) {
   m.impl("winograd", winograd);
   m.impl("winograd_backward", winograd_backward);
+  m.impl("winograd_pool", winograd_pool);
+  m.impl("winograd_pool_backward", winograd_pool_backward);
 }

@@ -1,8 +1,9 @@
 """The operators of the fast convolution, and the rule that says where it is used.
 
-``torch.ops.custom_ops.winograd`` and ``..._backward`` are dispatcher operators without derivatives;
-`function` defines the derivatives. They are convolutions with a 3x3 kernel, padding 1 and stride 1.
-The CPU kernels compute them as `winograd` derives; without kernels, PyTorch's own convolution does.
+``torch.ops.custom_ops.winograd``, ``winograd_pool`` and their ``..._backward`` are dispatcher
+operators without derivatives; `function` and `pooled` define the derivatives. The first is a
+convolution with a 3x3 kernel, padding 1 and stride 1, the second takes the maxima of its 2x2
+squares. The CPU kernels compute them as `winograd` derives; without kernels, PyTorch does.
 """
 
 import functools
@@ -14,6 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from custom_ops.convolution.formula import Geometry
 from custom_ops.operators import Kernels, load_on_cpu
+from custom_ops.pooling import max_pool, unpool
 
 _LIBRARY: Any = torch.library.Library("custom_ops", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define(
@@ -25,15 +27,31 @@ _LIBRARY.define(
     " -> (Tensor dx, Tensor dweight)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+_LIBRARY.define(
+    "winograd_pool(Tensor x, Tensor weight, Tensor? bias) -> (Tensor y, Tensor places)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_LIBRARY.define(
+    "winograd_pool_backward(Tensor dy, Tensor places, Tensor x, Tensor weight, bool[2] needs)"
+    " -> (Tensor dx, Tensor dweight)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
 _SAME_3X3 = ((1, 1), (1, 1), (1, 1))  # stride, padding and dilation
 # Below, transforms cost more than the products they save: measured, see docs/convolution.md.
 _FEWEST_PRODUCTS = 4096  # input times output channels
+_FEWEST_PRODUCTS_POOLED = 1024
 _DTYPES = (torch.bfloat16, torch.float32)
 _FEWEST_TILES = 256
 _SMALLEST_IMAGE = 2  # pixels
 
 
-def suits(x: Tensor, weight: Tensor, geometry: Geometry, dtype: torch.dtype | None = None) -> bool:
+def suits(
+    x: Tensor,
+    weight: Tensor,
+    geometry: Geometry,
+    dtype: torch.dtype | None = None,
+    fewest_products: int = _FEWEST_PRODUCTS,
+) -> bool:
     """Whether `winograd` computes this convolution faster than PyTorch does, by shapes alone.
 
     It never depends on a measurement, so that a run can be repeated to the last digit.
@@ -43,6 +61,7 @@ def suits(x: Tensor, weight: Tensor, geometry: Geometry, dtype: torch.dtype | No
         weight: g, (K, C, U, V).
         geometry: stride, padding and so on.
         dtype: what X will be converted to, as by autocast; default: that of X.
+        fewest_products: the least number of input times output channels.
     """
     g, dtype = geometry, dtype or x.dtype
     same = (g.stride, g.padding, g.dilation) == _SAME_3X3 and g.groups == 1 and g.extra == (0, 0)
@@ -53,10 +72,20 @@ def suits(x: Tensor, weight: Tensor, geometry: Geometry, dtype: torch.dtype | No
     images, channels, height, width = x.shape
     tiles = images * ((height + 1) // 2) * ((width + 1) // 2)
     return (
-        channels * len(weight) >= _FEWEST_PRODUCTS
+        channels * len(weight) >= fewest_products
         and min(height, width) >= _SMALLEST_IMAGE
         and tiles >= max(_FEWEST_TILES, channels, len(weight))
         and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def suits_pooled(x: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether `winograd_pool` computes a convolution and its maxima faster than PyTorch does.
+
+    The arguments are those of `suits`.
+    """
+    return suits(x, weight, Geometry(padding=(1, 1)), dtype, _FEWEST_PRODUCTS_POOLED) and (
+        KERNELS.found_for("cpu")
     )
 
 
@@ -97,6 +126,35 @@ def backward(dy: Tensor, x: Tensor, weight: Tensor, needs: list[bool]) -> tuple[
     return dx, dweight
 
 
+def forward_pooled(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The operator without a kernel: convolves with padding 1 and takes the maxima of squares.
+
+    The arguments are those of `forward`.
+
+    Returns:
+        The maxima, (N, K, H // 2, W // 2), and their places, as of `pooling.max_pool`.
+    """
+    return max_pool(forward(x, weight, bias))
+
+
+def backward_pooled(
+    dy: Tensor, places: Tensor, x: Tensor, weight: Tensor, needs: list[bool]
+) -> tuple[Tensor, Tensor]:
+    """The operator without a kernel: computes the gradients of `forward_pooled`.
+
+    Args:
+        dy: dL/dY of the maxima.
+        places: of the maxima.
+        x: X, as given to `forward_pooled`.
+        weight: g, as given to `forward_pooled`.
+        needs: which of the two gradients to compute.
+
+    Returns:
+        dL/dX and dL/dg, as of `backward`.
+    """
+    return backward(unpool(dy, places, x.shape), x, weight, needs)
+
+
 def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     shape = (x.shape[0], weight.shape[0], *x.shape[2:])
     return x.new_empty(shape).to(memory_format=torch.channels_last)
@@ -113,13 +171,27 @@ def _fake_backward(
     return dx, dweight
 
 
+def _fake_forward_pooled(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    y = x.new_empty((x.shape[0], weight.shape[0], x.shape[2] // 2, x.shape[3] // 2))
+    y = y.to(memory_format=torch.channels_last)
+    return y, torch.empty_like(y, dtype=torch.uint8)
+
+
+def _fake_backward_pooled(
+    dy: Tensor, places: Tensor, x: Tensor, weight: Tensor, needs: list[bool]
+) -> tuple[Tensor, Tensor]:
+    return _fake_backward(dy, x, weight, needs)
+
+
 KERNELS = Kernels(functools.partial(load_on_cpu, "convolution"))
 KERNELS.register(_LIBRARY, "winograd", forward, _fake_forward)
 KERNELS.register(_LIBRARY, "winograd_backward", backward, _fake_backward)
+KERNELS.register(_LIBRARY, "winograd_pool", forward_pooled, _fake_forward_pooled)
+KERNELS.register(_LIBRARY, "winograd_pool_backward", backward_pooled, _fake_backward_pooled)
 
 
 # Operations are counted as those of a direct convolution, whatever computes it.
-@register_flop_formula(torch.ops.custom_ops.winograd)
+@register_flop_formula([torch.ops.custom_ops.winograd, torch.ops.custom_ops.winograd_pool])
 def _flops(x: list[int], weight: list[int], *_: Any, **__: Any) -> int:
     images, channels, height, width = x
     return 2 * images * height * width * channels * weight[0] * 9
@@ -128,5 +200,17 @@ def _flops(x: list[int], weight: list[int], *_: Any, **__: Any) -> int:
 @register_flop_formula(torch.ops.custom_ops.winograd_backward)
 def _flops_backward(
     dy: list[int], x: list[int], weight: list[int], needs: list[bool], **_: Any
+) -> int:
+    return sum(needs) * _flops(x, weight)
+
+
+@register_flop_formula(torch.ops.custom_ops.winograd_pool_backward)
+def _flops_backward_pooled(
+    dy: list[int],
+    places: list[int],
+    x: list[int],
+    weight: list[int],
+    needs: list[bool],
+    **_: Any,
 ) -> int:
     return sum(needs) * _flops(x, weight)

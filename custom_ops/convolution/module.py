@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_exporting
+from torch.nn import functional as F
 from torch.overrides import has_torch_function
 
 from custom_ops.convolution import kernels
 from custom_ops.convolution.formula import Geometry
 from custom_ops.convolution.function import conv2d
+from custom_ops.convolution.pooled import conv2d_max_pool, is_fused
 
 
 class Conv2d(nn.Conv2d):
@@ -31,6 +33,14 @@ class Conv2d(nn.Conv2d):
         if self._suits(input):
             return conv2d(input, self.weight, self.bias, padding=1)
         return super().forward(input)
+
+    def max_pooled(self, input: Tensor) -> Tensor:
+        """Returns the maxima of 2x2 squares of Y, without the other pixels where one kernel can."""
+        one = (1, 1)
+        geometry = (self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
+        if geometry == (one, one, one, 1, "zeros") and is_fused(input, self.weight):
+            return conv2d_max_pool(input, self.weight, self.bias)
+        return F.max_pool2d(self(input), 2)
 
     def __prepare_scriptable__(self) -> nn.Conv2d:
         """What TorchScript compiles instead: PyTorch's convolution, with the same parameters."""

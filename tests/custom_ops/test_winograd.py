@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
-from custom_ops import Conv2d, conv2d, cpu
+from custom_ops import Conv2d, conv2d, conv2d_max_pool, cpu
 from custom_ops.convolution import Geometry, kernels, winograd
+from custom_ops.pooling import max_pool, unpool
 from tests.custom_ops import cases
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
@@ -188,7 +189,8 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", ["-mavx2 -mfma -mf16c", "-mavx2", "-msse2", "-mavx512f -mfma"])
 def test_other_instruction_sets_compute_the_same(isa: str, tmp_path: Path) -> None:
-    tests = ("agree_with_the_truth", "past_the_cache", "a_chunk_holds", "no_digit", "any_layout")
+    same = ("agree_with_the_truth", "past_the_cache", "a_chunk_holds", "no_digit", "any_layout")
+    tests = (*same, "the_maxima_are")
     cases.run_with_instructions(isa, __file__, tests, tmp_path)
 
 
@@ -369,3 +371,166 @@ def test_without_a_compiler_pytorch_computes(tmp_path: Path) -> None:
     )
     assert done.stdout.strip() == "{'cpu': False}"
     assert done.stderr.count("convolution goes without its CPU kernel, slower") == 1
+
+
+# ---- with the maxima of squares -----------------------------------------------------------------
+
+pool_forward = torch.ops.custom_ops.winograd_pool.default
+pool_backward = torch.ops.custom_ops.winograd_pool_backward.default
+POOLED = [shape for shape in SHAPES if min(shape[3:]) > 1]
+
+
+def pooled_inputs(shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """X, g, the bias and dL/dY of the maxima."""
+    x, weight, bias, dy = inputs(shape, dtype)
+    return x, weight, bias, F.max_pool2d(dy, 2)
+
+
+def true_pooled(x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
+    """The maxima, dL/dX and dL/dg in float64."""
+    x, weight = (t.double().requires_grad_() for t in (x, weight))
+    y = F.max_pool2d(F.conv2d(x, weight, bias.double(), padding=1), 2)
+    return (y.detach(), *torch.autograd.grad(y, (x, weight), dy.double()))
+
+
+@needs_kernel
+@each_dtype
+@pytest.mark.parametrize("shape", POOLED, ids=str)
+def test_the_maxima_and_their_gradients(shape: Shape, dtype: torch.dtype) -> None:
+    x, weight, bias, dy = pooled_inputs(shape, dtype)
+    y, places = pool_forward(x, weight, bias)
+    found = (y, *pool_backward(dy, places, x, weight, [True, True]))
+    for ours, expected in zip(found, true_pooled(x, weight, bias, dy), strict=True):
+        assert (ours.dtype, ours.shape) == (dtype, expected.shape)
+        # Of two nearly equal pixels, rounding may choose the other one.
+        assert error(ours, expected) < {F32: 2e-5, BF16: 1e-1}[dtype]
+
+
+@needs_kernel
+@each_dtype
+@pytest.mark.parametrize("shape", POOLED, ids=str)
+def test_the_maxima_are_those_of_the_convolution(shape: Shape, dtype: torch.dtype) -> None:
+    x, weight, bias, dy = pooled_inputs(shape, dtype)
+    whole = forward(x, weight, bias)
+    y, places = pool_forward(x, weight, bias)
+    torch.testing.assert_close(y, F.max_pool2d(whole, 2), rtol=0, atol=0)
+    if dtype == F32:  # bfloat16 is rounded after the choice
+        torch.testing.assert_close(places, max_pool(whole)[1])
+    unpooled = unpool(dy, places, whole.shape)
+    ours = pool_backward(dy, places, x, weight, [True, True])
+    theirs = backward(unpooled, x, weight, [True, True])
+    torch.testing.assert_close(ours[0], theirs[0], rtol=0, atol=0)
+    torch.testing.assert_close(ours[1], theirs[1], rtol=1e-2, atol=1e-4 if dtype == F32 else 1e-2)
+
+
+@needs_kernel
+@each_dtype
+def test_the_number_of_threads_changes_no_digit_of_maxima(dtype: torch.dtype) -> None:
+    x, weight, bias, dy = pooled_inputs((20, 40, 48, 9, 8), dtype)
+    found = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            y, places = pool_forward(x, weight, bias)
+            found.append((y, places, *pool_backward(dy, places, x, weight, [True, True])))
+    finally:
+        torch.set_num_threads(before)
+    for one, *others in zip(*found, strict=True):
+        assert all(torch.equal(one, other) for other in others)
+
+
+@needs_kernel
+def test_the_first_of_equal_maxima_and_nan_are_chosen_as_by_pytorch() -> None:
+    x = torch.ones(1, 1, 6, 6).contiguous(memory_format=NHWC)
+    x[0, 0, 3, 3] = float("nan")
+    weight = torch.zeros(1, 1, 3, 3)
+    weight[0, 0, 1, 1] = 1
+    y, places = pool_forward(x, weight, None)
+    expected = max_pool(forward(x, weight, None))
+    torch.testing.assert_close((y, places), expected, equal_nan=True)
+    assert y[0, 0, 1, 1].isnan()
+    assert places[0, 0, 0, 0] == 0
+
+
+@needs_kernel
+def test_maxima_that_do_not_fit_are_refused() -> None:
+    x, weight, bias, dy = pooled_inputs((2, 8, 8, 6, 6), F32)
+    y, places = pool_forward(x, weight, bias)
+    with pytest.raises(ValueError, match="gradients and places of 3x3 squares"):
+        pool_backward(dy[:, :, :2], places[:, :, :2], x, weight, [True, True])
+    with pytest.raises(TypeError, match="expected float32 or bfloat16, got Double"):
+        pool_forward(x.double(), weight.double(), None)
+    assert y.shape == dy.shape
+
+
+def test_conv2d_max_pool_uses_it_where_it_suits() -> None:
+    x, weight, bias, _ = fitting()
+    dy = cases.normal(16, 64, 4, 4, dtype=F32)
+    found = []
+
+    def separately(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.max_pool2d(conv2d(x, weight, bias, padding=1), 2)
+
+    for compute in (conv2d_max_pool, separately):
+        leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+        y = compute(*leaves)
+        found.append((y, *torch.autograd.grad(y, leaves, dy)))
+    fused = type(found[0][0].grad_fn).__name__
+    assert fused == "PooledConv2dFunctionBackward" or not kernels.KERNELS.found_for("cpu")
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shape"),
+    [
+        ((3, 8, 3), (2, 3, 8, 8)),
+        ((64, 64, 3, 2, 1), (16, 64, 8, 8)),
+        ((64, 64, 3, 1, 1, 1, 1, True, "reflect"), (16, 64, 8, 8)),
+        ((64, 64, 3, 1, 1), (16, 64, 8, 8)),
+    ],
+)
+def test_the_module_takes_maxima_of_any_geometry(arguments: Any, shape: tuple[int, ...]) -> None:
+    x = cases.normal(*shape, dtype=F32).contiguous(memory_format=NHWC)
+    module = Conv2d(*arguments)
+    torch.testing.assert_close(
+        module.max_pooled(x), F.max_pool2d(module(x), 2), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_derivatives_of_maxima_of_every_order() -> None:
+    x, weight, bias, _ = fitting()
+    double = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    single = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    found = []
+    for tensors in (single, double):
+        y = conv2d_max_pool(*tensors)
+        gradients = torch.autograd.grad(y.square().sum(), tensors, create_graph=True)
+        total = sum(gradient.square().sum() for gradient in gradients)
+        assert isinstance(total, Tensor)
+        found.append(torch.autograd.grad(total, tensors))
+    assert all(error(a, b) < 1e-4 for a, b in zip(*found, strict=True))
+    small = [t.requires_grad_() for t in inputs((1, 2, 2, 4, 5))[:3]]
+    assert gradcheck(conv2d_max_pool, small, check_forward_ad=True)
+    assert gradgradcheck(conv2d_max_pool, small)
+
+
+def test_transforms_and_compilers_of_maxima() -> None:
+    x, weight, _, _ = fitting()
+    expected = conv2d_max_pool(x, weight)
+    kernel = torch.stack([weight, 2 * weight])
+    found = torch.vmap(lambda w: conv2d_max_pool(x, w))(kernel)
+    torch.testing.assert_close(found[0], expected, atol=1e-4, rtol=1e-4)
+    compiled = torch.compile(conv2d_max_pool, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, weight), expected, atol=1e-4, rtol=1e-4)
+    with torch.autocast("cpu", BF16):
+        assert error(conv2d_max_pool(x, weight), expected.double()) < 2e-2
+
+
+@needs_kernel
+def test_the_operators_of_maxima_keep_pytorchs_contract() -> None:
+    x, weight, bias, dy = pooled_inputs((2, 8, 4, 5, 4), F32)
+    torch.library.opcheck(pool_forward, (x, weight, bias))
+    _, places = pool_forward(x, weight, None)
+    for needs in ([True, True], [True, False], [False, True]):
+        torch.library.opcheck(pool_backward, (dy, places, x, weight, needs))
