@@ -8,11 +8,16 @@
     python -m benchmarks.fast94 gradient --data_dir data    # rounding, half a minute
 
 ``accuracy`` runs ``cli.py fit --test_after_fit true`` for each seed, with the record, W&B (offline)
-and checkpoints, and collects the records; it does not repeat a seed whose run exists. ``speed``
-trains one epoch of the same network on the same batches, in turn by a loop in this process and
-through the command line. Seconds are training time, with the whitening, but without building the
-network, loading the data or the test. ``step`` times a whole step of that network with PyTorch's
-convolutions, with Winograd's, and with the fused batch norm, too, for each size of images.
+and checkpoints, and collects the records; it does not repeat a seed whose run exists.
+
+``speed`` trains one epoch of the same network on the same batches, in turn: through the command
+line, by a loop in this process, and through the command line with PyTorch's convolution, pooling,
+batch norm and GELU. Seconds are training time, with the whitening, but without building the
+network, loading the data or the test.
+
+``step`` times a whole step of that network with PyTorch's convolutions, with Winograd's, and with
+the fused batch norm and pooling, too, for each size of images.
+
 ``gradient`` compares the gradients of a batch, of each 3x3 convolution, with those by PyTorch in
 float32: the relative error in the norm, and how far the gradient of another batch is from them.
 """
@@ -131,24 +136,29 @@ def command_line_epoch(options: argparse.Namespace, data: list[str], runs: Path)
 
 
 def speed(options: argparse.Namespace, data: list[str]) -> dict[str, Any]:
-    """Measures an epoch in both ways, in turn."""
+    """Measures an epoch in each way, in turn; a ratio above 1 is slower than the command line."""
     config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
     module = _module(config, data)
-    pairs = []
+    native = [f"--model.{key}={value}" for key, value in _KERNELS["native"].items()]
+    rounds = []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(options.repeats + 1):
             ours = command_line_epoch(options, data, Path(folder))
-            pairs.append((ours, plain_epoch(config, module)))
+            plain = plain_epoch(config, module)
+            rounds.append(
+                (ours, plain, command_line_epoch(options, [*data, *native], Path(folder)))
+            )
     images = len(module.train_dataloader()) * module.batch_size
-    pairs = pairs[1:]  # the first warms up
-    return {
-        "config": options.config.name,
-        "images": images,
-        "ours_images_per_s": round(images / statistics.median(a for a, _ in pairs), 1),
-        "plain_images_per_s": round(images / statistics.median(b for _, b in pairs), 1),
-        "ratio": round(statistics.median(a / b for a, b in pairs), 4),
-        "ratios": [round(a / b, 4) for a, b in pairs],
-    }
+    found: dict[str, Any] = {"config": options.config.name, "images": images}
+    columns = list(zip(*rounds[1:], strict=True))  # the first warms up
+    for name, seconds in zip(("ours", "plain", "native kernels"), columns, strict=True):
+        ratios = [round(b / a, 4) for a, b in zip(columns[0], seconds, strict=True)]
+        found[name] = {
+            "images_per_s": round(images / statistics.median(seconds), 1),
+            "ratio": statistics.median(ratios),
+            "ratios": ratios,
+        }
+    return found
 
 
 _KERNELS = {
