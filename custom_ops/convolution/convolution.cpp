@@ -36,11 +36,14 @@ using at::Tensor;
 constexpr int kRows = 14, kRowsOfSums = 8;  // of the products: what 32 registers hold
 constexpr int64_t kBlockBytes = 640 << 10;  // of tiles between the transforms, for a cache of 1 MB
 constexpr int64_t kChunkBytes = 4 << 20;    // the same, for the gradient of the kernels
+constexpr int64_t kSumBytes = 512 << 10, kShareBytes = 384 << 10;  // its sums, and chunks of shares
 #else
 constexpr int kRows = 6, kRowsOfSums = 4;   // 16 registers
 constexpr int64_t kBlockBytes = 320 << 10;  // older processors have 512 KB
 constexpr int64_t kChunkBytes = 1 << 20;
+constexpr int64_t kSumBytes = 256 << 10, kShareBytes = 128 << 10;
 #endif
+constexpr int64_t kMostShares = 8, kShareTiles = 512;  // of the tiles: so many, of at least so many
 constexpr int kColumns = 2 * kLanes;  // of the products
 constexpr int kParts = 16;            // elements of a transformed tile, 4x4
 
@@ -523,10 +526,10 @@ INLINE void put_parts(T* to, int64_t step, int64_t panel_step, const V* parts) {
   }
 }
 
-// Transforms the squares of a pair of tiles, of all channels.
+// Transforms the squares of a pair of tiles before `end`, of all channels.
 template <typename T, int Panel, int Side, typename Source, typename Transform>
-INLINE void transform_pair(const Source& from, const Grid& grid, int64_t first, int64_t chunk, T* to,
-                           const Transform& transform) {
+INLINE void transform_pair(const Source& from, const Grid& grid, int64_t first, int64_t end,
+                           int64_t chunk, T* to, const Transform& transform) {
   constexpr int P = kPair<T>;
   const int64_t channels = from.channels;
   const int64_t width = up(channels, std::max(Panel, kLanes));
@@ -536,7 +539,7 @@ INLINE void transform_pair(const Source& from, const Grid& grid, int64_t first, 
     V parts[P * kParts];
     for (int e = 0; e < P; ++e) {
       V values[Side * Side];
-      if (first + e < grid.tiles && c < channels) {
+      if (first + e < end && c < channels) {
         from.template read<Side>(grid, tiles[e], c, values);
       } else {
         std::fill(std::begin(values), std::end(values), V{});
@@ -548,45 +551,70 @@ INLINE void transform_pair(const Source& from, const Grid& grid, int64_t first, 
   }
 }
 
-// dg (K, 3, 3, C), float32.
+// dU, (part, input, output), of the tiles from `begin` on, before `end`, in chunks of so many bytes.
 template <typename T, typename Source>
-void differentiate(const Image<T>& x, const Source& dy, float* dg, const Grid& grid) {
+void add_up(const Image<T>& x, const Source& dy, const Grid& grid, int64_t begin, int64_t end,
+            int64_t bytes, int64_t width, int64_t columns, float* du) {
   constexpr int P = kPair<T>;
-  const int64_t inputs = x.channels, outputs = dy.channels;
-  const int64_t width = up(inputs, std::max(kRowsOfSums, kLanes)), columns = up(outputs, kColumns);
-  const int64_t most = kChunkBytes / (kParts * sizeof(T) * (width + columns));
+  const int64_t most = bytes / (kParts * sizeof(T) * (width + columns));
   const int64_t chunk = std::max<int64_t>(32, most / 32 * 32);
   const int64_t step_of_v = chunk * width + kLine<T>, step_of_z = chunk * columns + kLine<T>;
   Buffer<T> v(kParts * step_of_v), z(kParts * step_of_z);
-  Buffer<float> du(kParts * width * columns);
-  std::memset(du.data, 0, kParts * width * columns * sizeof(float));
-  for (int64_t first = 0; first < grid.tiles; first += chunk) {
-    const int64_t depth = up(std::min(chunk, grid.tiles - first), P) / P;
-    at::parallel_for(0, depth, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t pair = begin; pair < end; ++pair) {
-        transform_pair<T, kRowsOfSums, 4>(x, grid, first + pair * P, chunk,
+  std::memset(du, 0, kParts * width * columns * sizeof(float));
+  for (int64_t first = begin; first < end; first += chunk) {
+    const int64_t depth = up(std::min(chunk, end - first), P) / P;
+    at::parallel_for(0, depth, 1, [&](int64_t from, int64_t to) {
+      for (int64_t pair = from; pair < to; ++pair) {
+        transform_pair<T, kRowsOfSums, 4>(x, grid, first + pair * P, end, chunk,
                                           v.data + pair * kRowsOfSums * P, transform_input);
-        transform_pair<T, kColumns, 2>(dy, grid, first + pair * P, chunk,
+        transform_pair<T, kColumns, 2>(dy, grid, first + pair * P, end, chunk,
                                        z.data + pair * kColumns * P, transform_gradient);
       }
     });
     const int64_t panels = columns / kColumns;
-    at::parallel_for(0, kParts * panels, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t unit = begin; unit < end; ++unit) {
+    at::parallel_for(0, kParts * panels, 1, [&](int64_t from, int64_t to) {
+      for (int64_t unit = from; unit < to; ++unit) {
         const int64_t part = unit / panels, k = unit % panels * kColumns;
-        for (int64_t c = 0; c < inputs; c += kRowsOfSums) {
+        for (int64_t c = 0; c < x.channels; c += kRowsOfSums) {
           add_products<T>(v.data + part * step_of_v + c * chunk, z.data + part * step_of_z + k * chunk,
-                          depth, du.data + (part * width + c) * columns + k, columns);
+                          depth, du + (part * width + c) * columns + k, columns);
         }
       }
+    });
+  }
+}
+
+// dg (K, 3, 3, C), float32. If dU fits into the cache of a core, each thread adds up its own shares of
+// the tiles (their number is fixed, so that threads change no digit): no thread reads what another
+// has transformed. Otherwise all threads share each chunk, and dU.
+template <typename T, typename Source>
+void differentiate(const Image<T>& x, const Source& dy, float* dg, const Grid& grid) {
+  const int64_t inputs = x.channels, outputs = dy.channels;
+  const int64_t width = up(inputs, std::max(kRowsOfSums, kLanes)), columns = up(outputs, kColumns);
+  const int64_t size = kParts * width * columns;
+  const bool fits = size * static_cast<int64_t>(sizeof(float)) <= kSumBytes;
+  const int64_t shares = fits ? std::clamp<int64_t>(grid.tiles / kShareTiles, 1, kMostShares) : 1;
+  const int64_t share = up(up(grid.tiles, shares) / shares, kPair<T>);
+  Buffer<float> du(shares * size);
+  const auto add_share = [&](int64_t s, int64_t bytes) {
+    add_up(x, dy, grid, s * share, std::min(grid.tiles, (s + 1) * share), bytes, width, columns,
+           du.data + s * size);
+  };
+  if (shares == 1) {
+    add_share(0, kChunkBytes);
+  } else {
+    at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t s = begin; s < end; ++s) add_share(s, kShareBytes);  // nested: by this thread
     });
   }
   at::parallel_for(0, inputs, 1, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       for (int64_t k = 0; k < outputs; k += kLanes) {
-        V parts[kParts], kernel[9];
-        for (int part = 0; part < kParts; ++part) {
-          parts[part] = load(du.data + (part * width + c) * columns + k);
+        V parts[kParts] = {}, kernel[9];
+        for (int64_t s = 0; s < shares; ++s) {
+          for (int part = 0; part < kParts; ++part) {
+            parts[part] += load(du.data + s * size + (part * width + c) * columns + k);
+          }
         }
         transform_kernel_gradient(parts, kernel);
         for (int64_t lane = 0; lane < std::min<int64_t>(kLanes, outputs - k); ++lane) {

@@ -34,6 +34,7 @@ SHAPES: list[Shape] = [
     (0, 8, 8, 4, 4),
     (70, 33, 40, 4, 5),
 ]
+THREADED: list[Shape] = [(20, 40, 48, 9, 8), (40, 24, 32, 17, 16)]  # tiles in one share, in many
 SUITS = Geometry(padding=(1, 1))
 
 
@@ -135,8 +136,9 @@ def test_more_tiles_than_a_chunk_holds(dtype: torch.dtype) -> None:
 
 @needs_kernel
 @each_dtype
-def test_the_number_of_threads_changes_no_digit(dtype: torch.dtype) -> None:
-    x, weight, bias, dy = inputs((20, 40, 48, 9, 8), dtype)
+@pytest.mark.parametrize("shape", THREADED, ids=str)
+def test_the_number_of_threads_changes_no_digit(shape: Shape, dtype: torch.dtype) -> None:
+    x, weight, bias, dy = inputs(shape, dtype)
     found = []
     before = torch.get_num_threads()
     try:
@@ -425,8 +427,9 @@ def test_the_maxima_are_those_of_the_convolution(shape: Shape, dtype: torch.dtyp
 
 @needs_kernel
 @each_dtype
-def test_the_number_of_threads_changes_no_digit_of_maxima(dtype: torch.dtype) -> None:
-    x, weight, bias, dy = pooled_inputs((20, 40, 48, 9, 8), dtype)
+@pytest.mark.parametrize("shape", THREADED, ids=str)
+def test_the_number_of_threads_changes_no_digit_of_maxima(shape: Shape, dtype: torch.dtype) -> None:
+    x, weight, bias, dy = pooled_inputs(shape, dtype)
     found = []
     before = torch.get_num_threads()
     try:
