@@ -94,7 +94,6 @@ FAULTS = [
         "foreach_add(gradients, buffers, alpha=momentum)",
         "foreach_add(gradients, buffers)",
     ),
-    ("muon", "wide = len(matrix) <= matrix.shape[1]", "wide = True"),
     ("muon", "factor.diagonal().add_(a)", "factor.diagonal().add_(1)"),
     ("muon", "product = factor @ product", "product = factor"),
     ("muon", "gram = factor @ gram @ factor", "gram = factor @ gram"),
