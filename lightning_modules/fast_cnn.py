@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import operator
 from typing import Any, Literal
 
 import torch
@@ -255,9 +256,24 @@ class _Group(nn.Sequential):
             nn.GELU(),
         )
         self.fused = fused
+        self._made = tuple(self)
+
+    def _fuses(self) -> bool:
+        """Whether nothing but what was made here must be called, as it is in training."""
+        same = len(self) == len(self._made) and all(map(operator.is_, self, self._made))
+        return (
+            self.fused
+            and same
+            and all(m.training and not has_hooks(m) and "forward" not in vars(m) for m in self)
+            and all(
+                m.momentum is not None and m.num_batches_tracked is not None
+                for m in self
+                if isinstance(m, nn.BatchNorm2d)
+            )
+        )
 
     def forward(self, input: Tensor) -> Tensor:
-        if not (self.fused and self.training) or any(map(has_hooks, self)):
+        if not self._fuses():
             return super().forward(input)  # type: ignore[no-any-return, no-untyped-call]
         first, _, pooled_norm, _, second, norm, _ = self
         if isinstance(first, Conv2d):
@@ -275,8 +291,7 @@ class _Group(nn.Sequential):
 
 def _normalised(x: Tensor, norm: nn.Module, pool: bool) -> Tensor:
     """What a module of batch norm and its neighbours compute in training, fused."""
-    if type(norm) is not nn.BatchNorm2d:  # synchronised between processes, by Lightning
-        return F.gelu(norm(F.max_pool2d(x, 2) if pool else x))
+    assert isinstance(norm, nn.BatchNorm2d)
     counter, momentum = norm.num_batches_tracked, norm.momentum
     assert counter is not None
     assert momentum is not None

@@ -700,8 +700,12 @@ auto unpooled(const Tensor& dy, const Tensor& places) {
   };
 }
 
-Tensor offset_of(const std::optional<Tensor>& bias) {
-  return bias ? bias->to(at::kFloat).contiguous() : Tensor();
+Tensor offset_of(const std::optional<Tensor>& bias, const Tensor& weight) {
+  if (!bias) return Tensor();
+  TORCH_CHECK_VALUE(bias->dim() == 1 && bias->size(0) == weight.size(0),
+                    "convolution expected a bias of shape [", weight.size(0), "], got ",
+                    bias->sizes());
+  return bias->to(at::kFloat).contiguous();
 }
 
 Tensor winograd(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
@@ -713,7 +717,7 @@ Tensor winograd(const Tensor& x, const Tensor& weight, const std::optional<Tenso
   check_channels(x, weight.size(1));
   const Tensor pixels = multipliable(x.contiguous(kNHWC));
   Tensor y = at::empty({x.size(0), weight.size(0), x.size(2), x.size(3)}, pixels.options(), kNHWC);
-  dispatch(pixels.scalar_type(), image(pixels), weight, false, offset_of(bias), y, nullptr,
+  dispatch(pixels.scalar_type(), image(pixels), weight, false, offset_of(bias, weight), y, nullptr,
            grid_of(x));
   return y.to(x.scalar_type());
 }
@@ -765,7 +769,7 @@ std::tuple<Tensor, Tensor> winograd_pool(const Tensor& x, const Tensor& weight,
   const std::array<int64_t, 4> sizes{x.size(0), weight.size(0), x.size(2) / 2, x.size(3) / 2};
   Tensor y = at::empty(sizes, pixels.options(), kNHWC);
   Tensor places = at::empty(sizes, x.options().dtype(at::kByte), kNHWC);
-  dispatch(pixels.scalar_type(), image(pixels), weight, false, offset_of(bias), y,
+  dispatch(pixels.scalar_type(), image(pixels), weight, false, offset_of(bias, weight), y,
            places.mutable_data_ptr<uint8_t>(), grid_of(x, true));
   return {y.to(x.scalar_type()), places};
 }

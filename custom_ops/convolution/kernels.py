@@ -43,6 +43,7 @@ _FEWEST_PRODUCTS_POOLED = 1024
 _DTYPES = (torch.bfloat16, torch.float32)
 _FEWEST_TILES = 256
 _SMALLEST_IMAGE = 2  # pixels
+_NHWC = torch.channels_last
 
 
 def suits(
@@ -116,14 +117,22 @@ def backward(dy: Tensor, x: Tensor, weight: Tensor, needs: list[bool]) -> tuple[
     Returns:
         dL/dX and dL/dg; a gradient that is not needed is an empty tensor of shape (0,).
     """
-    found = torch.ops.aten.convolution_backward(
-        dy, x, weight, None, *_SAME_3X3, False, (0, 0), 1, [*needs, False]
-    )
+    found = native_gradients(dy, x, weight, needs)
     dx, dweight = (
-        gradient.contiguous(memory_format=torch.channels_last) if need else like.new_empty(0)
-        for gradient, need, like in zip(found[:2], needs, (x, weight), strict=True)
+        like.new_empty(0) if gradient is None else gradient.contiguous(memory_format=_NHWC)
+        for gradient, like in zip(found, (x, weight), strict=True)
     )
     return dx, dweight
+
+
+def native_gradients(
+    dy: Tensor, x: Tensor, weight: Tensor, needs: list[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """The same by PyTorch's differentiable operator; a gradient that is not needed is None."""
+    dx, dweight, _ = torch.ops.aten.convolution_backward(
+        dy, x, weight, None, *_SAME_3X3, False, (0, 0), 1, [*needs, False]
+    )
+    return dx if needs[0] else None, dweight if needs[1] else None
 
 
 def forward_pooled(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from custom_ops.convolution import kernels
 from custom_ops.functions import Context, alike, is_eager
+from custom_ops.pooling import unpool
 from custom_ops.torch_seam import transforming
 
 # Looked up only once.
@@ -45,9 +46,11 @@ class PooledConv2dFunction(Function):
         x, weight, places = ctx.saved_tensors
         needs = ctx.needs_input_grad
         differentiated = torch.is_grad_enabled() or transforming()  # create_graph, or a transform
-        compute = kernels.backward_pooled if differentiated else _backward
-        dx, dweight = compute(dy, places, x, weight, [*needs[:2]])
         dbias = dy.sum((0, 2, 3)) if needs[2] else None
+        if differentiated:
+            whole = unpool(dy, places, x.shape)
+            return *kernels.native_gradients(whole, x, weight, [*needs[:2]]), dbias
+        dx, dweight = _backward(dy, places, x, weight, [*needs[:2]])
         return dx if needs[0] else None, dweight if needs[1] else None, dbias
 
 
@@ -66,7 +69,7 @@ def conv2d_max_pool(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
         The maxima of 2x2 squares, (N, K, H // 2, W // 2); an odd last row or column is left out.
 
     Raises:
-        RuntimeError: the shapes do not fit.
+        RuntimeError, ValueError: the shapes do not fit.
         TypeError: the tensors are not of one real floating dtype on one device.
     """
     if not is_fused(x, weight):
@@ -77,5 +80,6 @@ def conv2d_max_pool(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
 def is_fused(x: Tensor, weight: Tensor) -> bool:
     """Whether `conv2d_max_pool` computes this call by one kernel."""
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+    cast = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64  # as autocast leaves it
+    dtype = torch.get_autocast_dtype("cpu") if cast else None
     return is_eager(x) and kernels.suits_pooled(x, weight, dtype)

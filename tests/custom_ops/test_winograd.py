@@ -467,6 +467,15 @@ def test_maxima_that_do_not_fit_are_refused() -> None:
     assert y.shape == dy.shape
 
 
+@needs_kernel
+@pytest.mark.parametrize("shape", [(1,), (39,), (41,), (40, 1)], ids=str)
+def test_a_bias_that_does_not_fit_is_refused(shape: tuple[int, ...]) -> None:
+    x, weight, _, _ = inputs((4, 32, 40, 17, 18), F32)
+    for compute in (forward, pool_forward, conv2d_max_pool):
+        with pytest.raises(ValueError, match=r"a bias of shape \[40\], got"):
+            compute(x, weight, torch.ones(64)[:1] if shape == (1,) else torch.ones(shape))
+
+
 def test_conv2d_max_pool_uses_it_where_it_suits() -> None:
     x, weight, bias, _ = fitting()
     dy = cases.normal(16, 64, 4, 4, dtype=F32)
@@ -528,6 +537,20 @@ def test_transforms_and_compilers_of_maxima() -> None:
     torch.testing.assert_close(compiled(x, weight), expected, atol=1e-4, rtol=1e-4)
     with torch.autocast("cpu", BF16):
         assert error(conv2d_max_pool(x, weight), expected.double()) < 2e-2
+        double = conv2d_max_pool(x.double(), weight.double())  # which autocast leaves
+    assert double.dtype == F64
+    assert error(double, expected.double()) < 1e-5
+
+
+def test_many_gradients_of_one_graph_of_maxima() -> None:
+    x, weight, _, _ = fitting()
+    leaves = [t.clone().requires_grad_() for t in (x, weight)]
+    y = conv2d_max_pool(*leaves)
+    several = cases.normal(3, *y.shape, dtype=F32)
+    found = torch.vmap(lambda dy: torch.autograd.grad(y, leaves, dy, retain_graph=True))(several)
+    expected = torch.autograd.grad(y, leaves, several[1])
+    for ours, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours[1], right, rtol=1e-3, atol=1e-3)
 
 
 @needs_kernel

@@ -1,5 +1,6 @@
 """The fast network: its size, its whitening, its views, and when its first bias stops learning."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -222,6 +223,31 @@ def test_a_hook_of_a_fused_layer_is_called() -> None:
     )
     model(images)
     assert seen == [1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda group: (group[2].eval(), group[5].eval()),
+        lambda group: setattr(group[2], "momentum", None),
+        lambda group: group.__setitem__(2, nn.BatchNorm2d(64, track_running_stats=False)),
+        lambda group: group.__setitem__(3, nn.ReLU()),
+        lambda group: group.__setitem__(1, nn.AvgPool2d(2)),
+        lambda group: group.append(nn.Tanh()),
+        lambda group: setattr(group[6], "forward", torch.sin),
+    ],
+)
+def test_a_changed_group_computes_what_stands_in_it(change: Callable[[Any], Any]) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(16, 3, 32, 32)
+    ours, plain = (FastCNN(widths=(64, 64, 64), fused=fused) for fused in (True, False))
+    ours.load_state_dict(plain.state_dict())
+    for model in (ours, plain):
+        torch.manual_seed(0)
+        change(model.groups[0])
+    torch.testing.assert_close(ours(images), plain(images), rtol=1e-3, atol=1e-4)
+    for name, buffer in ours.named_buffers():
+        torch.testing.assert_close(buffer, dict(plain.named_buffers())[name], rtol=1e-3, atol=1e-4)
 
 
 def test_fused_layers_leave_synchronised_batch_norms_to_pytorch(

@@ -35,6 +35,25 @@ def test_orthogonalize_is_newton_schulz(shape: tuple[int, int], iterations: int)
     torch.testing.assert_close(orthogonalize(matrix, iterations), x.float(), rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("rank", [1, 3])
+def test_orthogonalize_keeps_a_low_rank(rank: int) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(64, rank) @ torch.randn(rank, 256)
+    found = torch.linalg.svdvals(orthogonalize(matrix, iterations=10))
+    assert 0.5 < found[rank - 1] <= found[0] < 1.3
+    assert found[rank] < 0.05
+
+
+def test_orthogonalize_does_not_follow_the_default_dtype() -> None:
+    matrix = torch.randn(8, 32)
+    expected = orthogonalize(matrix)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(orthogonalize(matrix), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_orthogonalize_does_not_care_for_size() -> None:
     matrix = torch.randn(8, 32)
     torch.testing.assert_close(orthogonalize(1024 * matrix), orthogonalize(matrix))
