@@ -1,7 +1,10 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from benchmarks import (
     batch_norm,
@@ -9,6 +12,7 @@ from benchmarks import (
     fast94,
     layer_norm,
     loader,
+    recipes,
     step_overhead,
     time_to_accuracy,
 )
@@ -181,3 +185,42 @@ def test_accuracy_over_time_needs_validations(fit: Cli) -> None:
     record = fit("--model=MLP", "--data.val_size=0", "--trainer.val_check_interval=1.0")
     with pytest.raises(SystemExit, match="no validations; fit it with"):
         time_to_accuracy.main([str(record.path)])
+
+
+def test_a_variant_of_the_recipe_trains_on_the_centre_of_its_images(
+    fit: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+    given: list[Tensor] = []
+    step, forward = recipes.Variant.training_step, recipes.Variant.forward
+
+    def training_step(self: Any, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        given.append(batch[0])
+        return step(self, batch, batch_idx)
+
+    def noting(self: Any, images: Tensor) -> Tensor:
+        if given and self.training:
+            seen.append((given.pop(), images))
+        return forward(self, images)
+
+    monkeypatch.setattr(recipes.Variant, "training_step", training_step)
+    monkeypatch.setattr(recipes.Variant, "forward", noting)
+    small = ["--model.widths=[4,8,8]", "--data.normalization=channel"]
+    fit(
+        "--model=benchmarks.recipes.Variant",
+        *small,
+        "--model.sizes=[[0.5,20,true],[0.75,24,false]]",
+    )
+    assert [images.shape[-1] for _, images in seen] == [20, 20, 24, 32]
+    whole, part = seen[0]
+    assert torch.equal(whole[:, :, 6:26, 6:26], part)
+
+
+def test_jitter_changes_the_brightness_and_contrast_of_an_image() -> None:
+    images = torch.randn(50, 3, 8, 8)
+    changed = recipes._jittered(images, 0.1)
+    moved = (changed - images).mean((1, 2, 3)).abs()
+    scaled = (changed.std((1, 2, 3)) / images.std((1, 2, 3)) - 1).abs()
+    for found in (moved, scaled):
+        assert found.max() <= 0.1 + 1e-5
+        assert found.max() > 0.05

@@ -1,0 +1,60 @@
+"""Changes of the recipe of fast94 that were tried on validation: a network with their options.
+
+    python cli.py fit --config configs/fast94.yaml --model benchmarks.recipes.Variant
+        --data.val_size 5000 --trainer.max_steps 450 --trainer.check_val_every_n_epoch 5
+        --model.jitter 0.13
+
+The runs are in ``benchmarks/results/fast94_search.csv``, written by `experiments.compare`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_modules import FastCNN
+
+
+class Variant(FastCNN):
+    """FastCNN with other sizes of its images in training, and jitter.
+
+    Args:
+        sizes: ``[until, side, cropped]`` in turn: up to this fraction of training, images have this
+            side in pixels, by interpolation, or as the centre of the image if ``cropped``. After
+            the last, images have their full size. By default as in `FastCNN`.
+        jitter: greatest change of an image's brightness, in units of the normalised pixels, and
+            greatest relative change of its contrast; both are drawn evenly for each image.
+        **kwargs: see `FastCNN`.
+    """
+
+    def __init__(
+        self,
+        sizes: list[tuple[float, int, bool]] | None = None,
+        jitter: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        self.sizes = sizes
+        self.jitter = jitter
+        super().__init__(**kwargs)
+
+    def _size_at(self, progress: float, full: int) -> int:
+        if self.sizes is None:
+            return super()._size_at(progress, full)
+        return next((side for until, side, _ in self.sizes if progress < until), full)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Computes the loss of a batch, a scalar, after the changes of its images."""
+        images, labels = batch
+        if self.jitter:
+            images = _jittered(images, self.jitter)
+        progress = self._progress()
+        if next((cropped for until, _, cropped in self.sizes or () if progress < until), False):
+            edge = (images.shape[3] - self._size) // 2
+            images = images[:, :, edge : edge + self._size, edge : edge + self._size]
+        return super().training_step((images, labels), batch_idx)
+
+
+def _jittered(images: Tensor, jitter: float) -> Tensor:
+    drawn = jitter * (2 * torch.rand(2, len(images), 1, 1, 1, device=images.device) - 1)
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return (images - mean) * (1 + drawn[0]) + mean + drawn[1]
