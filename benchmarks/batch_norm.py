@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.convolution import DTYPES, relative_errors
-from benchmarks.reports import write_report
+from benchmarks.reports import report_cases
 from benchmarks.timing import measure, without_trimming
 from custom_ops import batch_norm_gelu
 from experiments.command_line.config_files import expand_home
@@ -124,11 +124,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--shapes", type=shape_of, nargs="+", help="these only: 500x64x31p")
     parser.add_argument("--output", type=expand_home, default=RESULT)
     options = parser.parse_args(args)
-    cases = []
-    for case in run(options):
-        print(line(case), flush=True)
-        cases.append(case)
-    write_report(options.output, {"cases": cases})
+    report_cases(options.output, run(options), line)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.reports import write_report
+from benchmarks.reports import report_cases
 from benchmarks.timing import measure, without_trimming
 from custom_ops.convolution import Geometry, kernels
 from custom_ops.pooling import max_pool
@@ -179,11 +179,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--dtypes", choices=DTYPES, nargs="+", default=[*DTYPES])
     parser.add_argument("--output", type=expand_home, default=RESULT)
     options = parser.parse_args(args)
-    cases = []
-    for case in run(options):
-        print(line(case), flush=True)
-        cases.append(case)
-    write_report(options.output, {"cases": cases})
+    report_cases(options.output, run(options), line)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.reports import write_report
+from benchmarks.reports import report_cases
 from benchmarks.timing import measure, without_trimming
 from custom_ops import layer_norm
 from custom_ops.layer_norm import formula
@@ -207,11 +207,7 @@ def main(args: list[str] | None = None) -> None:
         return
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: torch finds no GPU here; run with --device cpu")
-    cases = []
-    for case in run(options):
-        print(line(case), flush=True)
-        cases.append(case)
-    write_report(output, {"errors": errors(), "cases": cases})
+    cases = report_cases(output, run(options), line, errors=errors())
     if options.plot:
         plot(cases, options.plot)
 

@@ -4,7 +4,7 @@
         --data.val_size 5000 --trainer.max_steps 450 --trainer.check_val_every_n_epoch 5
         --model.jitter 0.13
 
-The runs are in ``benchmarks/results/fast94_search.csv``, written by `experiments.compare`.
+The results are in ``benchmarks/results/fast94_search.json``, and in docs/fast94.md.
 """
 
 from typing import Any
