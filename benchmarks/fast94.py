@@ -19,7 +19,7 @@ network, loading the data or the test.
 the fused batch norm and pooling, too, for each size of images.
 
 ``gradient`` compares the gradients of a batch, of each 3x3 convolution, with those by PyTorch in
-float32: the relative error in the norm, and how far the gradient of another batch is from them.
+float64: the relative error in the norm, and how far the gradient of another batch is from them.
 """
 
 import argparse
@@ -67,6 +67,9 @@ _KEPT = (
 )
 
 
+_HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "32-true": None}
+
+
 def run_seed(config: Path, seed: int, data: list[str], runs: Path) -> dict[str, Any]:
     """Trains and tests with a seed, unless that run exists, and returns its record."""
     path = runs / f"{config.stem}-s{seed}"
@@ -97,7 +100,7 @@ def plain_epoch(config: dict[str, Any], data: CIFAR10DataModule) -> float:
     """Trains an epoch of a recipe by hand and returns the seconds."""
     model, optimizer, schedule = _by_hand(config["model"]["init_args"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(fast_precision("auto"))
+    half = _HALF[fast_precision("auto")]
     model.to(device).train()
     source = data.train_dataloader()
     schedule.total_steps = len(source)
@@ -192,11 +195,10 @@ def step(options: argparse.Namespace) -> dict[str, Any]:
     """Measures a step with each choice of kernels, side by side, on the CPU."""
     config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
     precision = options.precision or fast_precision("cpu")
-    half = {"bf16-mixed": torch.bfloat16, "32-true": None}[precision]
     found: dict[str, Any] = {}
     for size in options.sizes:
         calls = [
-            (f"{size} pixels", name, _step(config, kernels, size, half))
+            (f"{size} pixels", name, _step(config, kernels, size, _HALF[precision]))
             for name, kernels in _KERNELS.items()
         ]
         found |= measure(calls, "cpu", options.repeats)
@@ -223,23 +225,25 @@ def gradient(options: argparse.Namespace, data: list[str]) -> dict[str, Any]:
     if options.weights:
         start.load_state_dict(torch.load(options.weights, weights_only=True)["state_dict"])
 
-    def gradients(kind: str, half: bool, batch: int) -> list[torch.Tensor]:
-        kernels = {"convolution": kind, "fused": False}
-        model, _, _ = _by_hand({**config["model"]["init_args"], **kernels})
+    def gradients(kind: str, precision: str, batch: int = 0) -> list[torch.Tensor]:
+        dtype = torch.float64 if precision == "64-true" else torch.float32
+        half = _HALF.get(precision)
+        model, _, _ = _by_hand({**config["model"]["init_args"], **_KERNELS[kind]})
         model.load_state_dict(start.state_dict())
         images, labels = batches[batch]
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            logits = model.train()(images)
+        with torch.autocast("cpu", half, enabled=half is not None):
+            logits = model.to(dtype).train()(images.to(dtype))
             loss = F.cross_entropy(logits, labels, label_smoothing=model.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
-        return [p.grad for p in model.parameters() if p.grad is not None and p.ndim == 4]
+        return [p.grad.double() for p in model.parameters() if p.grad is not None and p.ndim == 4]
 
-    exact = gradients("native", False, 0)
+    exact, ours = gradients("native", "64-true"), "winograd, fused"
     compared = {
-        "32-true, winograd": ("winograd", False, 0),
-        "bf16-mixed, native": ("native", True, 0),
-        "bf16-mixed, winograd": ("winograd", True, 0),
-        "another batch": ("native", False, 1),
+        "32-true, native": gradients("native", "32-true"),
+        "32-true, ours": gradients(ours, "32-true"),
+        "bf16-mixed, native": gradients("native", "bf16-mixed"),
+        "bf16-mixed, ours": gradients(ours, "bf16-mixed"),
+        "another batch": gradients("native", "64-true", 1),
     }
     return {
         "config": options.config.name,
@@ -247,9 +251,9 @@ def gradient(options: argparse.Namespace, data: list[str]) -> dict[str, Any]:
         "relative error of each convolution": {
             name: [
                 float(f"{(found - right).norm() / right.norm():.2e}")
-                for found, right in zip(gradients(*case), exact, strict=True)
+                for found, right in zip(gradient, exact, strict=True)
             ]
-            for name, case in compared.items()
+            for name, gradient in compared.items()
         },
     }
 

@@ -2,7 +2,7 @@
 
     python cli.py fit --config configs/fast94.yaml --model benchmarks.recipes.Variant
         --data.val_size 5000 --trainer.max_steps 450 --trainer.check_val_every_n_epoch 5
-        --model.jitter 0.13
+        --trainer.precision 32-true --model.jitter 0.13
 
 The results are in ``benchmarks/results/fast94_search.json``, and in docs/fast94.md.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision.transforms.functional import center_crop
 
 from lightning_modules import FastCNN
 
@@ -40,17 +41,21 @@ class Variant(FastCNN):
     def _size_at(self, progress: float, full: int) -> int:
         if self.sizes is None:
             return super()._size_at(progress, full)
-        return next((side for until, side, _ in self.sizes if progress < until), full)
+        return self._stage(progress, full)[0]
+
+    def _stage(self, progress: float, full: int) -> tuple[int, bool]:
+        """The side of images, and whether it is cropped."""
+        stages = ((side, cropped) for until, side, cropped in self.sizes or () if progress < until)
+        return next(stages, (full, False))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Computes the loss of a batch, a scalar, after the changes of its images."""
         images, labels = batch
         if self.jitter:
             images = _jittered(images, self.jitter)
-        progress = self._progress()
-        if next((cropped for until, _, cropped in self.sizes or () if progress < until), False):
-            edge = (images.shape[3] - self._size) // 2
-            images = images[:, :, edge : edge + self._size, edge : edge + self._size]
+        _, cropped = self._stage(self._progress(), images.shape[3])
+        if cropped:
+            images = center_crop(images, [self._size])
         return super().training_step((images, labels), batch_idx)
 
 

@@ -611,12 +611,16 @@ def alike(name: str, x: Tensor, *parameters: Tensor | None) -> tuple[Any, ...]:
     _check_floating(name, x)
     tensors: tuple[Tensor | None, ...] = (x, *parameters)
     if _autocast(x):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        tensors = tuple(
-            t.to(dtype) if t is not None and t.dtype != torch.float64 else t for t in tensors
-        )
+        tensors = tuple(None if t is None else t.to(product_dtype(t)) for t in tensors)
     _check_alike(name, *tensors)
     return tensors
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype to which autocast converts X for a product; it leaves float64."""
+    if x.dtype == torch.float64 or not _autocast(x):
+        return x.dtype
+    return torch.get_autocast_dtype(x.device.type)
 
 
 def _check_alike(name: str, *tensors: Tensor | None) -> None:

@@ -49,8 +49,11 @@ class Kernels:
             return False
         with self._lock:
             if device_type not in self.found:
-                self.found[device_type] = False  # also if warnings are errors
-                self.found[device_type] = self._load(device_type)
+                found = False  # also if warnings are errors
+                try:
+                    found = self._load(device_type)
+                finally:
+                    self.found[device_type] = found
             return self.found[device_type]
 
     def found_for(self, device_type: str) -> bool:

@@ -91,14 +91,15 @@ def unsafe_view(y: Tensor, shape: list[int]) -> Tensor:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a hook waits for the forward or the backward pass of a module.
+    """Whether a hook waits for the forward or the backward pass of this module, or of all.
 
     Relies on: ``Module._forward_hooks``, ``_forward_pre_hooks``, ``_backward_hooks`` and
-    ``_backward_pre_hooks``.
+    ``_backward_pre_hooks``, and ``torch.nn.modules.module._has_any_global_hook``.
     When they are gone: True; every module is called by itself, slower but correct.
     """
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, name, True) for name in names)
+    of_all = getattr(nn.modules.module, "_has_any_global_hook", _always)
+    return any(getattr(module, name, True) for name in names) or bool(of_all())
 
 
 def scripted_as(function: Any, replacement: Callable[[], Any]) -> None:

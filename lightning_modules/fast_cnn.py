@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import operator
 from typing import Any, Literal
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from custom_ops import Conv2d, batch_norm_gelu
+from custom_ops.functions import is_eager
 from custom_ops.torch_seam import has_hooks
 from lightning_modules.classifier import Classifier
 from lightning_modules.cnn import Convolution, convolution_class
@@ -53,7 +53,7 @@ class FastCNN(Classifier):
         convolution: ``winograd`` for 3x3 convolutions that take less time on a CPU;
             ``native`` for those of PyTorch.
         fused: compute pooling, batch norm and GELU by `custom_ops.batch_norm_gelu` in training on a
-            CPU, in half the passes over memory, unless one of these modules has a hook. Then
+            CPU, in fewer passes over memory, unless one of these modules has a hook. Then
             Winograd's convolutions take the maxima themselves (`custom_ops.conv2d_max_pool`).
         compiled: compile the groups of convolutions with `torch.compile`. This takes up to a minute
             for each size of images, longer than the training on a GPU.
@@ -256,24 +256,26 @@ class _Group(nn.Sequential):
             nn.GELU(),
         )
         self.fused = fused
-        self._made = tuple(self)
+        self._made = self._settings()
 
-    def _fuses(self) -> bool:
-        """Whether nothing but what was made here must be called, as it is in training."""
-        same = len(self) == len(self._made) and all(map(operator.is_, self, self._made))
+    def _settings(self) -> list[tuple[nn.Module, str]]:
+        return [(m, m.extra_repr()) for m in self]
+
+    def _fuses(self, x: Tensor) -> bool:
+        """Whether X meets the modules made above, all of them unchanged and in training."""
         return (
             self.fused
-            and same
+            and is_eager(x)
             and all(m.training and not has_hooks(m) and "forward" not in vars(m) for m in self)
-            and all(
-                m.momentum is not None and m.num_batches_tracked is not None
-                for m in self
-                if isinstance(m, nn.BatchNorm2d)
-            )
+            and self._settings() == self._made
         )
 
+    def __getitem__(self, index: Any) -> Any:
+        """Returns a module, or a part of the group as a `nn.Sequential`."""
+        return nn.Sequential(*self)[index]
+
     def forward(self, input: Tensor) -> Tensor:
-        if not self._fuses():
+        if not self._fuses(input):
             return super().forward(input)  # type: ignore[no-any-return, no-untyped-call]
         first, _, pooled_norm, _, second, norm, _ = self
         if isinstance(first, Conv2d):
@@ -292,12 +294,11 @@ class _Group(nn.Sequential):
 def _normalised(x: Tensor, norm: nn.Module, pool: bool) -> Tensor:
     """What a module of batch norm and its neighbours compute in training, fused."""
     assert isinstance(norm, nn.BatchNorm2d)
-    counter, momentum = norm.num_batches_tracked, norm.momentum
-    assert counter is not None
-    assert momentum is not None
-    counter.add_(1)
+    assert norm.momentum is not None
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
     statistics, parameters = (norm.running_mean, norm.running_var), (norm.weight, norm.bias)
-    return batch_norm_gelu(x, *statistics, *parameters, True, momentum, norm.eps, pool)
+    return batch_norm_gelu(x, *statistics, *parameters, True, norm.momentum, norm.eps, pool)
 
 
 def _convolution(fan_in: int, width: int, kind: Convolution) -> nn.Conv2d:

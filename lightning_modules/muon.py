@@ -35,7 +35,8 @@ class Muon(Optimizer):
         head_lr: rate of matrices.
         bias_lr: rate of vectors.
         sgd_momentum: of matrices and vectors.
-        weight_decay: fraction by which a full-rate step of SGD shrinks matrices and vectors.
+        weight_decay: fraction by which a full-rate step without momentum shrinks matrices and
+            vectors.
         iterations: number of Newton-Schulz iterations in `orthogonalize`.
 
     Raises:
@@ -126,8 +127,8 @@ class Muon(Optimizer):
 def orthogonalize(matrix: Tensor, iterations: int = 3) -> Tensor:
     """Brings the singular values of a matrix near 1, by Newton-Schulz in float32.
 
-    An iteration is X <- P X with P = a I + b G + c G² and G = X Xᵀ. All these P and G commute, so
-    that G <- P G P. The iterations multiply only square matrices, and X comes last:
+    An iteration is X <- P X with P = a I + b G + c G² and G = X Xᵀ. P is symmetric, so that
+    the next G is P G P. The iterations multiply only square matrices, and X comes last:
 
         X_3 = (P_3 P_2 P_1) X_0.
 
@@ -149,13 +150,19 @@ def orthogonalize(matrix: Tensor, iterations: int = 3) -> Tensor:
 
 
 def _iterate(x: Tensor, iterations: int) -> Tensor:
-    a, b, c = _COEFFICIENTS
     wide = len(x) <= x.shape[1]
     gram = x @ x.T if wide else x.T @ x
-    product = torch.eye(len(gram), dtype=x.dtype, device=x.device)
-    for _ in range(iterations):
-        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal().add_(a)
-        product = factor @ product
+    product = factor = _factor(gram)
+    for _ in range(iterations - 1):
         gram = factor @ gram @ factor
+        factor = _factor(gram)
+        product = factor @ product
     return product @ x if wide else x @ product
+
+
+def _factor(gram: Tensor) -> Tensor:
+    """P of G."""
+    a, b, c = _COEFFICIENTS
+    factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+    factor.diagonal().add_(a)
+    return factor

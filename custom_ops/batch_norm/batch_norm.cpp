@@ -3,7 +3,7 @@
 //
 // Images are NHWC: a pixel is a row of channels, done in vectors. Pixels are done in chunks that stay
 // in the cache.
-// What is added up in which order depends on the shape alone, never on the number of threads: sums
+// What is added up in which order depends on shape and dtype, never on the number of threads: sums
 // within a chunk are float32, those of chunks are added one after the other in double.
 
 #include <ATen/Parallel.h>
@@ -50,19 +50,19 @@ struct Normal {
   V below, density;  // Phi(z) and phi(z)
 };
 
-// Of a normal number. With x = |z| / sqrt(2), 1 - Phi(|z|) = e^(-x^2) P(t) / 2 for t = 1 / (1 + p x),
-// in the form of Abramowitz and Stegun 7.1.26; P has the least relative error, 2e-8, for x < 9.5.
+// Of a normal number. With x = |z| / sqrt(2), 1 - Phi(|z|) = e^(-x^2) Q(t) / 2 for
+// t = 1 / (1 + 0.3 x), in the form of Abramowitz and Stegun 7.1.26; Q has the least relative error, 2e-8, for x < 9.5.
 // The density needs the same exponential.
 INLINE Normal normal(V z) {
   const V size = (V)((Bits)z & 0x7fffffffu);
   const V bell = exp_of_negative(z * z * -0.5f);
   const V t = 1.0f / multiply_add(size, all(0.3f * 0.70710678f), all(1.0f));
-  V p = all(-0.129436819f);
+  V q = all(-0.129436819f);
   for (const float c : {0.485109174f, -0.511251471f, 0.546422162f, -0.0936488652f, 0.21444326f,
                         0.148480796f, 0.170692139f, 0.169189605f}) {
-    p = multiply_add(p, t, all(c));
+    q = multiply_add(q, t, all(c));
   }
-  const V beyond = p * t * bell * 0.5f;
+  const V beyond = q * t * bell * 0.5f;
   return {z < 0.0f ? beyond : 1.0f - beyond, bell * 0.39894228f};
 }
 
@@ -317,8 +317,8 @@ void sum_gradients(const T* dy, const T* p, const Grid& grid, const Channels& wi
   }
 }
 
-// dL/dP = gamma r (dL/dZ - mean(dL/dZ) - standardised P mean(dL/dZ standardised P)), put where the
-// pixel of X came from; 0 for the other pixels of its square.
+// dL/dP = gamma r (dL/dZ - mean(dL/dZ) - S mean(dL/dZ S)) with S, the standardised P; put at the
+// pixel of X that P came from, with 0 at the other pixels of its square.
 template <typename T>
 void differentiate(const T* dy, const T* p, const uint8_t* places, const Grid& grid,
                    const Channels& with, const float* dgamma, const float* dbeta, T* dx) {
@@ -376,15 +376,23 @@ void with_type(at::ScalarType dtype, const F& call) {
   call(float());
 }
 
-void check(const Tensor& x, const Tensor& parameter, const char* name) {
-  TORCH_CHECK_VALUE(parameter.dim() == 1 && parameter.size(0) == x.size(1), "batch_norm_gelu expected ",
-                    name, " of shape (", x.size(1), ",), got ", parameter.sizes());
+Grid grid_of(const Tensor& x, bool pool) {
+  TORCH_CHECK_VALUE(x.dim() == 4, "batch_norm_gelu expected images (N, C, H, W), got ", x.sizes());
+  const Grid grid{x.size(0), x.size(2), x.size(3), x.size(1), pool ? 2 : 1};
+  TORCH_CHECK_VALUE(grid.pixels > 0 && grid.channels > 0, "batch_norm_gelu expected pixels, got ",
+                    x.sizes());
+  return grid;
+}
+
+void check(const Tensor& found, at::IntArrayRef shape, const char* name) {
+  TORCH_CHECK_VALUE(found.sizes() == shape, "batch_norm_gelu expected ", name, " of shape ", shape,
+                    ", got ", found.sizes());
 }
 
 std::optional<Tensor> floats(const Tensor& x, const std::optional<Tensor>& parameter,
                              const char* name) {
   if (!parameter) return std::nullopt;
-  check(x, *parameter, name);
+  check(*parameter, {x.size(1)}, name);
   return parameter->to(at::kFloat).contiguous();
 }
 
@@ -396,12 +404,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_gelu(
     const Tensor& any_x, const std::optional<Tensor>& any_weight,
     const std::optional<Tensor>& any_bias, double eps, bool pool) {
   at::AutoDispatchBelowADInplaceOrView no_autograd;
-  TORCH_CHECK_VALUE(any_x.dim() == 4, "batch_norm_gelu expected images (N, C, H, W), got ",
-                    any_x.sizes());
+  const Grid grid = grid_of(any_x, pool);
   const Tensor x = any_x.contiguous(kNHWC);
   const auto weight = floats(x, any_weight, "weight"), bias = floats(x, any_bias, "bias");
-  const Grid grid{x.size(0), x.size(2), x.size(3), x.size(1), pool ? 2 : 1};
-  TORCH_CHECK_VALUE(grid.pixels > 0, "batch_norm_gelu expected pixels, got ", x.sizes());
   const std::array<int64_t, 4> size{grid.images, grid.channels, grid.down, grid.across};
   Tensor y = at::empty(size, x.options(), kNHWC);
   Tensor pooled = pool ? at::empty(size, x.options(), kNHWC) : at::empty({0}, x.options());
@@ -429,14 +434,19 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_gelu_backward(
     const Tensor& any_statistics) {
   at::AutoDispatchBelowADInplaceOrView no_autograd;
   const bool pool = places.numel() > 0;
+  const Grid grid = grid_of(any_x, pool);
+  const std::array<int64_t, 4> size{grid.images, grid.channels, grid.down, grid.across};
+  check(any_dy, size, "a gradient");
+  check(any_statistics, {3, grid.channels}, "statistics");
+  if (pool) {
+    check(pooled, size, "maxima");
+    check(places, size, "places");
+  }
   const Tensor x = any_x.contiguous(kNHWC), dy = any_dy.to(x.scalar_type()).contiguous(kNHWC);
   const Tensor p = pool ? pooled.contiguous(kNHWC) : x, places_of_p = places.contiguous(
       pool ? kNHWC : at::MemoryFormat::Contiguous);
   const Tensor statistics = any_statistics.contiguous();
   const auto weight = floats(x, any_weight, "weight"), bias = floats(x, any_bias, "bias");
-  const Grid grid{x.size(0), x.size(2), x.size(3), x.size(1), pool ? 2 : 1};
-  TORCH_CHECK_VALUE(dy.sizes() == p.sizes(), "batch_norm_gelu_backward expected a gradient of shape ",
-                    p.sizes(), ", got ", dy.sizes());
   Tensor dx = at::empty(x.sizes(), x.options(), kNHWC);
   Tensor dweight = at::empty({grid.channels}, statistics.options());
   Tensor dbias = at::empty({grid.channels}, statistics.options());

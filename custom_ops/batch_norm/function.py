@@ -101,13 +101,13 @@ def batch_norm_gelu(
     """Computes ``gelu(batch_norm(x, ...))``, or ``gelu(batch_norm(max_pool2d(x, 2), ...))``.
 
     The arguments are those of `torch.nn.functional.batch_norm`. In training on the CPU, for
-    channels-last images, fused kernels compute it in half the passes over memory. Elsewhere, and
+    channels-last images, fused kernels compute it in fewer passes over memory. Elsewhere, and
     where a graph is recorded or transformed, PyTorch's operators do.
 
     Args:
         x: images, (N, C, H, W), of any floating dtype; half types are computed in float32.
         running_mean: (C,), updated in training, used otherwise; or None.
-        running_var: (C,), in the same way; its updates have M - 1 for M pixels, not M.
+        running_var: (C,), in the same way, by the unbiased variance.
         weight: scale, (C,), or None for 1.
         bias: shift, (C,), or None for 0.
         training: whether to normalise with the statistics of this batch.

@@ -30,7 +30,7 @@ _NHWC = torch.channels_last
 
 
 def suits(x: Tensor, pool: bool) -> bool:
-    """Whether the kernels compute this faster than PyTorch's operators, one after the other.
+    """Whether the kernels can compute this.
 
     Args:
         x: X, (N, C, H, W).
@@ -41,6 +41,7 @@ def suits(x: Tensor, pool: bool) -> bool:
         x.device.type == "cpu"
         and x.dtype in DTYPES
         and x.ndim == 4
+        and x.shape[1] > 0
         and len(x) * (x.shape[2] // side) * (x.shape[3] // side) > 1  # or PyTorch refuses it
         and x.is_contiguous(memory_format=_NHWC)
         and KERNELS.found_for("cpu")

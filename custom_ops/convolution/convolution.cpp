@@ -7,8 +7,8 @@
 // pairs, as the instruction wants it: what is summed over comes in pairs next to each other. A
 // processor without that instruction computes bfloat16 in float32. Sums are float32.
 //
-// What is added up in which order depends on the shape alone, never on the number of threads. The
-// sizes of blocks decide only the last digits of the gradient of the kernels.
+// What is added up in which order depends on shape, dtype and instructions, never on the number of
+// threads. The sizes of blocks decide only the last digits of the gradient of the kernels.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -43,7 +43,7 @@ constexpr int64_t kBlockBytes = 320 << 10;  // older processors have 512 KB
 constexpr int64_t kChunkBytes = 1 << 20;
 constexpr int64_t kSumBytes = 256 << 10, kShareBytes = 128 << 10;
 #endif
-constexpr int64_t kMostShares = 8, kShareTiles = 512;  // of the tiles: so many, of at least so many
+constexpr int64_t kMostShares = 8, kShareTiles = 512;  // at most 8 shares of at least 512 tiles
 constexpr int kColumns = 2 * kLanes;  // of the products
 constexpr int kParts = 16;            // elements of a transformed tile, 4x4
 
@@ -656,11 +656,17 @@ void check(const Tensor& x, const Tensor& weight) {
   TORCH_CHECK_VALUE(x.dim() == 4 && weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3,
                     "convolution expected images (N, C, H, W) and kernels (K, C, 3, 3), got ",
                     x.sizes(), " and ", weight.sizes());
+  TORCH_CHECK_VALUE(x.size(1) == weight.size(1), "convolution expected ", weight.size(1),
+                    " channels, got ", x.size(1));
+  TORCH_CHECK_VALUE(x.size(1) > 0 && weight.size(0) > 0, "convolution expected channels, got kernels ",
+                    weight.sizes());
 }
 
-void check_channels(const Tensor& x, int64_t expected) {
-  TORCH_CHECK_VALUE(x.size(1) == expected, "convolution expected ", expected, " channels, got ",
-                    x.size(1));
+// A gradient of each pixel of Y, or of each square of `side` x `side` of them.
+void check_gradient(const Tensor& dy, const Tensor& x, const Tensor& weight, int64_t side) {
+  const std::array<int64_t, 4> sizes{x.size(0), weight.size(0), x.size(2) / side, x.size(3) / side};
+  TORCH_CHECK_VALUE(dy.sizes() == at::IntArrayRef(sizes), "convolution expected gradients of shape ",
+                    at::IntArrayRef(sizes), ", got ", dy.sizes());
 }
 
 Grid grid_of(const Tensor& x, bool whole = false) { return {x.size(0), x.size(2), x.size(3), whole}; }
@@ -711,10 +717,10 @@ Tensor offset_of(const std::optional<Tensor>& bias, const Tensor& weight) {
 Tensor winograd(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   at::AutoDispatchBelowADInplaceOrView no_autograd;
   if (!is_computed(x.scalar_type())) {
-    return at::convolution(x, weight, bias, {1, 1}, {1, 1}, {1, 1}, false, {0, 0}, 1);
+    return at::convolution(x, weight, bias, {1, 1}, {1, 1}, {1, 1}, false, {0, 0}, 1)
+        .contiguous(kNHWC);
   }
   check(x, weight);
-  check_channels(x, weight.size(1));
   const Tensor pixels = multipliable(x.contiguous(kNHWC));
   Tensor y = at::empty({x.size(0), weight.size(0), x.size(2), x.size(3)}, pixels.options(), kNHWC);
   dispatch(pixels.scalar_type(), image(pixels), weight, false, offset_of(bias, weight), y, nullptr,
@@ -749,12 +755,11 @@ std::tuple<Tensor, Tensor> winograd_backward(const Tensor& dy, const Tensor& x,
   if (!is_computed(x.scalar_type())) {
     auto [dx, dw, _] = at::convolution_backward(dy, x, weight, std::nullopt, {1, 1}, {1, 1}, {1, 1},
                                                 false, {0, 0}, 1, {needs[0], needs[1], false});
-    return {needs[0] ? dx : at::empty({0}, x.options()),
-            needs[1] ? dw : at::empty({0}, weight.options())};
+    return {needs[0] ? dx.contiguous(kNHWC) : at::empty({0}, x.options()),
+            needs[1] ? dw.contiguous(kNHWC) : at::empty({0}, weight.options())};
   }
   check(x, weight);
-  check_channels(x, weight.size(1));
-  check_channels(dy, weight.size(0));
+  check_gradient(dy, x, weight, 1);
   const Tensor rows = multipliable(dy.to(x.scalar_type())).contiguous(kNHWC);
   return gradients(image(rows), x, weight, needs, grid_of(x));
 }
@@ -763,7 +768,6 @@ std::tuple<Tensor, Tensor> winograd_pool(const Tensor& x, const Tensor& weight,
                                          const std::optional<Tensor>& bias) {
   at::AutoDispatchBelowADInplaceOrView no_autograd;
   check(x, weight);
-  check_channels(x, weight.size(1));
   check_computed(x);
   const Tensor pixels = multipliable(x.contiguous(kNHWC));
   const std::array<int64_t, 4> sizes{x.size(0), weight.size(0), x.size(2) / 2, x.size(3) / 2};
@@ -779,13 +783,10 @@ std::tuple<Tensor, Tensor> winograd_pool_backward(const Tensor& dy, const Tensor
                                                   std::array<bool, 2> needs) {
   at::AutoDispatchBelowADInplaceOrView no_autograd;
   check(x, weight);
-  check_channels(x, weight.size(1));
   check_computed(x);
-  TORCH_CHECK_VALUE(dy.sizes() == any_places.sizes() && dy.size(1) == weight.size(0) &&
-                        dy.size(0) == x.size(0) && dy.size(2) == x.size(2) / 2 &&
-                        dy.size(3) == x.size(3) / 2,
-                    "convolution expected gradients and places of ", x.size(2) / 2, "x",
-                    x.size(3) / 2, " squares, got ", dy.sizes(), " and ", any_places.sizes());
+  check_gradient(dy, x, weight, 2);
+  TORCH_CHECK_VALUE(any_places.sizes() == dy.sizes(), "convolution expected places of shape ",
+                    dy.sizes(), ", got ", any_places.sizes());
   const Tensor rows = multipliable(dy.to(x.scalar_type())).contiguous(kNHWC);
   const Tensor places = any_places.contiguous(kNHWC);
   return gradients(unpooled(rows, places), x, weight, needs, grid_of(x, true));

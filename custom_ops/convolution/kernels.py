@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from custom_ops.convolution.formula import Geometry
+from custom_ops.functions import product_dtype
 from custom_ops.operators import Kernels, load_on_cpu
 from custom_ops.pooling import max_pool, unpool
 
@@ -47,28 +48,23 @@ _NHWC = torch.channels_last
 
 
 def suits(
-    x: Tensor,
-    weight: Tensor,
-    geometry: Geometry,
-    dtype: torch.dtype | None = None,
-    fewest_products: int = _FEWEST_PRODUCTS,
+    x: Tensor, weight: Tensor, geometry: Geometry, fewest_products: int = _FEWEST_PRODUCTS
 ) -> bool:
-    """Whether `winograd` computes this convolution faster than PyTorch does, by shapes alone.
+    """Whether `winograd` is used: where it takes less time than PyTorch for most shapes.
 
     It never depends on a measurement, so that a run can be repeated to the last digit.
 
     Args:
-        x: X, (N, C, H, W).
+        x: X, (N, C, H, W), before a conversion by autocast.
         weight: g, (K, C, U, V).
         geometry: stride, padding and so on.
-        dtype: what X will be converted to, as by autocast; default: that of X.
         fewest_products: the least number of input times output channels.
     """
-    g, dtype = geometry, dtype or x.dtype
+    g = geometry
     same = (g.stride, g.padding, g.dilation) == _SAME_3X3 and g.groups == 1 and g.extra == (0, 0)
     if not same or x.ndim != 4 or weight.shape[2:] != (3, 3):
         return False
-    if x.device.type != "cpu" or dtype not in _DTYPES:
+    if x.device.type != "cpu" or product_dtype(x) not in _DTYPES:
         return False
     images, channels, height, width = x.shape
     tiles = images * ((height + 1) // 2) * ((width + 1) // 2)
@@ -76,18 +72,17 @@ def suits(
         channels * len(weight) >= fewest_products
         and min(height, width) >= _SMALLEST_IMAGE
         and tiles >= max(_FEWEST_TILES, channels, len(weight))
-        and x.is_contiguous(memory_format=torch.channels_last)
+        and x.is_contiguous(memory_format=_NHWC)
     )
 
 
-def suits_pooled(x: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> bool:
-    """Whether `winograd_pool` computes a convolution and its maxima faster than PyTorch does.
+def suits_pooled(x: Tensor, weight: Tensor) -> bool:
+    """Whether `winograd_pool` is used for a convolution and its maxima.
 
     The arguments are those of `suits`.
     """
-    return suits(x, weight, Geometry(padding=(1, 1)), dtype, _FEWEST_PRODUCTS_POOLED) and (
-        KERNELS.found_for("cpu")
-    )
+    fits = suits(x, weight, Geometry(padding=(1, 1)), _FEWEST_PRODUCTS_POOLED)
+    return fits and KERNELS.found_for("cpu")
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -99,10 +94,10 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         bias: (K,), or None.
 
     Returns:
-        Y, (N, K, H, W), in channels-last format where a kernel computes it.
+        Y, (N, K, H, W), channels-last.
     """
     y = torch.ops.aten.convolution(x, weight, bias, *_SAME_3X3, False, (0, 0), 1)
-    return y.contiguous(memory_format=torch.channels_last)  # type: ignore[no-any-return]
+    return y.contiguous(memory_format=_NHWC)  # type: ignore[no-any-return]
 
 
 def backward(dy: Tensor, x: Tensor, weight: Tensor, needs: list[bool]) -> tuple[Tensor, Tensor]:
@@ -117,22 +112,21 @@ def backward(dy: Tensor, x: Tensor, weight: Tensor, needs: list[bool]) -> tuple[
     Returns:
         dL/dX and dL/dg; a gradient that is not needed is an empty tensor of shape (0,).
     """
-    found = native_gradients(dy, x, weight, needs)
-    dx, dweight = (
-        like.new_empty(0) if gradient is None else gradient.contiguous(memory_format=_NHWC)
-        for gradient, like in zip(found, (x, weight), strict=True)
+    dx, dweight = native_gradients(dy, x, weight, needs)
+    return (
+        dx.contiguous(memory_format=_NHWC) if needs[0] else x.new_empty(0),
+        dweight.contiguous(memory_format=_NHWC) if needs[1] else weight.new_empty(0),
     )
-    return dx, dweight
 
 
 def native_gradients(
     dy: Tensor, x: Tensor, weight: Tensor, needs: list[bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """The same by PyTorch's differentiable operator; a gradient that is not needed is None."""
+) -> tuple[Tensor, Tensor]:
+    """The same by PyTorch's differentiable operator; use only the gradients that are needed."""
     dx, dweight, _ = torch.ops.aten.convolution_backward(
         dy, x, weight, None, *_SAME_3X3, False, (0, 0), 1, [*needs, False]
     )
-    return dx if needs[0] else None, dweight if needs[1] else None
+    return dx, dweight
 
 
 def forward_pooled(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -166,7 +160,7 @@ def backward_pooled(
 
 def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     shape = (x.shape[0], weight.shape[0], *x.shape[2:])
-    return x.new_empty(shape).to(memory_format=torch.channels_last)
+    return x.new_empty(shape).to(memory_format=_NHWC)
 
 
 def _fake_backward(
@@ -174,15 +168,15 @@ def _fake_backward(
 ) -> tuple[Tensor, Tensor]:
     dx, dweight = x.new_empty(0), weight.new_empty(0)
     if needs[0]:
-        dx = torch.empty_like(x).to(memory_format=torch.channels_last)
+        dx = torch.empty_like(x, memory_format=_NHWC)
     if needs[1]:
-        dweight = torch.empty_like(weight).to(memory_format=torch.channels_last)
+        dweight = torch.empty_like(weight, memory_format=_NHWC)
     return dx, dweight
 
 
 def _fake_forward_pooled(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     y = x.new_empty((x.shape[0], weight.shape[0], x.shape[2] // 2, x.shape[3] // 2))
-    y = y.to(memory_format=torch.channels_last)
+    y = y.to(memory_format=_NHWC)
     return y, torch.empty_like(y, dtype=torch.uint8)
 
 

@@ -35,7 +35,7 @@ class Conv2d(nn.Conv2d):
         return super().forward(input)
 
     def max_pooled(self, input: Tensor) -> Tensor:
-        """Returns the maxima of 2x2 squares of Y, without the other pixels where one kernel can."""
+        """Returns the maxima of 2x2 squares of Y; if one kernel computes both, Y is not stored."""
         one = (1, 1)
         geometry = (self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
         if geometry == (one, one, one, 1, "zeros") and is_fused(input, self.weight):
@@ -58,6 +58,5 @@ class Conv2d(nn.Conv2d):
         stride, padding, dilation = (
             (int(pair[0]), int(pair[1])) for pair in (self.stride, self.padding, self.dilation)
         )
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
         geometry = Geometry(stride, padding, dilation, self.groups)
-        return kernels.suits(x, self.weight, geometry, dtype)
+        return kernels.suits(x, self.weight, geometry)

@@ -18,9 +18,9 @@ _backward = torch.ops.custom_ops.winograd_pool_backward.default
 class PooledConv2dFunction(Function):
     """P_m = max of the square m of Y, the convolution of X with g, with padding 1.
 
-    A tile of `winograd` is a square. So Y is never written to memory. Of dL/dY, which is 0 but for
-    the places of the maxima, only these are read. Tiles that make no square are left out: 15 of 64
-    tiles of an image of 15 x 15 pixels.
+    A tile of `winograd` is a square. So Y is never written to memory. dL/dY is 0 except at the
+    maxima; only these are read. Tiles that make no square are left out: 15 of 64 tiles of an image
+    of 15 x 15 pixels.
 
     In reverse mode, derivatives of every order are right; `conv2d_max_pool` handles forward mode
     and the transforms of `torch.func`.
@@ -45,19 +45,19 @@ class PooledConv2dFunction(Function):
         """Returns dL/dX, dL/dg and the gradient of the bias."""
         x, weight, places = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        differentiated = torch.is_grad_enabled() or transforming()  # create_graph, or a transform
-        dbias = dy.sum((0, 2, 3)) if needs[2] else None
-        if differentiated:
+        if torch.is_grad_enabled() or transforming():  # create_graph, or a transform of backward
             whole = unpool(dy, places, x.shape)
-            return *kernels.native_gradients(whole, x, weight, [*needs[:2]]), dbias
-        dx, dweight = _backward(dy, places, x, weight, [*needs[:2]])
+            dx, dweight = kernels.native_gradients(whole, x, weight, [*needs[:2]])
+        else:
+            dx, dweight = _backward(dy, places, x, weight, [*needs[:2]])
+        dbias = dy.sum((0, 2, 3)) if needs[2] else None
         return dx if needs[0] else None, dweight if needs[1] else None, dbias
 
 
 def conv2d_max_pool(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Computes ``max_pool2d(conv2d(x, weight, bias, padding=1), 2)``, also under autocast.
 
-    On the CPU, one kernel computes both, where `kernels.suits_pooled` says that it is faster.
+    On the CPU, one kernel computes both, where `kernels.suits_pooled` says so.
     Elsewhere, and where a graph is recorded or transformed, PyTorch's operators do.
 
     Args:
@@ -80,6 +80,4 @@ def conv2d_max_pool(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
 def is_fused(x: Tensor, weight: Tensor) -> bool:
     """Whether `conv2d_max_pool` computes this call by one kernel."""
-    cast = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64  # as autocast leaves it
-    dtype = torch.get_autocast_dtype("cpu") if cast else None
-    return is_eager(x) and kernels.suits_pooled(x, weight, dtype)
+    return is_eager(x) and kernels.suits_pooled(x, weight)

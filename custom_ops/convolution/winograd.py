@@ -30,10 +30,10 @@ and dL/dX adds up dL/dd where squares overlap. That sum is itself a convolution,
 kernel turned by 180° and its channels exchanged (`formula` derives this), so it has 2x2 tiles of
 its own: the kernels in C++ compute dL/dX that way, without the overlapping sums.
 
-**Rounding.** Every transform adds and subtracts, so U and V are larger than g and d, and rounded
-once more. In bfloat16, the relative error of Y, dL/dX and dL/dg is about 4e-3; that of a direct
-convolution is 1.7e-3, the rounding of the result alone. In float32 they are alike. Sums over
-channels are float32 in both.
+**Rounding.** Every transform adds and subtracts, and rounds once more; V and Z are larger than d
+and dL/dY. In bfloat16, the relative error of Y, dL/dX and dL/dg is about 4e-3; that of a direct
+convolution is 1.7e-3, the rounding of the result alone. In float32 the errors are alike, but that
+of dL/dg can be five times as large. Sums over channels are float32 in both.
 
 This module computes the formulas in elementary operations, to be read and to test the kernels with.
 

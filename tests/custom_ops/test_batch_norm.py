@@ -209,14 +209,32 @@ def test_any_layout_is_taken() -> None:
 @needs_kernel
 def test_what_does_not_fit_is_refused() -> None:
     x, weight, _, _ = inputs((2, 4, 4, 4), False, F32)
-    with pytest.raises(ValueError, match=r"weight of shape \(4,\), got \[3\]"):
+    with pytest.raises(ValueError, match=r"weight of shape \[4\], got \[3\]"):
         forward(x, weight[:3], None, EPS, False)
     with pytest.raises(ValueError, match=r"expected images \(N, C, H, W\), got \[4, 4\]"):
         forward(x[0, 0], None, None, EPS, False)
     with pytest.raises(ValueError, match="expected pixels"):
         forward(x[:, :, :1], None, None, EPS, True)
+    with pytest.raises(ValueError, match="expected pixels"):
+        forward(x[:, :0], None, None, EPS, False)
     with pytest.raises(TypeError, match="kernels for float32 and bfloat16, got Double"):
         forward(x.double(), None, None, EPS, False)
+
+
+@needs_kernel
+@each_pool
+def test_gradients_of_another_call_are_refused(pool: bool) -> None:
+    x, weight, bias, dy = inputs((2, 4, 6, 4), pool, F32)
+    _, pooled, places, statistics = forward(x, weight, bias, EPS, pool)
+    given = {"dy": dy, "x": x, "pooled": pooled, "places": places, "statistics": statistics}
+    smaller = {name: [tensor[:1], tensor[..., :1]] for name, tensor in given.items()}
+    if not pool:
+        del smaller["pooled"], smaller["places"]
+    for name, cut in smaller.items():
+        for tensor in (*cut, given[name].flatten(), given[name][None]):
+            changed = {"weight": weight, "bias": bias, **given, name: tensor}
+            with pytest.raises(ValueError, match=r"expected .*, got"):
+                torch.ops.custom_ops.batch_norm_gelu_backward(**changed)
 
 
 @needs_kernel
@@ -319,6 +337,11 @@ def test_what_is_recorded_needs_no_kernel_of_this_project(pool: bool) -> None:
     traced = torch.jit.trace(module, x)  # type: ignore[no-untyped-call]
     assert "custom_ops::" not in str(traced.inlined_graph)
     torch.testing.assert_close(traced(x), module(x))
+
+
+def test_images_without_channels_are_computed_by_pytorch() -> None:
+    x = torch.zeros(2, 0, 4, 4).to(memory_format=NHWC)
+    assert batch_norm_gelu(x, None, None, training=True).shape == x.shape
 
 
 def test_a_single_pixel_is_refused_as_by_pytorch() -> None:

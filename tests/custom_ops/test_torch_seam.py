@@ -61,10 +61,12 @@ def test_has_hooks(kind: str) -> None:
     message = gone("has_hooks", "Module._forward_hooks and the like")
     module = nn.GELU()
     assert not has_hooks(module), message
-    handle = getattr(module, f"register_{kind}_hook")(lambda *_: None)
-    assert has_hooks(module), message
-    handle.remove()
-    assert not has_hooks(module), message
+    for register in (module, nn.modules.module):
+        prefix = "register_" if register is module else "register_module_"
+        handle = getattr(register, f"{prefix}{kind}_hook")(lambda *_: None)
+        assert has_hooks(module), message
+        handle.remove()
+        assert not has_hooks(module), message
 
 
 def test_no_function_will_do() -> None:

@@ -186,6 +186,17 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         forward(x[:, :7], weight, None)
     with pytest.raises(ValueError, match="kernels \\(K, C, 3, 3\\), got"):
         forward(x, weight[..., :2], None)
+    for zero in ((x[:, :0], weight[:, :0]), (x, weight[:0])):
+        with pytest.raises(ValueError, match="convolution expected channels"):
+            forward(*zero, None)
+
+
+@needs_kernel
+def test_gradients_of_another_shape_are_refused() -> None:
+    x, weight, _, dy = inputs((2, 8, 8, 6, 6), F32)
+    for cut in (dy[:1], dy[:, :7], dy[:, :, :5], dy[..., :5], dy[0], dy[:, :, :, :, None]):
+        with pytest.raises(ValueError, match=r"gradients of shape \[2, 8, 6, 6\], got"):
+            backward(cut, x, weight, [True, True])
 
 
 @pytest.mark.slow
@@ -307,8 +318,11 @@ def test_vmap_over_images_and_kernels() -> None:
 
 
 @needs_kernel
-def test_the_operators_keep_pytorchs_contract() -> None:
-    x, weight, bias, dy = inputs((2, 8, 4, 5, 4), F32)
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_the_operators_keep_pytorchs_contract(dtype: torch.dtype) -> None:
+    x, weight, bias, dy = inputs((2, 8, 4, 5, 4), dtype)
+    if dtype == F64:
+        x = x.contiguous()
     torch.library.opcheck(forward, (x, weight, bias))
     torch.library.opcheck(forward, (x, weight, None))
     for needs in ([True, True], [True, False], [False, True]):
@@ -460,8 +474,11 @@ def test_the_first_of_equal_maxima_and_nan_are_chosen_as_by_pytorch() -> None:
 def test_maxima_that_do_not_fit_are_refused() -> None:
     x, weight, bias, dy = pooled_inputs((2, 8, 8, 6, 6), F32)
     y, places = pool_forward(x, weight, bias)
-    with pytest.raises(ValueError, match="gradients and places of 3x3 squares"):
-        pool_backward(dy[:, :, :2], places[:, :, :2], x, weight, [True, True])
+    for cut in (dy[:1], dy[:, :7], dy[:, :, :2], dy[..., :2], dy[0]):
+        with pytest.raises(ValueError, match=r"gradients of shape \[2, 8, 3, 3\], got"):
+            pool_backward(cut, places, x, weight, [True, True])
+    with pytest.raises(ValueError, match=r"places of shape \[2, 8, 3, 3\], got"):
+        pool_backward(dy, places[:, :, :2], x, weight, [True, True])
     with pytest.raises(TypeError, match="expected float32 or bfloat16, got Double"):
         pool_forward(x.double(), weight.double(), None)
     assert y.shape == dy.shape

@@ -1,5 +1,6 @@
 """The fast network: its size, its whitening, its views, and when its first bias stops learning."""
 
+import copy
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -234,6 +235,9 @@ def test_a_hook_of_a_fused_layer_is_called() -> None:
         lambda group: group.__setitem__(3, nn.ReLU()),
         lambda group: group.__setitem__(1, nn.AvgPool2d(2)),
         lambda group: group.append(nn.Tanh()),
+        lambda group: setattr(group[6], "approximate", "tanh"),
+        lambda group: setattr(group[1], "stride", 1),
+        lambda group: setattr(group[2], "num_batches_tracked", None),
         lambda group: setattr(group[6], "forward", torch.sin),
     ],
 )
@@ -248,6 +252,24 @@ def test_a_changed_group_computes_what_stands_in_it(change: Callable[[Any], Any]
     torch.testing.assert_close(ours(images), plain(images), rtol=1e-3, atol=1e-4)
     for name, buffer in ours.named_buffers():
         torch.testing.assert_close(buffer, dict(plain.named_buffers())[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_part_of_a_group_can_be_taken() -> None:
+    group: Any = FastCNN(widths=(4, 4, 4)).groups[0]
+    assert list(group[:3]) == list(group)[:3]
+    assert group[-1] is list(group)[-1]
+
+
+def test_a_recorded_network_in_training_computes_the_same() -> None:
+    images = torch.randn(16, 3, 32, 32)
+    torch.manual_seed(0)
+    model: Any = FastCNN(widths=(64, 64, 64))
+    recorded = torch.fx.symbolic_trace(copy.deepcopy(model))
+    torch.testing.assert_close(recorded(images), model(images), rtol=1e-3, atol=1e-4)
+    expected = dict(model.named_buffers())
+    for name, buffer in recorded.named_buffers():
+        torch.testing.assert_close(buffer, expected[name], rtol=1e-3, atol=1e-4)
+    assert copy.deepcopy(model).groups[0]._fuses(images)
 
 
 def test_fused_layers_leave_synchronised_batch_norms_to_pytorch(
