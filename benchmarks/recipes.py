@@ -34,6 +34,7 @@ class Variant(FastCNN):
         jitter: float = 0.0,
         **kwargs: Any,
     ) -> None:
+        _check(sizes or [], jitter)
         self.sizes = sizes
         self.jitter = jitter
         super().__init__(**kwargs)
@@ -57,6 +58,16 @@ class Variant(FastCNN):
         if cropped:
             images = center_crop(images, [self._size])
         return super().training_step((images, labels), batch_idx)
+
+
+def _check(sizes: list[tuple[float, int, bool]], jitter: float) -> None:
+    parts = [until for until, _, _ in sizes]
+    if parts != sorted(set(parts)) or not all(0 < part <= 1 for part in parts):
+        raise ValueError(f"model.sizes must have increasing parts of training, 0 to 1, got {parts}")
+    if not all(16 <= side <= 32 for _, side, _ in sizes):
+        raise ValueError(f"model.sizes must have sides of 16 to 32 pixels, got {sizes}")
+    if not jitter >= 0:
+        raise ValueError(f"model.jitter must not be negative, got {jitter}")
 
 
 def _jittered(images: Tensor, jitter: float) -> Tensor:

@@ -40,7 +40,7 @@ class Muon(Optimizer):
         iterations: number of Newton-Schulz iterations in `orthogonalize`.
 
     Raises:
-        ValueError: if a rate is negative or a momentum not in [0, 1).
+        ValueError: if a rate is negative, a momentum not in [0, 1) or there is no iteration.
 
     .. [1] K. Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024,
        https://kellerjordan.github.io/posts/muon/.
@@ -59,8 +59,11 @@ class Muon(Optimizer):
         iterations: int = 3,
     ) -> None:
         rates = {"filters": lr, "head": head_lr, "biases": bias_lr}
-        if min(rates.values()) < 0:
+        if not all(rate >= 0 for rate in (*rates.values(), weight_decay)):
+            rates["weight_decay"] = weight_decay
             raise ValueError(f"Muon's rates must not be negative, got {rates}")
+        if iterations < 1:
+            raise ValueError(f"Muon's iterations must be at least 1, got {iterations}")
         for name, value in {"momentum": momentum, "sgd_momentum": sgd_momentum}.items():
             if not 0 <= value < 1:
                 raise ValueError(f"Muon's {name} must be in [0, 1), got {value}")
@@ -144,8 +147,9 @@ def orthogonalize(matrix: Tensor, iterations: int = 3) -> Tensor:
     """
     x = matrix.float()
     x = x / (x.norm() + 1e-7)
-    for done in range(0, iterations, _AT_ONCE):
-        x = _iterate(x, min(_AT_ONCE, iterations - done))
+    with torch.autocast(x.device.type, enabled=False):
+        for done in range(0, iterations, _AT_ONCE):
+            x = _iterate(x, min(_AT_ONCE, iterations - done))
     return x
 
 

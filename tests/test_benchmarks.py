@@ -218,6 +218,15 @@ def test_a_variant_of_the_recipe_trains_on_the_centre_of_its_images(
 
 def test_jitter_changes_the_brightness_and_contrast_of_an_image() -> None:
     images = torch.randn(50, 3, 8, 8)
+    for impossible in (
+        {"sizes": [(0.5, 0, False)]},
+        {"sizes": [(0.5, 40, True)]},
+        {"sizes": [(0.9, 24, False), (0.3, 16, True)]},
+        {"sizes": [(5.0, 24, False)]},
+        {"jitter": -1.0},
+    ):
+        with pytest.raises(ValueError, match=r"model\.(sizes|jitter) must"):
+            recipes.Variant(**impossible)
     changed = recipes._jittered(images, 0.1)
     moved = (changed - images).mean((1, 2, 3)).abs()
     scaled = (changed.std((1, 2, 3)) / images.std((1, 2, 3)) - 1).abs()

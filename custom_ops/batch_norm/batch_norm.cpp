@@ -385,6 +385,7 @@ Grid grid_of(const Tensor& x, bool pool) {
 }
 
 void check(const Tensor& found, at::IntArrayRef shape, const char* name) {
+  TORCH_CHECK_TYPE(!found.is_complex(), "batch_norm_gelu expected real ", name);
   TORCH_CHECK_VALUE(found.sizes() == shape, "batch_norm_gelu expected ", name, " of shape ", shape,
                     ", got ", found.sizes());
 }

@@ -87,6 +87,15 @@ def _differentiable_gradients(
     return dx.to(x.dtype), dweight, dbias
 
 
+def _are_of(x: Tensor, tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether PyTorch takes these statistics and parameters; it refuses others."""
+    given = [t for t in tensors if t is not None]
+    return (tensors[0] is None) == (tensors[1] is None) and all(
+        t.shape == x.shape[1:2] and t.device == x.device and t.dtype in (torch.float32, x.dtype)
+        for t in given
+    )
+
+
 def batch_norm_gelu(
     x: Tensor,
     running_mean: Tensor | None,
@@ -122,7 +131,8 @@ def batch_norm_gelu(
     Raises:
         RuntimeError, ValueError: the shapes do not fit, or a channel has a single pixel.
     """
-    if not (training and is_eager(x) and kernels.suits(x, pool)):
+    fits = eps > 0 and _are_of(x, (running_mean, running_var, weight, bias))
+    if not (training and fits and is_eager(x) and kernels.suits(x, pool)):
         x = F.max_pool2d(x, 2) if pool else x
         normalised = F.batch_norm(
             x, running_mean, running_var, weight, bias, training, momentum, eps

@@ -656,6 +656,8 @@ void check(const Tensor& x, const Tensor& weight) {
   TORCH_CHECK_VALUE(x.dim() == 4 && weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3,
                     "convolution expected images (N, C, H, W) and kernels (K, C, 3, 3), got ",
                     x.sizes(), " and ", weight.sizes());
+  TORCH_CHECK_TYPE(at::isFloatingType(weight.scalar_type()), "convolution expected floating kernels, got ",
+                   weight.scalar_type());
   TORCH_CHECK_VALUE(x.size(1) == weight.size(1), "convolution expected ", weight.size(1),
                     " channels, got ", x.size(1));
   TORCH_CHECK_VALUE(x.size(1) > 0 && weight.size(0) > 0, "convolution expected channels, got kernels ",
@@ -665,6 +667,8 @@ void check(const Tensor& x, const Tensor& weight) {
 // A gradient of each pixel of Y, or of each square of `side` x `side` of them.
 void check_gradient(const Tensor& dy, const Tensor& x, const Tensor& weight, int64_t side) {
   const std::array<int64_t, 4> sizes{x.size(0), weight.size(0), x.size(2) / side, x.size(3) / side};
+  TORCH_CHECK_TYPE(at::isFloatingType(dy.scalar_type()), "convolution expected floating gradients, got ",
+                   dy.scalar_type());
   TORCH_CHECK_VALUE(dy.sizes() == at::IntArrayRef(sizes), "convolution expected gradients of shape ",
                     at::IntArrayRef(sizes), ", got ", dy.sizes());
 }
@@ -716,11 +720,11 @@ Tensor offset_of(const std::optional<Tensor>& bias, const Tensor& weight) {
 
 Tensor winograd(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   at::AutoDispatchBelowADInplaceOrView no_autograd;
+  check(x, weight);
   if (!is_computed(x.scalar_type())) {
     return at::convolution(x, weight, bias, {1, 1}, {1, 1}, {1, 1}, false, {0, 0}, 1)
         .contiguous(kNHWC);
   }
-  check(x, weight);
   const Tensor pixels = multipliable(x.contiguous(kNHWC));
   Tensor y = at::empty({x.size(0), weight.size(0), x.size(2), x.size(3)}, pixels.options(), kNHWC);
   dispatch(pixels.scalar_type(), image(pixels), weight, false, offset_of(bias, weight), y, nullptr,
@@ -752,14 +756,14 @@ std::tuple<Tensor, Tensor> gradients(const Source& dy, const Tensor& x, const Te
 std::tuple<Tensor, Tensor> winograd_backward(const Tensor& dy, const Tensor& x,
                                              const Tensor& weight, std::array<bool, 2> needs) {
   at::AutoDispatchBelowADInplaceOrView no_autograd;
+  check(x, weight);
+  check_gradient(dy, x, weight, 1);
   if (!is_computed(x.scalar_type())) {
     auto [dx, dw, _] = at::convolution_backward(dy, x, weight, std::nullopt, {1, 1}, {1, 1}, {1, 1},
                                                 false, {0, 0}, 1, {needs[0], needs[1], false});
     return {needs[0] ? dx.contiguous(kNHWC) : at::empty({0}, x.options()),
             needs[1] ? dw.contiguous(kNHWC) : at::empty({0}, weight.options())};
   }
-  check(x, weight);
-  check_gradient(dy, x, weight, 1);
   const Tensor rows = multipliable(dy.to(x.scalar_type())).contiguous(kNHWC);
   return gradients(image(rows), x, weight, needs, grid_of(x));
 }

@@ -66,6 +66,8 @@ def suits(
         return False
     if x.device.type != "cpu" or product_dtype(x) not in _DTYPES:
         return False
+    if weight.device != x.device or product_dtype(weight) != product_dtype(x):
+        return False
     images, channels, height, width = x.shape
     tiles = images * ((height + 1) // 2) * ((width + 1) // 2)
     return (

@@ -10,6 +10,7 @@ from custom_ops.convolution import kernels
 from custom_ops.convolution.formula import Geometry
 from custom_ops.convolution.function import conv2d
 from custom_ops.convolution.pooled import conv2d_max_pool, is_fused
+from custom_ops.torch_seam import transforms_active
 
 
 class Conv2d(nn.Conv2d):
@@ -51,7 +52,7 @@ class Conv2d(nn.Conv2d):
     def _suits(self, x: Tensor) -> bool:
         # A model that is recorded, for a file or by `torch.fx`, must run without this project.
         recorded = torch.jit.is_tracing() or is_exporting()  # type: ignore[attr-defined, no-untyped-call]
-        if recorded or has_torch_function((x,)):
+        if recorded or transforms_active() or has_torch_function((x,)):
             return False
         if self.padding_mode != "zeros" or isinstance(self.padding, str):
             return False

@@ -339,6 +339,29 @@ def test_what_is_recorded_needs_no_kernel_of_this_project(pool: bool) -> None:
     torch.testing.assert_close(traced(x), module(x))
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"running_mean": torch.zeros(4)},
+        {"running_mean": torch.zeros(4), "running_var": torch.ones(5)},
+        {"running_mean": torch.zeros(4, 4), "running_var": torch.ones(4, 4)},
+        {"weight": torch.ones(4, device="meta")},
+        {"weight": torch.ones(4).double()},
+        {"weight": torch.ones(4) * 1j},
+        {"eps": -10.0},
+    ],
+    ids=str,
+)
+def test_what_pytorch_refuses_is_refused_before_anything_changes(arguments: dict[str, Any]) -> None:
+    x = torch.randn(2, 4, 4, 4).to(memory_format=NHWC)
+    given = {"running_mean": None, "running_var": None, **arguments}
+    mean = given["running_mean"]
+    for function in (F.batch_norm, batch_norm_gelu):
+        with pytest.raises((RuntimeError, ValueError)):
+            function(x, **given, training=True)
+    assert mean is None or not mean.any()
+
+
 def test_images_without_channels_are_computed_by_pytorch() -> None:
     x = torch.zeros(2, 0, 4, 4).to(memory_format=NHWC)
     assert batch_norm_gelu(x, None, None, training=True).shape == x.shape

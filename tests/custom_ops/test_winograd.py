@@ -186,6 +186,11 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         forward(x[:, :7], weight, None)
     with pytest.raises(ValueError, match="kernels \\(K, C, 3, 3\\), got"):
         forward(x, weight[..., :2], None)
+    for wrong in (weight.int(), weight * 1j):
+        with pytest.raises(TypeError, match="expected floating kernels"):
+            forward(x, wrong, None)
+    with pytest.raises(ValueError, match="kernels \\(K, C, 3, 3\\), got"):
+        forward(x.double(), torch.zeros(8, 8, 5, 5).double(), None)
     for zero in ((x[:, :0], weight[:, :0]), (x, weight[:0])):
         with pytest.raises(ValueError, match="convolution expected channels"):
             forward(*zero, None)
@@ -197,6 +202,9 @@ def test_gradients_of_another_shape_are_refused() -> None:
     for cut in (dy[:1], dy[:, :7], dy[:, :, :5], dy[..., :5], dy[0], dy[:, :, :, :, None]):
         with pytest.raises(ValueError, match=r"gradients of shape \[2, 8, 6, 6\], got"):
             backward(cut, x, weight, [True, True])
+    for wrong in (dy.int(), dy * 1j):
+        with pytest.raises(TypeError, match="expected floating gradients"):
+            backward(wrong, x, weight, [True, True])
 
 
 @pytest.mark.slow
@@ -308,6 +316,22 @@ def test_every_order_of_derivative() -> None:
 
     assert gradcheck(call, tensors, check_forward_ad=True)
     assert gradgradcheck(call, tensors)
+
+
+def test_the_module_under_transforms() -> None:
+    x, _, _, _ = fitting()
+    module = Conv2d(64, 64, 3, padding=1)
+    several = torch.stack([x, 2 * x])
+    found = torch.vmap(module)(several)
+    torch.testing.assert_close(found[1], module(2 * x), atol=1e-4, rtol=1e-4)
+    functional = torch.func.functionalize(module)(x)
+    torch.testing.assert_close(functional, module(x), atol=1e-4, rtol=1e-4)
+
+
+def test_the_module_refuses_what_pytorchs_does() -> None:
+    x, _, _, _ = fitting()
+    with pytest.raises(RuntimeError):
+        Conv2d(64, 64, 3, padding=1)(x.bfloat16())
 
 
 def test_vmap_over_images_and_kernels() -> None:

@@ -1,5 +1,6 @@
 """Muon: its directions, its groups, and that it trains."""
 
+import math
 from typing import Any
 
 import pytest
@@ -169,10 +170,27 @@ def test_it_learns_and_goes_on_from_its_state() -> None:
     assert torch.equal(train(second, resumed, 20), end)
 
 
-@pytest.mark.parametrize("options", [{"lr": -1}, {"bias_lr": -0.1}, {"momentum": 1.0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lr": -1},
+        {"lr": math.nan},
+        {"bias_lr": -0.1},
+        {"weight_decay": -1},
+        {"momentum": 1.0},
+        {"iterations": 0},
+    ],
+)
 def test_impossible_settings_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="Muon's"):
         Muon(network().parameters(), **options)
+
+
+def test_autocast_does_not_round_the_orthogonal_matrix() -> None:
+    matrix = torch.randn(16, 32, generator=torch.Generator().manual_seed(0))
+    expected = orthogonalize(matrix)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(orthogonalize(matrix), expected)
 
 
 def rates_of(total: int, **options: Any) -> list[float]:
