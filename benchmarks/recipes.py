@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms.functional import center_crop
 
 from lightning_modules import FastCNN
+from lightning_modules.fast_cnn import SIDES
 
 
 class Variant(FastCNN):
@@ -64,7 +65,7 @@ def _check(sizes: list[tuple[float, int, bool]], jitter: float) -> None:
     parts = [until for until, _, _ in sizes]
     if parts != sorted(set(parts)) or not all(0 < part <= 1 for part in parts):
         raise ValueError(f"model.sizes must have increasing parts of training, 0 to 1, got {parts}")
-    if not all(16 <= side <= 32 for _, side, _ in sizes):
+    if not all(side in SIDES for _, side, _ in sizes):
         raise ValueError(f"model.sizes must have sides of 16 to 32 pixels, got {sizes}")
     if not jitter >= 0:
         raise ValueError(f"model.jitter must not be negative, got {jitter}")

@@ -23,6 +23,7 @@ Views = Literal["one", "mirror", "six"]
 _PATCH = 2  # side in pixels of the whitened patches
 _WHITENING_EPS = 5e-4
 WHITENING_IMAGES = 5000
+SIDES = range(16, 33)  # of images; three poolings and a 2x2 patch leave one pixel of 16
 _GROWTH = 4  # step in pixels by which reduced images grow
 
 
@@ -90,7 +91,7 @@ class FastCNN(Classifier):
             raise ValueError(f"model.views must be one, mirror or six, got {views}")
         if min(widths) < 1:
             raise ValueError(f"model.widths must be positive, got {widths}")
-        if not 16 <= small_size <= 32:  # three poolings and a 2x2 patch leave one pixel of 16
+        if small_size not in SIDES:
             raise ValueError(f"model.small_size must be 16 to 32 pixels, got {small_size}")
         for name, part in (("small_until", small_until), ("whiten_bias_until", whiten_bias_until)):
             if not 0 <= part <= 1:

@@ -60,8 +60,8 @@ class Muon(Optimizer):
     ) -> None:
         rates = {"filters": lr, "head": head_lr, "biases": bias_lr}
         if not all(rate >= 0 for rate in (*rates.values(), weight_decay)):
-            rates["weight_decay"] = weight_decay
-            raise ValueError(f"Muon's rates must not be negative, got {rates}")
+            found = {**rates, "weight_decay": weight_decay}
+            raise ValueError(f"Muon's rates must not be negative, got {found}")
         if iterations < 1:
             raise ValueError(f"Muon's iterations must be at least 1, got {iterations}")
         for name, value in {"momentum": momentum, "sgd_momentum": sgd_momentum}.items():

@@ -656,8 +656,8 @@ void check(const Tensor& x, const Tensor& weight) {
   TORCH_CHECK_VALUE(x.dim() == 4 && weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3,
                     "convolution expected images (N, C, H, W) and kernels (K, C, 3, 3), got ",
                     x.sizes(), " and ", weight.sizes());
-  TORCH_CHECK_TYPE(at::isFloatingType(weight.scalar_type()), "convolution expected floating kernels, got ",
-                   weight.scalar_type());
+  TORCH_CHECK_TYPE(at::isFloatingType(weight.scalar_type()),
+                   "convolution expected floating kernels, got ", weight.scalar_type());
   TORCH_CHECK_VALUE(x.size(1) == weight.size(1), "convolution expected ", weight.size(1),
                     " channels, got ", x.size(1));
   TORCH_CHECK_VALUE(x.size(1) > 0 && weight.size(0) > 0, "convolution expected channels, got kernels ",
@@ -667,8 +667,8 @@ void check(const Tensor& x, const Tensor& weight) {
 // A gradient of each pixel of Y, or of each square of `side` x `side` of them.
 void check_gradient(const Tensor& dy, const Tensor& x, const Tensor& weight, int64_t side) {
   const std::array<int64_t, 4> sizes{x.size(0), weight.size(0), x.size(2) / side, x.size(3) / side};
-  TORCH_CHECK_TYPE(at::isFloatingType(dy.scalar_type()), "convolution expected floating gradients, got ",
-                   dy.scalar_type());
+  TORCH_CHECK_TYPE(at::isFloatingType(dy.scalar_type()),
+                   "convolution expected floating gradients, got ", dy.scalar_type());
   TORCH_CHECK_VALUE(dy.sizes() == at::IntArrayRef(sizes), "convolution expected gradients of shape ",
                     at::IntArrayRef(sizes), ", got ", dy.sizes());
 }

@@ -38,6 +38,7 @@ _LIBRARY.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _SAME_3X3 = ((1, 1), (1, 1), (1, 1))  # stride, padding and dilation
+_GEOMETRY = Geometry(*_SAME_3X3)
 # Below, transforms cost more than the products they save: measured, see docs/convolution.md.
 _FEWEST_PRODUCTS = 4096  # input times output channels
 _FEWEST_PRODUCTS_POOLED = 1024
@@ -60,9 +61,7 @@ def suits(
         geometry: stride, padding and so on.
         fewest_products: the least number of input times output channels.
     """
-    g = geometry
-    same = (g.stride, g.padding, g.dilation) == _SAME_3X3 and g.groups == 1 and g.extra == (0, 0)
-    if not same or x.ndim != 4 or weight.shape[2:] != (3, 3):
+    if geometry != _GEOMETRY or x.ndim != 4 or weight.shape[2:] != (3, 3):
         return False
     if x.device.type != "cpu" or product_dtype(x) not in _DTYPES:
         return False
@@ -83,7 +82,7 @@ def suits_pooled(x: Tensor, weight: Tensor) -> bool:
 
     The arguments are those of `suits`.
     """
-    fits = suits(x, weight, Geometry(padding=(1, 1)), _FEWEST_PRODUCTS_POOLED)
+    fits = suits(x, weight, _GEOMETRY, _FEWEST_PRODUCTS_POOLED)
     return fits and KERNELS.found_for("cpu")
 
 
